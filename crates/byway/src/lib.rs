@@ -1,0 +1,3 @@
+//! Reach any machine by its public key.
+
+pub mod net;

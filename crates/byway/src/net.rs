@@ -1,0 +1,88 @@
+//! The seam between Byway and a network: the operating system's ([`os`]), or one in memory (`byway-sim`).
+//!
+//! Everything that the node knows of the outside world passes through [`Net`] and [`UdpSocket`]; nothing else in this
+//! crate opens a socket, resolves a name or lists an interface.
+
+use std::{
+    fmt::Debug,
+    future::Future,
+    io::{self, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use quinn::udp::{RecvMeta, Transmit};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A boxed future, as the object-safe seams return it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A network: what a node may ask of the machine it runs on.
+pub trait Net: Debug + Send + Sync + 'static {
+    /// Opens a UDP socket on `addr`; port 0 lets the network choose one. An IPv6 socket takes IPv6 only.
+    fn bind_udp(&self, addr: SocketAddr) -> io::Result<Arc<dyn UdpSocket>>;
+
+    /// Opens a TCP connection to `addr`.
+    fn connect_tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn TcpStream>>>;
+
+    /// Opens a TCP listener on `addr`; port 0 lets the network choose one.
+    fn listen_tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn TcpListener>>>;
+
+    /// The addresses of `host`, a name or a literal address, each with `port`.
+    fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>>;
+
+    /// The addresses of this machine's interfaces that are up, loopback included, in a stable order.
+    fn interfaces(&self) -> Vec<IpAddr>;
+
+    /// Waits until the answer of [`Net::interfaces`] may have changed.
+    fn changed(&self) -> BoxFuture<'_, ()>;
+}
+
+/// A UDP socket with segmentation offload, as far as its network has it.
+pub trait UdpSocket: Debug + Send + Sync + 'static {
+    /// Sends what `transmit` holds, or says `WouldBlock`.
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()>;
+
+    /// Waits until [`UdpSocket::try_send`] is worth another try; any number of callers may wait at once.
+    fn writable(self: Arc<Self>) -> BoxFuture<'static, io::Result<()>>;
+
+    /// Receives into `bufs`; `meta` tells of each buffer its source, length and segment size. Never `Ready(Ok(0))`.
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>>;
+
+    /// The address the socket is bound to.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// How many segments one [`Transmit`] may hold.
+    fn max_transmit_segments(&self) -> usize;
+
+    /// How many segments one receive buffer may hold.
+    fn max_receive_segments(&self) -> usize;
+
+    /// Whether the network may split a datagram on its way (`false` where "don't fragment" is set).
+    fn may_fragment(&self) -> bool;
+}
+
+/// A TCP connection: reading, writing, and a half-close by `poll_shutdown`.
+pub trait TcpStream: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin + 'static {
+    /// The address of the other side.
+    fn peer_addr(&self) -> io::Result<SocketAddr>;
+
+    /// Closes both directions at once so that the other side sees a reset (RST), not an end of file.
+    fn reset(self: Box<Self>);
+}
+
+/// A TCP listener.
+pub trait TcpListener: Debug + Send + Sync + 'static {
+    /// Waits for the next connection.
+    fn accept(&self) -> BoxFuture<'_, io::Result<Box<dyn TcpStream>>>;
+
+    /// The address the listener is bound to.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
