@@ -1,1 +1,3 @@
 //! (stub to be replaced)
+/// A peer and where it may be reached.
+pub struct PeerAddr;
