@@ -1,0 +1,49 @@
+//! The simulator's scale table in its short form: one seed gives one hash in two processes, another seed another.
+
+use serde_json::Value;
+
+use crate::{Stop, command, number, rows};
+
+/// How many nodes the short form has.
+const NODES: u64 = 1_000;
+/// What the faster of two equal runs of the short form may take, in seconds.
+const WALL_LIMIT: f64 = 15.0;
+
+/// Runs the table three times; `--nodes N` changes its size, and with it lifts the time limit.
+pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
+    let nodes = match args {
+        [] => NODES,
+        [option, value] if option == "--nodes" => number(option, Some(value))?,
+        _ => return Err(Stop::Usage(format!("what is `{}`?", args.join(" ")))),
+    };
+    let (first, again, other) = (scale(nodes, 1)?, scale(nodes, 1)?, scale(nodes, 2)?);
+    for row in [&first, &again, &other] {
+        check_row(row, nodes)?;
+    }
+    let mut claims = rows::Claims::new(&first);
+    claims.is("hash", again["hash"].clone());
+    claims.holds(first["hash"] != other["hash"], "seeds 1 and 2 give the same hash");
+    let fastest = [&first, &again].iter().filter_map(|row| row["wall_s"].as_f64()).fold(f64::INFINITY, f64::min);
+    let in_time = nodes != NODES || fastest <= WALL_LIMIT;
+    claims.holds(in_time, &format!("the faster run took {fastest:.1} s, limit {WALL_LIMIT} s"));
+    claims.finish("two runs with seed 1 and one with seed 2")
+}
+
+fn scale(nodes: u64, seed: u64) -> Result<Value, Stop> {
+    let args = format!("run --release -p byway-sim -- scale --nodes {nodes} --seed {seed} --json");
+    let row = rows::last(&command::output(&mut command::cargo(&args), command::LIMIT)?)?;
+    println!("seed {seed}: {row}");
+    Ok(row)
+}
+
+fn check_row(row: &Value, nodes: u64) -> Result<(), Stop> {
+    let mut claims = rows::Claims::new(row);
+    claims.is("nodes", nodes);
+    // Each node dials four others; the few pairs that dial each other share a connection.
+    claims.at_least("connections", 3.0 * nodes as f64);
+    claims.at_least("messages", 30.0 * nodes as f64);
+    claims.at_least("wall_s", 0.0);
+    claims.at_least("rss_mib", 0.0);
+    claims.holds(row["hash"].as_str().is_some_and(|hash| !hash.is_empty()), "`hash` is no text");
+    claims.finish("a row of the scale table")
+}
