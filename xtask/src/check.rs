@@ -13,7 +13,7 @@ struct Step {
 
 /// The steps, quick ones first.
 const STEPS: &[Step] = &[
-    Step { name: "fmt", what: "cargo fmt --check", run: || command::pass(&mut command::cargo("fmt --all --check")) },
+    Step { name: "fmt", what: "cargo fmt --all --check, and in fuzz/", run: fmt },
     Step { name: "sizes", what: "cargo xtask sizes", run: sizes::run },
     Step { name: "clippy", what: "cargo clippy --workspace --all-targets -- -D warnings", run: clippy },
     Step { name: "doc", what: "RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps", run: doc },
@@ -93,6 +93,11 @@ fn summary(ended: &[Ended]) -> Result<(), Stop> {
         return Ok(());
     }
     Err(Stop::Failed(text))
+}
+
+fn fmt() -> Result<(), Stop> {
+    command::pass(&mut command::cargo("fmt --all --check"))?;
+    command::pass(&mut command::cargo("fmt --manifest-path fuzz/Cargo.toml --check"))
 }
 
 fn clippy() -> Result<(), Stop> {
