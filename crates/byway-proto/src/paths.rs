@@ -12,26 +12,45 @@
 //!               a probe → Input::Ping, Input::Pong;  the agent → Input::Add, Input::Remove
 //! }
 //! ```
+//!
+//! Order of events on a death: an answer is missing for [patience](Paths::patience) → *hedge* (pings with the doubt
+//! flag and copies of every datagram on every proven route) → a pong on the selected route: stay; pongs only
+//! elsewhere: switch. A doubting ping makes the other side hedge too, which solves deaths of one direction only.
 
 mod event;
+mod hedge;
+mod pings;
+mod route;
+mod status;
 
-use alloc::{collections::VecDeque, string::String, vec::Vec};
+use alloc::{collections::BTreeMap, collections::VecDeque};
 use core::time::Duration;
 
 pub use event::{DropWhy, HedgeWhy, Input, Output, Plan, RouteId, RouteKind, RouteSet, SMALL, Sample, Why};
+pub use status::RouteStatus;
 
 use crate::{Instant, Rng};
+use hedge::{Hedge, Silence};
+use route::{Answer, INITIAL_RTT, MIN_PATIENCE, Route};
 
 /// The most routes a peer may have: four addresses of each of two socket families and two relays, with room for NATs
 /// that show a new address now and then; a hedge copies to all of them, hence no more.
 pub const MAX_ROUTES: usize = 16;
 
+/// The most decisions waiting to be carried out: several times what one input can cause. A driver that does not drain
+/// them loses the oldest.
+pub const MAX_OUTPUTS: usize = 16 * MAX_ROUTES;
+
+/// For how long after the handshake copies go to routes that have not answered a ping yet, unless one has: the
+/// handshake may have been heard on a route that works one way only.
+const PROVING_FOR: Duration = Duration::from_secs(1);
+
 /// What an operator may change about the route machine.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PathsConfig {
-    /// How often the selected route and one standby are pinged while the connection is idle: below the 30 s after
-    /// which home routers begin to forget UDP mappings, with two pings to lose.
+    /// How often the selected route and one standby are pinged while the connection is idle, at least one second: by
+    /// default 10 s, below the 30 s after which home routers begin to forget UDP mappings, with two pings to lose.
     pub warm: Duration,
 }
 
@@ -41,76 +60,63 @@ impl Default for PathsConfig {
     }
 }
 
-/// What `byway why` tells of one route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct RouteStatus {
-    /// The route.
-    pub route: RouteId,
-    /// What it goes through.
-    pub kind: RouteKind,
-    /// The smoothed round-trip time of its pings.
-    pub srtt: Option<Duration>,
-    /// The share of its pings that was lost of late, in thousandths.
-    pub loss: u16,
-    /// When it first answered.
-    pub proven_since: Option<Instant>,
-    /// When the latest of its pings that was answered had left.
-    pub last_proof: Option<Instant>,
-    /// Whether it answers, as far as is known.
-    pub alive: bool,
-    /// Whether a full datagram has come through.
-    pub mtu_proven: bool,
-    /// Whether it carries the connection.
-    pub selected: bool,
-    /// Why it is, or is not, the selected one.
-    pub why: String,
-}
-
 /// The route machine of one peer.
 #[derive(Debug)]
 pub struct Paths {
     config: PathsConfig,
     rng: Rng,
-    routes: Vec<RouteId>,
+    routes: BTreeMap<RouteId, Route>,
     selected: Option<RouteId>,
-    established: bool,
+    why: Option<Why>,
+    established: Option<Instant>,
+    hedge: Option<Hedge>,
+    silence: Silence,
+    last_sent: Option<Instant>,
+    /// Whether a direct route has ever been selected.
+    had_direct: bool,
+    plan: Plan,
     outputs: VecDeque<Output>,
 }
 
 impl Paths {
-    /// A machine without routes, in dialling mode; `seed` is the source of its transaction ids.
+    /// A machine without routes, in dialling mode; `seed` is the source of its transaction ids. Marks of a track that
+    /// are older than `now` do not count.
     pub fn new(config: PathsConfig, seed: &[u8; 32], now: Instant) -> Self {
-        let _ = now;
-        let rng = Rng::new(seed, "paths");
-        Paths { config, rng, routes: Vec::new(), selected: None, established: false, outputs: VecDeque::new() }
+        Paths {
+            config,
+            rng: Rng::new(seed, "paths"),
+            routes: BTreeMap::new(),
+            selected: None,
+            why: None,
+            established: None,
+            hedge: None,
+            silence: Silence::answered(now),
+            last_sent: None,
+            had_direct: false,
+            plan: Plan::All,
+            outputs: VecDeque::new(),
+        }
     }
 
     /// Takes in what happened; drain [`poll_output`](Self::poll_output) to `None` after every input.
     pub fn handle_input(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Add { route, .. } if !self.routes.contains(&route) => {
-                self.routes.push(route);
-                let txid = self.rng.next_u64();
-                if self.established {
-                    self.outputs.push_back(Output::Ping { route, txid, doubt: false, padded: false });
+            Input::Add { route, kind, trusted } => self.add(Route::new(route, kind, trusted, now), now),
+            Input::Remove { route } => self.remove(route, now),
+            Input::Established { heard } => self.establish(heard, now),
+            Input::Sample(sample) => self.look(&sample, now),
+            Input::Pong { route, txid } => self.pong(route, txid, now),
+            Input::Ping { route, doubt } => {
+                self.ping_back(route, now);
+                if doubt {
+                    self.mind_doubt(now);
                 }
             }
-            Input::Remove { route } => self.routes.retain(|known| *known != route),
-            Input::Established { heard } => {
-                self.established = true;
-                self.selected = Some(heard);
-                self.outputs.push_back(Output::Selected {
-                    from: None,
-                    to: heard,
-                    why: Why::Handshake,
-                    hedge_began: None,
-                });
-                self.outputs.push_back(Output::Plan(Plan::One(heard)));
-            }
-            Input::Add { .. } | Input::Sample(_) | Input::Pong { .. } | Input::Ping { .. } => {}
         }
-        let _ = (now, self.config.warm);
+        self.tell_plan(now);
+        while self.outputs.len() > MAX_OUTPUTS {
+            self.outputs.pop_front();
+        }
     }
 
     /// The next decision, in the order in which they are to be carried out.
@@ -120,18 +126,23 @@ impl Paths {
 
     /// When the machine wants its next [`Input::Sample`], and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        None
+        self.established?;
+        let work = match &self.hedge {
+            Some(_) => [self.hedge_timeout(), None],
+            None => [self.next_look().map(|at| (at, "look for answers")), self.ping_timeout()],
+        };
+        work.into_iter().chain([self.drop_timeout()]).flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Whether the machine will look at the track by itself; if not, the mux must wake the agent (for an
     /// [`Input::Sample`]) as soon as a datagram leaves while both marks of the track are empty.
     pub fn watching(&self) -> bool {
-        !self.established
+        self.established.is_none() || self.hedge.is_some() || self.next_look().is_some()
     }
 
     /// What the mux does with each datagram, as last told by [`Output::Plan`]; [`Plan::All`] at first.
     pub fn plan(&self) -> Plan {
-        self.selected.map_or(Plan::All, Plan::One)
+        self.plan
     }
 
     /// The route that carries the connection; `None` while dialling and when there is no route at all.
@@ -139,9 +150,220 @@ impl Paths {
         self.selected
     }
 
-    /// One entry per route, in order of their ids.
-    pub fn status(&self, now: Instant) -> Vec<RouteStatus> {
-        let _ = now;
-        Vec::new()
+    /// The routes that have answered a ping: they work both ways, and their addresses are the peer's.
+    pub fn proven(&self) -> RouteSet {
+        self.routes.values().filter(|route| route.is_proven()).map(|route| route.id).collect()
+    }
+
+    /// How long an answer on the selected route may take before its absence means something: 1.5 smoothed round
+    /// trips, at least 150 ms. (Shorter gave false hedges, longer only longer stalls.)
+    pub fn patience(&self) -> Duration {
+        self.selected_route().map_or((INITIAL_RTT * 3 / 2).max(MIN_PATIENCE), Route::patience)
+    }
+
+    fn add(&mut self, route: Route, now: Instant) {
+        let (id, trusted) = (route.id, route.trusted);
+        if self.routes.contains_key(&id) {
+            return;
+        }
+        if id.0 >= RouteId::LIMIT {
+            return self.outputs.push_back(Output::Drop { route: id, why: DropWhy::Full });
+        }
+        if self.routes.len() >= MAX_ROUTES {
+            match self.least_wanted().filter(|_| trusted) {
+                Some(least) => self.forget(least, DropWhy::Full, now),
+                None => return self.outputs.push_back(Output::Drop { route: id, why: DropWhy::Full }),
+            }
+        }
+        self.routes.insert(id, route);
+        if self.established.is_none() {
+            return; // the dial is the packet path's: it copies to all, and replays to what it hears from
+        }
+        if self.selected.is_none() {
+            self.select(id, Why::Only, now);
+            self.start_hedge(HedgeWhy::Removed, true, now);
+        } else {
+            self.ping(id, false, now);
+        }
+    }
+
+    /// The newest route that nobody vouches for: neither we, by choosing to send there, nor it, by answering.
+    fn least_wanted(&self) -> Option<RouteId> {
+        let unwanted = |route: &&Route| !route.trusted && !route.is_proven() && self.selected != Some(route.id);
+        self.routes.values().filter(unwanted).max_by_key(|route| (route.added, route.id)).map(|route| route.id)
+    }
+
+    fn forget(&mut self, route: RouteId, why: DropWhy, now: Instant) {
+        self.outputs.push_back(Output::Drop { route, why });
+        self.remove(route, now);
+    }
+
+    fn remove(&mut self, route: RouteId, now: Instant) {
+        if self.routes.remove(&route).is_none() || self.selected != Some(route) {
+            return;
+        }
+        match self.best(|_| true) {
+            Some(next) => {
+                self.select(next, Why::Removed, now);
+                self.start_hedge(HedgeWhy::Removed, true, now);
+            }
+            None => {
+                self.selected = None;
+                self.silence = Silence::answered(now);
+                if self.hedge.take().is_some() {
+                    self.outputs.push_back(Output::Unhedged);
+                }
+            }
+        }
+    }
+
+    fn establish(&mut self, heard: RouteId, now: Instant) {
+        if self.established.is_some() {
+            return;
+        }
+        self.established = Some(now);
+        let known = Some(heard).filter(|heard| self.routes.contains_key(heard));
+        let Some(first) = known.or_else(|| self.best(|_| true)) else { return };
+        self.select(first, Why::Handshake, now);
+        if self.routes.len() > 1 {
+            self.start_hedge(HedgeWhy::Established, false, now);
+        } else {
+            self.ping(first, false, now);
+        }
+    }
+
+    fn look(&mut self, sample: &Sample, now: Instant) {
+        self.last_sent = self.last_sent.max(sample.last_sent);
+        if self.established.is_none() {
+            return;
+        }
+        let elsewhere = sample.heard.iter().filter(|(route, _)| Some(*route) != self.selected).map(|(_, at)| *at).max();
+        self.silence.observe(sample.unanswered_large, sample.unanswered_small, elsewhere);
+        for route in self.routes.values_mut() {
+            route.expire(now);
+            if self.selected != Some(route.id) {
+                route.bury();
+            }
+        }
+        if self.hedge.is_some() {
+            self.continue_hedge(now);
+        } else {
+            self.mind_silence(now);
+        }
+        if self.hedge.is_none() {
+            self.ping_due(now);
+        }
+        self.drop_silent(now); // last, for a route that was just left may be one to drop
+    }
+
+    fn pong(&mut self, route: RouteId, txid: u64, now: Instant) {
+        let Some(known) = self.routes.get_mut(&route) else { return };
+        let Some(Answer { sent, first, mtu_proven }) = known.pong(txid, now) else { return };
+        if mtu_proven {
+            self.outputs.push_back(Output::MtuProven { route });
+        }
+        if first {
+            self.ping_padded(route, now);
+        }
+        if self.selected == Some(route) {
+            self.silence = Silence::answered(now);
+            self.outputs.push_back(Output::ClearUnanswered);
+        }
+        if !self.take_first_direct(route, now) {
+            self.weigh_pong(route, sent, now);
+            self.improve(now);
+        }
+    }
+
+    /// The first direct route of a connection that so far had only a relay is worth more than certainty about it.
+    fn take_first_direct(&mut self, route: RouteId, now: Instant) -> bool {
+        let direct = self.routes.get(&route).is_some_and(|route| route.kind == RouteKind::Direct);
+        let relayed = self.selected_route().is_some_and(|route| route.kind == RouteKind::Relay);
+        let first = direct && relayed && !self.had_direct;
+        if first {
+            self.select(route, Why::FirstDirect, now);
+        }
+        first
+    }
+
+    /// Moves to a better route, if one has proven itself for long enough.
+    fn improve(&mut self, now: Instant) {
+        let Some(selected) = self.selected_route().filter(|_| self.hedge.is_none()) else { return };
+        let unproven_for = now.since(self.established.unwrap_or(now).max(selected.standing.selected_at));
+        let (to, why) = if !selected.is_proven() && unproven_for >= selected.patience() * 2 {
+            (self.best(|route| route.is_proven() && !route.standing.dead), Why::Unproven)
+        } else {
+            (self.best(|route| route.rivals(selected) && route.may_return(now)), Why::Better)
+        };
+        if let Some(to) = to {
+            self.select(to, why, now);
+        }
+    }
+
+    fn select(&mut self, to: RouteId, why: Why, now: Instant) {
+        let Some(route) = self.routes.get_mut(&to) else { return };
+        route.take_over(now);
+        self.had_direct |= route.kind == RouteKind::Direct;
+        let from = self.selected.replace(to);
+        self.why = Some(why);
+        let hedge_began = self.hedge.take().map(|hedge| hedge.since);
+        self.outputs.push_back(Output::Selected { from, to, why, hedge_began });
+        if hedge_began.is_some() {
+            self.outputs.push_back(Output::Unhedged);
+        }
+        self.tell_plan(now);
+        self.silence = Silence::answered(now);
+        self.outputs.push_back(Output::ClearUnanswered);
+        if hedge_began.is_some() {
+            self.replay_latest(to);
+        }
+    }
+
+    /// Tells the plan if it has changed.
+    fn tell_plan(&mut self, now: Instant) {
+        let plan = match (self.established, self.selected) {
+            (Some(established), Some(selected)) => self.plan_after(established, selected, now),
+            _ => Plan::All,
+        };
+        if plan != self.plan {
+            self.plan = plan;
+            self.outputs.push_back(Output::Plan(plan));
+        }
+    }
+
+    fn plan_after(&self, established: Instant, selected: RouteId, now: Instant) -> Plan {
+        let mut set = self.proven();
+        if self.hedge.is_none() {
+            return Plan::One(selected);
+        }
+        if set.is_empty() && now < established + PROVING_FOR {
+            return Plan::All;
+        }
+        set.insert(selected);
+        if set.len() == 1 { Plan::One(selected) } else { Plan::Several(set) }
+    }
+
+    fn route_set(&self) -> RouteSet {
+        self.routes.keys().copied().collect()
+    }
+
+    fn selected_route(&self) -> Option<&Route> {
+        self.routes.get(&self.selected?)
+    }
+
+    /// The route to keep warm beside the selected one: the best living one, else the best that ever answered.
+    fn standby(&self) -> Option<RouteId> {
+        self.best(|route| Some(route.id) != self.selected && route.is_proven())
+    }
+
+    /// The best route of those wanted: proven before unproven, living before dead, then by score.
+    fn best(&self, wanted: impl Fn(&Route) -> bool) -> Option<RouteId> {
+        let rank = |route: &&Route| (!route.is_proven(), route.standing.dead, route.score(), route.rtt(), route.id);
+        self.routes.values().filter(|route| wanted(route)).min_by_key(rank).map(|route| route.id)
     }
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod two_sides;

@@ -153,7 +153,8 @@ pub enum Plan {
     One(RouteId),
     /// Send a copy on each of these (a hedge; two or more).
     Several(RouteSet),
-    /// Send a copy on every route there is, also on routes the machine has not been told of (a dial).
+    /// Send a copy on every route there is, also on routes the machine has not been told of (a dial;
+    /// also what is told when the last route is gone).
     All,
 }
 

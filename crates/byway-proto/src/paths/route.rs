@@ -1,0 +1,424 @@
+//! What the machine knows of one route: its pings, its measures, its standing.
+
+use alloc::collections::VecDeque;
+use core::time::Duration;
+
+use super::event::{RouteId, RouteKind};
+use crate::Instant;
+
+/// The least time to wait for an answer: covers the peer's delayed acknowledgement (25 ms) and a scheduling hiccup on
+/// a route whose own round trip is short.
+pub(super) const MIN_PATIENCE: Duration = Duration::from_millis(150);
+
+/// Stands for the round-trip time before the first pong; what QUIC's connections start with too.
+pub(super) const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// The longest round trip believed, and how long a ping is remembered: an answer later than this says that the
+/// machine slept, not how long the route is.
+pub(super) const MAX_RTT: Duration = Duration::from_secs(10);
+
+/// The most pings of one route that wait for an answer: the burst of a hedge and four seconds of what follows it, so
+/// that a round trip of four seconds can still be measured.
+pub(super) const MAX_PINGS: usize = 16;
+
+/// Pings in a row that a standby may leave unanswered before it counts as dead: at 3 % loss each way a false verdict
+/// comes once in 5,000 pings.
+const MISSES_TO_DEATH: u32 = 3;
+
+/// Pongs in a row that a better route needs before it is selected …
+pub(super) const ROW_PONGS: u32 = 5;
+
+/// … and the least time that the row must span: a route that flaps faster than this never gets selected.
+pub(super) const ROW_SPAN: Duration = Duration::from_secs(2);
+
+/// A pause between two pongs that breaks the row: what was true before an idle time need not be true after it; longer
+/// than the keep-alive spacing, so that a return needs no traffic.
+const ROW_GAP: Duration = Duration::from_secs(30);
+
+/// How long a route that died while selected must wait for its return, doubled with every further death.
+const BAR: Duration = Duration::from_secs(2);
+
+/// The most doublings of [`BAR`]: two minutes keep a flapping route below one switch a minute.
+const MAX_FLAPS: u32 = 7;
+
+/// So long as the selected route, and one earlier death is forgiven.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+
+/// How often a padded ping is tried: with 3 % loss each way, a route that carries it is missed once in 5,000.
+const MTU_TRIES: u8 = 3;
+
+/// The time between two padded pings: longer than the routes' round trips, so that a lost one is known to be lost.
+const MTU_SPACING: Duration = Duration::from_secs(1);
+
+/// One route and its record.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) id: RouteId,
+    pub(super) kind: RouteKind,
+    pub(super) trusted: bool,
+    pub(super) added: Instant,
+    /// The latest scheduled or hedged ping; padded ones apart.
+    pub(super) last_ping: Option<Instant>,
+    pub(super) proven_since: Option<Instant>,
+    /// When the latest ping that was answered had left.
+    pub(super) proof: Option<Instant>,
+    pub(super) srtt: Option<Duration>,
+    /// Smoothed share of lost pings, in thousandths.
+    pub(super) loss: u16,
+    /// Unanswered pings in a row.
+    pub(super) misses: u32,
+    pub(super) row: Row,
+    pub(super) standing: Standing,
+    pub(super) mtu: MtuProbe,
+    pings: VecDeque<Ping>,
+}
+
+/// Pongs in a row.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    pub(super) pongs: u32,
+    since: Instant,
+    latest: Instant,
+}
+
+/// Whether a route may be relied on.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    pub(super) dead: bool,
+    /// Pings sent to see whether a dead route answers again.
+    pub(super) tries: u32,
+    /// Deaths while selected that are not forgiven yet.
+    pub(super) flaps: u32,
+    /// No return before this.
+    pub(super) barred: Instant,
+    pub(super) selected_at: Instant,
+}
+
+/// The search for a route that carries full datagrams.
+#[derive(Debug, Default)]
+pub(super) struct MtuProbe {
+    tries: u8,
+    last: Instant,
+    pub(super) proven: bool,
+}
+
+#[derive(Debug)]
+struct Ping {
+    txid: u64,
+    sent: Instant,
+    padded: bool,
+    /// Counted as lost; kept for the round-trip time that a late answer tells.
+    overdue: bool,
+}
+
+/// What a pong told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// When its ping had left.
+    pub(super) sent: Instant,
+    /// Whether it is the route's first.
+    pub(super) first: bool,
+    /// Whether it proves for the first time that full datagrams pass.
+    pub(super) mtu_proven: bool,
+}
+
+impl Route {
+    pub(super) fn new(id: RouteId, kind: RouteKind, trusted: bool, now: Instant) -> Self {
+        Route {
+            id,
+            kind,
+            trusted,
+            added: now,
+            last_ping: None,
+            proven_since: None,
+            proof: None,
+            srtt: None,
+            loss: 0,
+            misses: 0,
+            row: Row::default(),
+            standing: Standing::default(),
+            mtu: MtuProbe::default(),
+            pings: VecDeque::new(),
+        }
+    }
+
+    /// How long an answer may take before its absence means something.
+    pub(super) fn patience(&self) -> Duration {
+        (self.rtt() * 3 / 2).max(MIN_PATIENCE)
+    }
+
+    /// The smoothed round-trip time, or what stands for it.
+    pub(super) fn rtt(&self) -> Duration {
+        self.srtt.unwrap_or(INITIAL_RTT)
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven_since.is_some()
+    }
+
+    pub(super) fn score(&self) -> Score {
+        Score { kind: self.kind, loss: Loss::of(self.loss), delay: Delay::of(self.rtt()) }
+    }
+
+    /// Whether the route is better than the selected one even if its own measures flatter it.
+    ///
+    /// The handicap is the hysteresis: of two routes with like measures, neither is better by this rule.
+    pub(super) fn rivals(&self, selected: &Route) -> bool {
+        let handicapped = Score {
+            kind: self.kind,
+            loss: Loss::of(self.loss.saturating_add(LOSS_HANDICAP)),
+            delay: Delay::of(self.rtt() * 3 / 2),
+        };
+        handicapped < selected.score()
+    }
+
+    /// Notes that a ping leaves.
+    pub(super) fn ping(&mut self, txid: u64, padded: bool, now: Instant) {
+        if self.pings.len() >= MAX_PINGS {
+            self.pings.pop_front().into_iter().for_each(|ping| self.lose(&ping));
+        }
+        self.pings.push_back(Ping { txid, sent: now, padded, overdue: false });
+        if padded {
+            self.mtu.tries += 1;
+            self.mtu.last = now;
+        } else {
+            self.last_ping = Some(now);
+        }
+    }
+
+    /// Counts pings that should have been answered by now as lost.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let overdue_after = (self.patience() * 2).min(MAX_RTT);
+        let mut pings = core::mem::take(&mut self.pings);
+        // room for the two pings that may follow, so that sending them changes no measure that it was decided by
+        while pings.len() > MAX_PINGS - 2 {
+            pings.pop_front().into_iter().for_each(|ping| self.lose(&ping));
+        }
+        for ping in &mut pings {
+            if now.since(ping.sent) > overdue_after {
+                self.lose(ping);
+                ping.overdue = true;
+            }
+        }
+        pings.retain(|ping| now.since(ping.sent) <= MAX_RTT);
+        self.pings = pings;
+    }
+
+    /// Takes in a pong; `None` if it answers no ping of this route.
+    pub(super) fn pong(&mut self, txid: u64, now: Instant) -> Option<Answer> {
+        self.expire(now);
+        let at = self.pings.iter().position(|ping| ping.txid == txid)?;
+        let ping = self.pings.remove(at)?;
+        let rtt = now.since(ping.sent);
+        self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 3 + rtt) / 4));
+        let first = self.proven_since.is_none();
+        self.proven_since.get_or_insert(now);
+        self.proof = self.proof.max(Some(ping.sent));
+        if self.standing.dead {
+            // what was lost while it was dead says nothing about the route that came back
+            self.standing.dead = false;
+            self.loss = 0;
+            self.row.pongs = 0;
+        } else if !ping.overdue && !ping.padded {
+            self.loss -= self.loss / LOSS_WEIGHT;
+        }
+        self.standing.tries = 0;
+        self.misses = 0;
+        self.row.extend(now);
+        let mtu_proven = ping.padded && !self.mtu.proven;
+        self.mtu.proven |= ping.padded;
+        Some(Answer { sent: ping.sent, first, mtu_proven })
+    }
+
+    /// Whether the row of pongs, and the time since its death, allow the route to be selected again.
+    pub(super) fn may_return(&self, now: Instant) -> bool {
+        let row = &self.row;
+        row.pongs >= ROW_PONGS && row.latest.since(row.since) >= ROW_SPAN && now >= self.standing.barred
+    }
+
+    /// Notes that the route carries the connection from now on.
+    pub(super) fn take_over(&mut self, now: Instant) {
+        self.standing.selected_at = now;
+        self.standing.dead = false;
+        self.standing.tries = 0;
+    }
+
+    /// Notes that the route died while it carried the connection; every death bars its return for longer.
+    pub(super) fn die(&mut self, now: Instant) {
+        let lived = now.since(self.standing.selected_at);
+        let forgiven = u32::try_from(lived.as_secs() / FORGIVEN_AFTER.as_secs()).unwrap_or(u32::MAX);
+        self.standing.flaps = (self.standing.flaps.saturating_sub(forgiven) + 1).min(MAX_FLAPS);
+        self.standing.barred = now + BAR * (1 << (self.standing.flaps - 1));
+        self.standing.dead = true;
+        self.standing.tries = 0;
+        self.row.pongs = 0;
+    }
+
+    /// Gives up relying on a standby that leaves its pings unanswered.
+    pub(super) fn bury(&mut self) {
+        if self.is_proven() && self.misses >= MISSES_TO_DEATH && !self.standing.dead {
+            self.standing.dead = true;
+            self.standing.tries = 0;
+        }
+    }
+
+    /// Whether as many pings in a row went unanswered as make a standby count as dead.
+    pub(super) fn is_silent(&self) -> bool {
+        self.misses >= MISSES_TO_DEATH
+    }
+
+    /// When the padded ping is due again; the first one follows the route's first pong at once.
+    pub(super) fn next_mtu_probe(&self) -> Option<Instant> {
+        let again = !self.mtu.proven && (1..MTU_TRIES).contains(&self.mtu.tries);
+        again.then(|| self.mtu.last + MTU_SPACING)
+    }
+
+    fn lose(&mut self, ping: &Ping) {
+        if ping.overdue || ping.padded {
+            return; // counted already; or lost for its size, which says nothing about the route
+        }
+        self.loss += (1000 - self.loss.min(1000)) / LOSS_WEIGHT;
+        self.misses = self.misses.saturating_add(1);
+        self.row.pongs = 0;
+    }
+}
+
+impl Row {
+    fn extend(&mut self, now: Instant) {
+        if self.pongs == 0 || now.since(self.latest) > ROW_GAP {
+            self.pongs = 0;
+            self.since = now;
+        }
+        self.latest = now;
+        self.pongs = self.pongs.saturating_add(1);
+    }
+}
+
+/// How good a route is, best first: the kind decides, then loss, then delay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Score {
+    kind: RouteKind,
+    loss: Loss,
+    delay: Delay,
+}
+
+/// How many pings of a hundred are lost, there and back; best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Loss {
+    /// Up to what radio links show on a normal day.
+    Low,
+    /// Noticed by every application.
+    High,
+    /// Hardly usable.
+    Severe,
+}
+
+/// The inverse weight of one ping in the smoothed loss: sixteen seconds of a busy route's pings.
+const LOSS_WEIGHT: u16 = 16;
+
+/// What a rival's loss is raised by before it is compared, in thousandths: more than the smoothed loss strays at 3 %.
+const LOSS_HANDICAP: u16 = 100;
+
+impl Loss {
+    fn of(thousandths: u16) -> Self {
+        match thousandths {
+            0..150 => Loss::Low,
+            150..500 => Loss::High,
+            _ => Loss::Severe,
+        }
+    }
+}
+
+/// How long a round trip takes, in steps that double: 0 is below 8 ms, 1 below 16 ms, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Delay(u32);
+
+impl Delay {
+    fn of(rtt: Duration) -> Self {
+        let steps = u64::try_from(rtt.as_millis() / 8).unwrap_or(u64::MAX);
+        Delay(u64::BITS - steps.leading_zeros())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant::after_start(Duration::from_millis(ms))
+    }
+
+    fn answering(kind: RouteKind, rtt: u64) -> Route {
+        let mut route = Route::new(RouteId(0), kind, true, at(0));
+        route.ping(1, false, at(0));
+        route.pong(1, at(rtt)).unwrap();
+        route
+    }
+
+    #[test]
+    fn kind_outweighs_delay_and_like_delays_do_not_rival() {
+        let near = answering(RouteKind::Direct, 30);
+        let twin = answering(RouteKind::Direct, 34);
+        let far = answering(RouteKind::Direct, 200);
+        let relay = answering(RouteKind::Relay, 2);
+        assert!(far.rivals(&relay) && !relay.rivals(&far));
+        assert!(near.rivals(&far) && !far.rivals(&near));
+        assert!(!near.rivals(&twin) && !twin.rivals(&near));
+    }
+
+    #[test]
+    fn late_pong_still_measures_the_round_trip() {
+        let mut route = answering(RouteKind::Direct, 50);
+        route.ping(2, false, at(1_000));
+        route.expire(at(1_400));
+        assert_eq!((route.misses, route.row.pongs), (1, 0));
+        assert!(route.pong(2, at(2_000)).is_some());
+        assert_eq!(route.srtt, Some(Duration::from_micros(287_500)));
+        assert_eq!((route.misses, route.row.pongs), (0, 1));
+    }
+
+    #[test]
+    fn only_the_latest_pings_are_remembered() {
+        let mut route = answering(RouteKind::Direct, 50);
+        for txid in 0..100 {
+            route.ping(1_000 + txid, false, at(100));
+        }
+        assert_eq!(route.pings.len(), MAX_PINGS);
+        assert!(route.pong(1_000, at(150)).is_none());
+        assert!(route.pong(1_099, at(150)).is_some());
+        assert!(route.pong(1_099, at(150)).is_none(), "a pong counts once");
+    }
+
+    #[test]
+    fn each_early_death_bars_for_longer_and_a_long_life_is_forgiven() {
+        let mut route = answering(RouteKind::Direct, 50);
+        let mut now = at(1_000);
+        let mut bars = [Duration::ZERO; 4];
+        for bar in &mut bars {
+            route.take_over(now);
+            now += Duration::from_secs(5);
+            route.die(now);
+            *bar = route.standing.barred.since(now);
+        }
+        assert_eq!(bars.map(|bar| bar.as_secs()), [2, 4, 8, 16]);
+        route.take_over(now);
+        now += Duration::from_secs(600);
+        route.die(now);
+        assert_eq!(route.standing.barred.since(now).as_secs(), 2);
+    }
+
+    #[test]
+    fn padded_pings_stop_after_three_tries_and_do_not_count_as_loss() {
+        let mut route = answering(RouteKind::Direct, 50);
+        let mut now = at(50);
+        route.ping(10, true, now);
+        for txid in 11..13 {
+            now = route.next_mtu_probe().unwrap();
+            route.ping(txid, true, now);
+        }
+        assert_eq!(now, at(2_050));
+        assert_eq!(route.next_mtu_probe(), None);
+        route.expire(at(9_000));
+        assert_eq!((route.loss, route.misses), (0, 0));
+    }
+}

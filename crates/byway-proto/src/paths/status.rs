@@ -1,0 +1,89 @@
+//! What the machine tells a user about its routes.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::time::Duration;
+
+use super::{
+    Paths,
+    event::{RouteId, RouteKind},
+    route::{ROW_PONGS, Route},
+};
+use crate::Instant;
+
+/// What `byway why` tells of one route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RouteStatus {
+    /// The route.
+    pub route: RouteId,
+    /// What it goes through.
+    pub kind: RouteKind,
+    /// The smoothed round-trip time of its pings.
+    pub srtt: Option<Duration>,
+    /// The share of its pings that was lost of late, in thousandths.
+    pub loss: u16,
+    /// When it first answered.
+    pub proven_since: Option<Instant>,
+    /// When the latest of its pings that was answered had left.
+    pub last_proof: Option<Instant>,
+    /// Whether it answers, as far as is known.
+    pub alive: bool,
+    /// Whether a full datagram has come through.
+    pub mtu_proven: bool,
+    /// Whether it carries the connection.
+    pub selected: bool,
+    /// Why it is, or is not, the selected one.
+    pub why: String,
+}
+
+impl Paths {
+    /// One entry per route, in order of their ids.
+    pub fn status(&self, now: Instant) -> Vec<RouteStatus> {
+        let entry = |route: &Route| RouteStatus {
+            route: route.id,
+            kind: route.kind,
+            srtt: route.srtt,
+            loss: route.loss,
+            proven_since: route.proven_since,
+            last_proof: route.proof,
+            alive: route.is_proven() && !route.standing.dead,
+            mtu_proven: route.mtu.proven,
+            selected: self.selected == Some(route.id),
+            why: self.explain(route, now),
+        };
+        self.routes.values().map(entry).collect()
+    }
+
+    fn explain(&self, route: &Route, now: Instant) -> String {
+        let Some(selected) = self.selected_route() else {
+            return "dialling: every route carries every datagram until the handshake is done".to_string();
+        };
+        if route.id == selected.id {
+            let because = self.why.map_or_else(String::new, |why| format!(" because {why}"));
+            let doubt = self.hedge.as_ref().map_or_else(String::new, |hedge| {
+                format!("; in doubt for {:.1} s: {}", now.since(hedge.since).as_secs_f32(), hedge.why)
+            });
+            return format!("selected{because}{doubt}");
+        }
+        if !route.is_proven() {
+            return format!("has not answered for {} s", now.since(route.added).as_secs());
+        }
+        if route.standing.dead {
+            let silent = route.proof.map_or(0, |proof| now.since(proof).as_secs());
+            return format!("dead: last answered a ping of {silent} s ago");
+        }
+        if !route.rivals(selected) {
+            return "standby: no better than the selected one".to_string();
+        }
+        let barred = route.standing.barred.since(now);
+        if barred.is_zero() {
+            format!("better, has to last: {} of {ROW_PONGS} pongs in a row", route.row.pongs.min(ROW_PONGS))
+        } else {
+            format!("better, but barred for {} s: it died {} times of late", barred.as_secs(), route.standing.flaps)
+        }
+    }
+}

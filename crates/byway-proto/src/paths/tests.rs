@@ -1,0 +1,458 @@
+//! The machine alone, under fake time.
+
+use alloc::{collections::BTreeSet, vec, vec::Vec};
+use core::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const A: RouteId = RouteId(0);
+const B: RouteId = RouteId(1);
+
+#[test]
+fn dial_sends_on_every_route_until_the_handshake() {
+    let mut one = Driven::new();
+    one.add(A, RouteKind::Direct);
+    assert_eq!(one.add(B, RouteKind::Relay), []);
+    assert_eq!((one.paths.plan(), one.paths.poll_timeout()), (Plan::All, None));
+    let outputs = one.input(Input::Established { heard: B });
+    assert_eq!(outputs[0], Output::Selected { from: None, to: B, why: Why::Handshake, hedge_began: None });
+    assert_eq!(pinged(&outputs), [A, B]);
+    assert_eq!(one.paths.plan(), Plan::All, "no route is proven yet");
+}
+
+#[test]
+fn handshake_heard_on_an_unknown_route_falls_back_to_the_best() {
+    let mut one = Driven::new();
+    one.add(B, RouteKind::Relay);
+    one.add(A, RouteKind::Direct);
+    one.input(Input::Established { heard: RouteId(9) });
+    assert_eq!(one.paths.selected(), Some(A));
+}
+
+#[test]
+fn hedge_copies_to_proven_routes_only() {
+    let mut one = Driven::established();
+    one.add(RouteId(7), RouteKind::Direct);
+    let outputs = one.silence();
+    assert!(outputs.contains(&Output::Hedged(HedgeWhy::Silence)));
+    assert_eq!(one.paths.plan(), Plan::Several([A, B].into_iter().collect()));
+    assert_eq!(pinged(&outputs), [A, B, RouteId(7)]);
+    let replayed = |output: &Output| matches!(output, Output::Replay { route: B, last: usize::MAX, .. });
+    assert_eq!(outputs.iter().filter(|output| matches!(output, Output::Replay { .. })).count(), 1);
+    assert!(outputs.iter().any(replayed));
+}
+
+#[test]
+fn pong_on_the_selected_route_ends_the_hedge() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    one.wait(60);
+    let outputs = one.pong(&hedge, A);
+    assert!(outputs.contains(&Output::Unhedged) && outputs.contains(&Output::ClearUnanswered));
+    assert!(outputs.contains(&Output::Replay { route: A, last: 2, max_age: Duration::MAX }));
+    assert_eq!((one.paths.plan(), one.paths.watching()), (Plan::One(A), false));
+}
+
+#[test]
+fn pong_to_a_ping_from_before_the_hedge_does_not_end_it() {
+    let mut one = Driven::established();
+    one.wait(5_000);
+    let before = one.sample(Sample { last_sent: Some(one.now), ..Sample::default() });
+    assert_eq!(pinged(&before), [A]);
+    one.silence();
+    one.pong(&before, A);
+    assert!(matches!(one.paths.plan(), Plan::Several(_)));
+}
+
+#[test]
+fn switch_waits_for_patience_and_slack_and_is_dated_at_the_hedge() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    let began = one.now;
+    one.wait(100);
+    assert!(!one.pong(&hedge, B).iter().any(|output| matches!(output, Output::Selected { .. })));
+    let mut switch = None;
+    while switch.is_none() {
+        let outputs = one.next();
+        switch = outputs.into_iter().find(|output| matches!(output, Output::Selected { .. }));
+    }
+    assert_eq!(switch, Some(Output::Selected { from: Some(A), to: B, why: Why::Silent, hedge_began: Some(began) }));
+    assert_eq!(one.now.since(began), ms(300));
+    assert_eq!(one.paths.plan(), Plan::One(B));
+}
+
+#[test]
+fn unanswered_tiny_datagrams_are_asked_about_before_a_hedge() {
+    let mut one = Driven::established();
+    let mark = Sample { unanswered_small: Some(one.now), ..Sample::default() };
+    one.sample(mark.clone());
+    one.wait(150);
+    let asked = one.sample(mark.clone());
+    assert_eq!(pinged(&asked), [A]);
+    assert_eq!(one.paths.plan(), Plan::One(A));
+    one.wait(150);
+    assert!(one.sample(mark).contains(&Output::Hedged(HedgeWhy::Asked)));
+}
+
+#[test]
+fn peer_heard_on_another_route_is_asked_before_a_hedge() {
+    let mut one = Driven::established();
+    let mark = Sample { unanswered_large: Some(one.now), heard: vec![(B, one.now + ms(10))], ..Sample::default() };
+    one.wait(150);
+    let asked = one.sample(mark.clone());
+    assert_eq!((pinged(&asked), one.paths.plan()), (vec![A], Plan::One(A)));
+    one.wait(100);
+    assert!(one.pong(&asked, A).contains(&Output::ClearUnanswered));
+    assert!(!one.paths.watching());
+}
+
+#[test]
+fn received_ping_is_no_answer() {
+    let mut one = Driven::established();
+    let mark = Sample { unanswered_large: Some(one.now), ..Sample::default() };
+    one.sample(mark.clone());
+    one.wait(150);
+    one.input(Input::Ping { route: A, doubt: false });
+    assert!(one.sample(mark).contains(&Output::Hedged(HedgeWhy::Silence)));
+}
+
+#[test]
+fn doubting_ping_is_contradicted_by_a_fresh_proof_only() {
+    let mut one = Driven::established();
+    assert!(one.input(Input::Ping { route: B, doubt: true }).is_empty());
+    one.wait(500);
+    let outputs = one.input(Input::Ping { route: B, doubt: true });
+    assert!(outputs.contains(&Output::Hedged(HedgeWhy::PeerDoubts)));
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Ping { doubt: true, .. })));
+}
+
+#[test]
+fn lone_route_is_pinged_and_replayed_on_until_it_answers() {
+    let mut one = Driven::new();
+    one.add(B, RouteKind::Relay);
+    let first = one.input(Input::Established { heard: B });
+    one.pong(&first, B);
+    let outputs = one.silence();
+    assert!(outputs.contains(&Output::Replay { route: B, last: 2, max_age: Duration::MAX }));
+    assert_eq!(one.paths.plan(), Plan::One(B));
+    let began = one.now;
+    let mut pings = 1;
+    while one.now < began + ms(60_000) {
+        pings += pinged(&one.next()).len();
+    }
+    assert_eq!(pings, 84, "eight in a burst, two a second for half a minute, then one in two seconds");
+}
+
+#[test]
+fn route_that_never_answers_is_dropped_after_ten_seconds() {
+    let mut one = Driven::established();
+    one.add(RouteId(5), RouteKind::Direct);
+    let added = one.now;
+    let mut pings = 0;
+    loop {
+        let outputs = one.next();
+        pings += pinged(&outputs).iter().filter(|route| **route == RouteId(5)).count();
+        if outputs.contains(&Output::Drop { route: RouteId(5), why: DropWhy::NeverAnswered }) {
+            break;
+        }
+    }
+    assert_eq!(one.now.since(added), ms(10_000));
+    assert!((10..=20).contains(&pings), "{pings}");
+    assert_eq!(one.paths.status(one.now).len(), 2);
+}
+
+#[test]
+fn full_table_makes_room_for_a_trusted_route_only() {
+    let mut one = Driven::new();
+    for id in 0..MAX_ROUTES {
+        one.input(Input::Add { route: RouteId(id as u8), kind: RouteKind::Direct, trusted: id < 8 });
+    }
+    let add = |id, trusted| Input::Add { route: RouteId(id), kind: RouteKind::Direct, trusted };
+    let refused = |id| Output::Drop { route: RouteId(id), why: DropWhy::Full };
+    assert_eq!(one.input(add(20, false)), [refused(20)]);
+    assert_eq!(one.input(add(21, true))[0], refused(15));
+    assert_eq!(one.input(add(40, true)), [refused(40)], "the id is out of range");
+    assert_eq!(one.paths.status(one.now).len(), MAX_ROUTES);
+}
+
+#[test]
+fn removal_of_the_selected_route_moves_on_and_doubts() {
+    let mut one = Driven::established();
+    let outputs = one.input(Input::Remove { route: A });
+    assert_eq!(outputs[0], Output::Selected { from: Some(A), to: B, why: Why::Removed, hedge_began: None });
+    assert!(outputs.contains(&Output::Hedged(HedgeWhy::Removed)));
+    one.input(Input::Remove { route: B });
+    assert_eq!((one.paths.selected(), one.paths.plan()), (None, Plan::All));
+    let outputs = one.add(RouteId(2), RouteKind::Direct);
+    assert_eq!(outputs[0], Output::Selected { from: None, to: RouteId(2), why: Why::Only, hedge_began: None });
+}
+
+#[test]
+fn padded_ping_follows_the_first_pong_and_its_pong_proves_the_mtu() {
+    let mut one = Driven::new();
+    one.add(A, RouteKind::Direct);
+    let first = one.input(Input::Established { heard: A });
+    let padded = one.pong(&first, A);
+    assert!(one.paths.proven().contains(A));
+    assert!(padded.iter().any(|output| matches!(output, Output::Ping { padded: true, .. })));
+    one.wait(100);
+    assert!(one.pong(&padded, A).contains(&Output::MtuProven { route: A }));
+    assert!(one.paths.status(one.now)[0].mtu_proven);
+}
+
+#[test]
+fn every_route_is_explained() {
+    let mut one = Driven::established();
+    one.add(RouteId(7), RouteKind::Direct);
+    one.wait(3_000);
+    let whys: Vec<_> = one.paths.status(one.now).into_iter().map(|status| status.why).collect();
+    assert_eq!(
+        whys,
+        [
+            "selected because the handshake was heard on it",
+            "standby: no better than the selected one",
+            "has not answered for 3 s"
+        ]
+    );
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Add {
+        route: u8,
+        relay: bool,
+        trusted: bool,
+    },
+    Remove(u8),
+    Establish(u8),
+    /// Answers one of the latest pings.
+    Pong(usize),
+    StrayPong(u8, u64),
+    Ping(u8, bool),
+    /// A sample after some time: marks and the last send that much earlier, in milliseconds.
+    Sample {
+        after: u64,
+        large: Option<u64>,
+        small: Option<u64>,
+        sent: Option<u64>,
+        heard: u8,
+    },
+    /// A sample at the polled time.
+    Timeout {
+        large: bool,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let route = || 0..36u8;
+    let ago = || proptest::option::of(0..2_000u64);
+    prop_oneof![
+        4 => (route(), any::<bool>(), any::<bool>())
+            .prop_map(|(route, relay, trusted)| Step::Add { route, relay, trusted }),
+        1 => route().prop_map(Step::Remove),
+        1 => route().prop_map(Step::Establish),
+        6 => (0..20usize).prop_map(Step::Pong),
+        1 => (route(), any::<u64>()).prop_map(|(route, txid)| Step::StrayPong(route, txid)),
+        3 => (route(), any::<bool>()).prop_map(|(route, doubt)| Step::Ping(route, doubt)),
+        4 => (0..4_000u64, ago(), ago(), ago(), route())
+            .prop_map(|(after, large, small, sent, heard)| Step::Sample { after, large, small, sent, heard }),
+        12 => any::<bool>().prop_map(|large| Step::Timeout { large }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_order_of_inputs_keeps_the_promises(steps in proptest::collection::vec(step(), 1..120)) {
+        let mut one = Driven::new();
+        for step in steps {
+            one.step(step);
+        }
+    }
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// The routes of the unpadded pings among `outputs`.
+fn pinged(outputs: &[Output]) -> Vec<RouteId> {
+    let route = |output: &Output| match output {
+        Output::Ping { route, padded: false, .. } => Some(*route),
+        _ => None,
+    };
+    outputs.iter().filter_map(route).collect()
+}
+
+/// A machine with what its driver would know, checked after every input.
+struct Driven {
+    paths: Paths,
+    now: Instant,
+    routes: BTreeSet<RouteId>,
+    plan: Plan,
+    selected: Option<RouteId>,
+    hedging: bool,
+    pings: Vec<(RouteId, u64)>,
+}
+
+impl Driven {
+    fn new() -> Self {
+        let now = Instant::after_start(ms(1_000));
+        Driven {
+            paths: Paths::new(PathsConfig::default(), &[7; 32], now),
+            now,
+            routes: BTreeSet::new(),
+            plan: Plan::All,
+            selected: None,
+            hedging: false,
+            pings: vec![],
+        }
+    }
+
+    /// Direct route A selected, relay route B beside it, both proven and full datagrams too, round trip 100 ms.
+    fn established() -> Self {
+        let mut one = Driven::new();
+        one.add(A, RouteKind::Direct);
+        one.add(B, RouteKind::Relay);
+        let first = one.input(Input::Established { heard: A });
+        one.wait(100);
+        let padded = [one.pong(&first, A), one.pong(&first, B)].concat();
+        one.wait(100);
+        for route in [A, B] {
+            one.pong(&padded, route);
+        }
+        assert_eq!((one.paths.selected(), one.paths.plan(), one.paths.watching()), (Some(A), Plan::One(A), false));
+        one
+    }
+
+    fn add(&mut self, route: RouteId, kind: RouteKind) -> Vec<Output> {
+        self.input(Input::Add { route, kind, trusted: true })
+    }
+
+    fn wait(&mut self, time: u64) {
+        self.now += ms(time);
+    }
+
+    /// Lets a large datagram go unanswered for as long as it takes.
+    fn silence(&mut self) -> Vec<Output> {
+        let mark = Sample { unanswered_large: Some(self.now), ..Sample::default() };
+        self.sample(mark.clone());
+        self.now += self.paths.patience();
+        self.sample(mark)
+    }
+
+    fn sample(&mut self, sample: Sample) -> Vec<Output> {
+        self.input(Input::Sample(sample))
+    }
+
+    /// Sleeps until the machine's next timeout.
+    fn next(&mut self) -> Vec<Output> {
+        let (at, why) = self.paths.poll_timeout().unwrap();
+        self.now = self.now.max(at);
+        let outputs = self.sample(Sample::default());
+        let next = self.paths.poll_timeout();
+        assert!(next.is_none_or(|(next, _)| next > self.now), "{why} spins: {next:?} at {:?}", self.now);
+        outputs
+    }
+
+    /// Answers the last of `outputs`' pings on `route`.
+    fn pong(&mut self, outputs: &[Output], route: RouteId) -> Vec<Output> {
+        let ping = |output: &Output| match output {
+            Output::Ping { route: pinged, txid, .. } if *pinged == route => Some(*txid),
+            _ => None,
+        };
+        let txid = outputs.iter().rev().find_map(ping).unwrap();
+        self.input(Input::Pong { route, txid })
+    }
+
+    fn input(&mut self, input: Input) -> Vec<Output> {
+        match &input {
+            Input::Add { route, .. } => _ = self.routes.insert(*route),
+            Input::Remove { route } => _ = self.routes.remove(route),
+            _ => {}
+        }
+        self.paths.handle_input(input, self.now);
+        let outputs: Vec<_> = core::iter::from_fn(|| self.paths.poll_output()).collect();
+        for output in &outputs {
+            match output {
+                Output::Ping { route, txid, .. } => {
+                    assert!(self.routes.contains(route), "ping on an unknown route");
+                    self.pings.push((*route, *txid));
+                }
+                Output::Plan(plan) => self.plan = *plan,
+                Output::Selected { from, to, .. } => {
+                    assert_eq!(*from, self.selected);
+                    self.selected = Some(*to);
+                }
+                Output::Hedged(_) => assert!(!core::mem::replace(&mut self.hedging, true)),
+                Output::Unhedged => assert!(core::mem::replace(&mut self.hedging, false)),
+                Output::Drop { route, .. } => assert!(self.routes.remove(route)),
+                Output::Replay { route, .. } | Output::MtuProven { route } => {
+                    assert!(self.routes.contains(route));
+                }
+                Output::ClearUnanswered => {}
+            }
+        }
+        if self.routes.is_empty() {
+            self.selected = None;
+        }
+        self.check(&outputs);
+        outputs
+    }
+
+    fn check(&self, outputs: &[Output]) {
+        assert!(outputs.len() <= 4 * MAX_ROUTES, "{} outputs of one input", outputs.len());
+        assert!(self.routes.len() <= MAX_ROUTES);
+        assert_eq!(self.plan, self.paths.plan());
+        assert!(self.paths.selected().is_none_or(|route| self.routes.contains(&route)));
+        match self.plan {
+            Plan::One(route) => assert!(self.routes.contains(&route)),
+            Plan::Several(routes) => {
+                assert!(routes.len() > 1 && self.hedging && routes.iter().all(|route| self.routes.contains(&route)));
+            }
+            Plan::All => {}
+        }
+        let known: BTreeSet<_> = self.paths.status(self.now).into_iter().map(|status| status.route).collect();
+        assert_eq!(known, self.routes);
+    }
+
+    fn step(&mut self, step: Step) {
+        let ago = |now: Instant, time: Option<u64>| time.map(|time| now - ms(time));
+        match step {
+            Step::Add { route, relay, trusted } => {
+                let kind = if relay { RouteKind::Relay } else { RouteKind::Direct };
+                self.input(Input::Add { route: RouteId(route), kind, trusted });
+            }
+            Step::Remove(route) => _ = self.input(Input::Remove { route: RouteId(route) }),
+            Step::Establish(route) => _ = self.input(Input::Established { heard: RouteId(route) }),
+            Step::Pong(back) => {
+                if let Some((route, txid)) = self.pings.iter().rev().nth(back).copied() {
+                    self.input(Input::Pong { route, txid });
+                }
+            }
+            Step::StrayPong(route, txid) => _ = self.input(Input::Pong { route: RouteId(route), txid }),
+            Step::Ping(route, doubt) => _ = self.input(Input::Ping { route: RouteId(route), doubt }),
+            Step::Sample { after, large, small, sent, heard } => {
+                self.wait(after);
+                self.sample(Sample {
+                    unanswered_large: ago(self.now, large),
+                    unanswered_small: ago(self.now, small),
+                    last_sent: ago(self.now, sent),
+                    heard: vec![(RouteId(heard), self.now)],
+                });
+            }
+            Step::Timeout { large } => {
+                let Some((at, why)) = self.paths.poll_timeout() else { return };
+                self.now = self.now.max(at);
+                let unanswered_large = large.then_some(self.now - ms(1));
+                let sample = Sample { unanswered_large, last_sent: unanswered_large, ..Sample::default() };
+                self.sample(sample);
+                let next = self.paths.poll_timeout();
+                assert!(next.is_none_or(|(next, _)| next > self.now), "{why} spins: {next:?} at {:?}", self.now);
+                let idle = unanswered_large.is_none() && !self.hedging && self.selected.is_some();
+                assert!(!idle || !self.paths.watching());
+            }
+        }
+    }
+}
