@@ -248,7 +248,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::hello::tests::any_hello;
+    use crate::hello::{Announced, tests::any_hello};
 
     #[test]
     fn frames_survive_any_cut() {
@@ -265,6 +265,21 @@ mod tests {
             }
             assert_eq!(got, messages);
         }
+    }
+
+    #[test]
+    fn the_layout_on_the_wire_does_not_change() {
+        let peer = [&[0x12, 33][..], &PeerId::ed25519([9; 32]).to_wire()].concat();
+        let open = [&[0, 46, 0x32, 44, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &peer[..]].concat();
+        assert_eq!(self::open().to_frame().unwrap(), open);
+        assert_eq!(Control::Register.to_frame().unwrap(), [0, 2, 0x22, 0]);
+        let goodbye = Control::Goodbye(Goodbye { code: 2, detail: "chat".into() });
+        assert_eq!(goodbye.to_frame().unwrap(), *b"\0\x0a\x1a\x08\x08\x02\x12\x04chat");
+        let announced = b"\x2a\x0a\x08\x01\x12\x02ab\x18\x01\x20\x02";
+        let hello = [b"\0\x1c\x0a\x1a\x12\x01n\x19\x07\0\0\0\0\0\0\0", &announced[..], b"\x32\0"].concat();
+        let announced = Announced { id: 1, name: "ab".into(), min: 1, max: 2, required: false };
+        let control = Hello { network: "n".into(), instance: 7, protocols: vec![announced], ..Hello::default() };
+        assert_eq!(Control::Hello(control).to_frame().unwrap(), hello);
     }
 
     #[test]
