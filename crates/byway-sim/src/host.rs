@@ -1,0 +1,255 @@
+//! Hosts, and the [`Net`] that a node on a host sees.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use byway::net::{self, BoxFuture, Net};
+
+use crate::{
+    fabric::NodeId,
+    link::Link,
+    socket::UdpSocket,
+    tcp::{TcpListener, TcpStream},
+    world::{Direction, Shared},
+};
+
+/// A machine in a world; clones are handles to the same one. Made by [`World::host`](crate::World::host) and
+/// [`Nat::host`](crate::Nat::host).
+#[derive(Clone)]
+pub struct Host {
+    shared: Arc<Shared>,
+    id: NodeId,
+}
+
+/// What the UDP sockets of a host have carried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Datagrams sent, those included that were dropped on their way.
+    pub sent: u64,
+    /// Bytes of payload in them.
+    pub sent_bytes: u64,
+    /// Datagrams that reached an inbox.
+    pub received: u64,
+    /// Bytes of payload in them.
+    pub received_bytes: u64,
+}
+
+impl Host {
+    pub(crate) fn new(shared: Arc<Shared>, id: NodeId) -> Self {
+        Host { shared, id }
+    }
+
+    /// What a node that runs on this host takes for its network.
+    pub fn net(&self) -> Arc<dyn Net> {
+        Arc::new(HostNet { host: self.clone(), seen: AtomicU64::new(self.changes()) })
+    }
+
+    /// Opens a UDP socket on `addr`; port 0 lets the host choose one.
+    ///
+    /// # Errors
+    ///
+    /// `AddrNotAvailable` if the address is not this host's, `AddrInUse` if the port is taken.
+    pub fn bind_udp(&self, addr: SocketAddr) -> io::Result<Arc<UdpSocket>> {
+        UdpSocket::bind(&self.shared, self.id, addr).map(Arc::new)
+    }
+
+    /// Opens a TCP connection to `addr`.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionRefused` if nobody listens there, `TimedOut` if nothing answers, `AddrNotAvailable` if this host has
+    /// no address of that family.
+    pub async fn connect_tcp(&self, addr: SocketAddr) -> io::Result<TcpStream> {
+        TcpStream::connect(&self.shared, self.id, addr).await
+    }
+
+    /// Opens a TCP listener on `addr`; port 0 lets the host choose one.
+    ///
+    /// # Errors
+    ///
+    /// `AddrNotAvailable` if the address is not this host's, `AddrInUse` if the port is taken.
+    pub fn listen_tcp(&self, addr: SocketAddr) -> io::Result<TcpListener> {
+        TcpListener::bind(&self.shared, self.id, addr)
+    }
+
+    /// Its name in this world's rules.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// The name it was given.
+    pub fn name(&self) -> String {
+        self.shared.name_of(self.id)
+    }
+
+    /// Its first address: the IPv4 address it was made with, unless that was taken away.
+    ///
+    /// # Panics
+    ///
+    /// If all its addresses were taken away.
+    pub fn addr(&self) -> IpAddr {
+        *self.addrs().first().expect("the scenario has left this host an address")
+    }
+
+    /// All its addresses but loopback.
+    pub fn addrs(&self) -> Vec<IpAddr> {
+        self.shared.look(|fabric| fabric.topology.host(self.id).addrs.clone())
+    }
+
+    /// Gives it one more address.
+    ///
+    /// # Panics
+    ///
+    /// If somebody in its network has the address.
+    pub fn add_addr(&self, ip: IpAddr) {
+        let added = self.enter_topology(|topology, id| topology.add_addr(id, ip));
+        assert!(added, "{ip} belongs to somebody in this network");
+    }
+
+    /// Gives it a public IPv6 address, in a /48 of its own; no NAT translates or filters it.
+    pub fn add_ipv6(&self) -> Ipv6Addr {
+        self.enter_topology(|topology, id| {
+            let addr = topology.fresh_ipv6();
+            topology.add_addr(id, addr.into());
+            addr
+        })
+    }
+
+    /// Takes an address away: what comes to it, or is sent from it, is dropped.
+    pub fn remove_addr(&self, ip: IpAddr) {
+        self.enter_topology(|topology, id| topology.remove_addr(id, ip));
+    }
+
+    /// Replaces its IPv4 addresses by a new one of the same network, as a change of network does.
+    pub fn renumber(&self) -> IpAddr {
+        self.enter_topology(|topology, id| {
+            let parent = topology.node(id).parent;
+            let addr = IpAddr::V4(topology.fresh_ipv4(parent));
+            let old: Vec<_> = topology.host(id).addrs.iter().copied().filter(IpAddr::is_ipv4).collect();
+            old.into_iter().for_each(|old| topology.remove_addr(id, old));
+            topology.add_addr(id, addr);
+            addr
+        })
+    }
+
+    /// Replaces its link, both directions; packets under way keep to the old one.
+    pub fn set_link(&self, link: Link) {
+        self.edit_link(|old| *old = link.clone());
+    }
+
+    /// Changes its link, both directions. A host behind a NAT has the NAT's access link besides its own.
+    pub fn edit_link(&self, mut edit: impl FnMut(&mut Link)) {
+        self.shared.edit_pipe(self.id, Direction::Up, &mut edit);
+        self.shared.edit_pipe(self.id, Direction::Down, &mut edit);
+    }
+
+    /// Changes the direction away from the host.
+    pub fn edit_uplink(&self, mut edit: impl FnMut(&mut Link)) {
+        self.shared.edit_pipe(self.id, Direction::Up, &mut edit);
+    }
+
+    /// Changes the direction towards the host.
+    pub fn edit_downlink(&self, mut edit: impl FnMut(&mut Link)) {
+        self.shared.edit_pipe(self.id, Direction::Down, &mut edit);
+    }
+
+    /// Lets sending say `WouldBlock` while more than `bytes` wait on the uplink, until half of that is gone; `None`,
+    /// as at first, is never. Without a rate on the uplink nothing waits.
+    pub fn set_send_buffer(&self, bytes: Option<usize>) {
+        self.enter_topology(|topology, id| topology.host_mut(id).send_buffer = bytes);
+    }
+
+    /// Takes it off the network: whatever it sends or should get is dropped in silence. Its tasks go on.
+    pub fn set_down(&self) {
+        self.enter_topology(|topology, id| topology.node_mut(id).off = true);
+    }
+
+    /// Brings it back.
+    pub fn set_up(&self) {
+        self.enter_topology(|topology, id| topology.node_mut(id).off = false);
+    }
+
+    /// What its UDP sockets have carried so far.
+    pub fn traffic(&self) -> Traffic {
+        self.enter_topology(|topology, id| topology.host(id).traffic)
+    }
+
+    fn changes(&self) -> u64 {
+        self.shared.look(|fabric| *fabric.topology.host(self.id).changes.borrow())
+    }
+
+    fn enter_topology<R>(&self, work: impl FnOnce(&mut crate::fabric::topology::Topology, NodeId) -> R) -> R {
+        self.shared.enter(|fabric, _| work(&mut fabric.topology, self.id))
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Host").field(&self.name()).finish()
+    }
+}
+
+/// A host as its nodes see it.
+#[derive(Debug)]
+struct HostNet {
+    host: Host,
+    /// How many changes of the addresses [`Net::changed`] has told of.
+    seen: AtomicU64,
+}
+
+impl Net for HostNet {
+    fn bind_udp(&self, addr: SocketAddr) -> io::Result<Arc<dyn net::UdpSocket>> {
+        Ok(self.host.bind_udp(addr)?)
+    }
+
+    fn connect_tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn net::TcpStream>>> {
+        Box::pin(async move { Ok(Box::new(self.host.connect_tcp(addr).await?) as Box<dyn net::TcpStream>) })
+    }
+
+    fn listen_tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn net::TcpListener>>> {
+        Box::pin(async move { Ok(Box::new(self.host.listen_tcp(addr)?) as Box<dyn net::TcpListener>) })
+    }
+
+    fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move {
+            let literal = host.trim_start_matches('[').trim_end_matches(']').parse();
+            let ips = match literal {
+                Ok(ip) => vec![ip],
+                Err(_) if host == "localhost" => vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+                Err(_) => self.host.shared.look(|fabric| fabric.names.get(host).cloned()).unwrap_or_default(),
+            };
+            if ips.is_empty() {
+                let problem = format!("no address is known for the name {host}: give it one with World::name");
+                return Err(io::Error::new(io::ErrorKind::NotFound, problem));
+            }
+            Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+        })
+    }
+
+    fn interfaces(&self) -> Vec<IpAddr> {
+        let addrs = self.host.addrs();
+        let mut all = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
+        if addrs.iter().any(IpAddr::is_ipv6) {
+            all.push(IpAddr::V6(Ipv6Addr::LOCALHOST));
+        }
+        all.extend(addrs);
+        all
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        let mut changes = self.host.shared.look(|fabric| fabric.topology.host(self.host.id).changes.subscribe());
+        Box::pin(async move {
+            let seen = *changes.borrow_and_update();
+            if self.seen.swap(seen, Ordering::Relaxed) == seen && changes.changed().await.is_ok() {
+                self.seen.store(*changes.borrow(), Ordering::Relaxed);
+            }
+        })
+    }
+}

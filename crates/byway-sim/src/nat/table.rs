@@ -1,0 +1,364 @@
+//! What a NAT remembers: mappings, and the sessions that opened them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use super::{Filtering, Mapping, NatConfig, Ports};
+use crate::{noise::Noise, rule::Transport, time::Time, trace::DropReason};
+
+/// How long an idle TCP mapping lives: 2 hours 4 minutes (RFC 5382 §5).
+const TCP_TIMEOUT: Duration = Duration::from_secs(7_440);
+
+/// Lowest outer port that a NAT hands out: below lie the well-known ports (RFC 4787 §4.2.1).
+const MIN_PORT: u16 = 1_024;
+
+/// How often a random port is drawn before the next free one is taken, so that a nearly full NAT still answers.
+const MAX_DRAWS: usize = 64;
+
+/// The translation table of one NAT.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) config: NatConfig,
+    outward: BTreeMap<MappingKey, u16>,
+    inward: BTreeMap<(Transport, u16), Mapped>,
+    /// Sessions over all mappings, at most `config.max_sessions`.
+    sessions: usize,
+    noise: Noise,
+    last_port: u16,
+}
+
+/// What packets must have in common to share a mapping; the parts that do not matter are `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct MappingKey {
+    transport: Transport,
+    inner: SocketAddr,
+    remote_ip: Option<IpAddr>,
+    remote_port: Option<u16>,
+}
+
+#[derive(Debug)]
+struct Mapped {
+    key: MappingKey,
+    used: Time,
+    sessions: BTreeMap<SocketAddr, Session>,
+}
+
+#[derive(Debug)]
+struct Session {
+    used: Time,
+    answered: bool,
+}
+
+impl Table {
+    /// An empty table.
+    pub(crate) fn new(config: NatConfig, mut noise: Noise) -> Self {
+        let last_port = MIN_PORT + noise.below(u64::from(u16::MAX - MIN_PORT)) as u16;
+        Table { config, outward: BTreeMap::new(), inward: BTreeMap::new(), sessions: 0, noise, last_port }
+    }
+
+    /// The outer port for a packet from `inner` to `remote`, mapped anew if need be.
+    pub(crate) fn outbound(
+        &mut self,
+        now: Time,
+        transport: Transport,
+        inner: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<u16, DropReason> {
+        let key = self.key(transport, inner, remote);
+        let port = match self.outward.get(&key).copied().filter(|port| self.is_alive(now, transport, *port)) {
+            Some(port) => port,
+            None => self.map(now, key)?,
+        };
+        let known = self.inward.get(&(transport, port)).is_some_and(|mapped| mapped.sessions.contains_key(&remote));
+        if !known {
+            self.make_room(now, port);
+            self.sessions += 1;
+        }
+        let mapped = self.inward.get_mut(&(transport, port)).expect("found or mapped above, and spared by make_room");
+        mapped.used = now;
+        mapped.sessions.entry(remote).or_insert(Session { used: now, answered: false }).used = now;
+        Ok(port)
+    }
+
+    /// The inner socket for a packet from `remote` to the outer `port`, if the filter lets it in.
+    pub(crate) fn inbound(
+        &mut self,
+        now: Time,
+        transport: Transport,
+        port: u16,
+        remote: SocketAddr,
+    ) -> Result<SocketAddr, DropReason> {
+        if !self.is_alive(now, transport, port) {
+            return Err(DropReason::NoMapping);
+        }
+        let timeout = self.timeout(transport);
+        let (filtering, refresh) = (self.config.filtering, self.config.inbound_refresh);
+        let mapped = self.inward.get_mut(&(transport, port)).ok_or(DropReason::NoMapping)?;
+        let admitted = match filtering {
+            Filtering::EndpointIndependent => true,
+            Filtering::AddressDependent => {
+                let ports = SocketAddr::new(remote.ip(), 0)..=SocketAddr::new(remote.ip(), u16::MAX);
+                mapped.sessions.range(ports).any(|(_, session)| now.since(session.used) < timeout)
+            }
+            Filtering::AddressAndPortDependent => {
+                mapped.sessions.get(&remote).is_some_and(|session| now.since(session.used) < timeout)
+            }
+        };
+        if !admitted {
+            return Err(DropReason::Filtered);
+        }
+        if refresh {
+            mapped.used = now;
+        }
+        if let Some(session) = mapped.sessions.get_mut(&remote) {
+            session.answered = true;
+            if refresh {
+                session.used = now;
+            }
+        }
+        Ok(mapped.key.inner)
+    }
+
+    /// The inner socket behind an outer port, whoever asks.
+    pub(crate) fn inner(&self, transport: Transport, port: u16) -> Option<SocketAddr> {
+        self.inward.get(&(transport, port)).map(|mapped| mapped.key.inner)
+    }
+
+    /// How many mappings are alive.
+    pub(crate) fn alive(&self, now: Time) -> usize {
+        self.inward.keys().filter(|(transport, port)| self.is_alive(now, *transport, *port)).count()
+    }
+
+    /// Forgets everything, as a router does that restarts.
+    pub(crate) fn clear(&mut self) {
+        self.outward.clear();
+        self.inward.clear();
+        self.sessions = 0;
+    }
+
+    fn key(&self, transport: Transport, inner: SocketAddr, remote: SocketAddr) -> MappingKey {
+        let (remote_ip, remote_port) = match self.config.mapping {
+            Mapping::EndpointIndependent => (None, None),
+            Mapping::AddressDependent => (Some(remote.ip()), None),
+            Mapping::AddressAndPortDependent => (Some(remote.ip()), Some(remote.port())),
+        };
+        MappingKey { transport, inner, remote_ip, remote_port }
+    }
+
+    fn timeout(&self, transport: Transport) -> Duration {
+        match transport {
+            Transport::Udp => self.config.timeout,
+            Transport::Tcp => TCP_TIMEOUT,
+        }
+    }
+
+    fn is_alive(&self, now: Time, transport: Transport, port: u16) -> bool {
+        self.inward.get(&(transport, port)).is_some_and(|mapped| now.since(mapped.used) < self.timeout(transport))
+    }
+
+    /// Maps an outer port for `key`, in place of an expired mapping if there is one.
+    fn map(&mut self, now: Time, key: MappingKey) -> Result<u16, DropReason> {
+        if let Some(expired) = self.outward.get(&key).copied() {
+            self.forget(key.transport, expired);
+        }
+        let wish = match self.config.ports {
+            Ports::Preserving => key.inner.port(),
+            Ports::Sequential => next_port(self.last_port),
+            Ports::Random => self.draw_port(key.transport),
+        };
+        let port = self.free_port(now, key.transport, wish).ok_or(DropReason::NoPort)?;
+        self.last_port = port;
+        self.forget(key.transport, port);
+        self.outward.insert(key, port);
+        self.inward.insert((key.transport, port), Mapped { key, used: now, sessions: BTreeMap::new() });
+        Ok(port)
+    }
+
+    fn draw_port(&mut self, transport: Transport) -> u16 {
+        let mut port = MIN_PORT;
+        for _ in 0..MAX_DRAWS {
+            port = MIN_PORT + self.noise.below(u64::from(u16::MAX - MIN_PORT) + 1) as u16;
+            if !self.inward.contains_key(&(transport, port)) {
+                break;
+            }
+        }
+        port
+    }
+
+    /// The first port from `wish` upwards, wrapping, that nothing alive is mapped to.
+    fn free_port(&self, now: Time, transport: Transport, wish: u16) -> Option<u16> {
+        let start = wish.max(MIN_PORT);
+        (start..=u16::MAX).chain(MIN_PORT..start).find(|port| !self.is_alive(now, transport, *port))
+    }
+
+    /// Makes room for one more session without touching the mapping that asks for it.
+    fn make_room(&mut self, now: Time, asking: u16) {
+        if self.sessions < self.config.max_sessions.max(1) {
+            return;
+        }
+        self.purge(now, asking);
+        while self.sessions >= self.config.max_sessions.max(1) {
+            let oldest = self
+                .inward
+                .iter()
+                .flat_map(|(at, mapped)| mapped.sessions.iter().map(move |(remote, session)| (at, remote, session)))
+                .min_by_key(|(_, _, session)| (session.answered, session.used))
+                .map(|(at, remote, _)| (*at, *remote));
+            let Some((at, remote)) = oldest else { return };
+            self.end_session(at, remote, asking);
+        }
+    }
+
+    fn end_session(&mut self, at: (Transport, u16), remote: SocketAddr, asking: u16) {
+        let Some(mapped) = self.inward.get_mut(&at) else { return };
+        if mapped.sessions.remove(&remote).is_some() {
+            self.sessions -= 1;
+        }
+        if mapped.sessions.is_empty() && at.1 != asking {
+            self.forget(at.0, at.1);
+        }
+    }
+
+    /// Removes mappings whose time is over, except the one that asks.
+    fn purge(&mut self, now: Time, asking: u16) {
+        let over: Vec<_> = self.inward.keys().copied().filter(|(t, port)| !self.is_alive(now, *t, *port)).collect();
+        for (transport, port) in over.into_iter().filter(|(_, port)| *port != asking) {
+            self.forget(transport, port);
+        }
+    }
+
+    fn forget(&mut self, transport: Transport, port: u16) {
+        if let Some(mapped) = self.inward.remove(&(transport, port)) {
+            self.sessions -= mapped.sessions.len();
+            self.outward.remove(&mapped.key);
+        }
+    }
+}
+
+fn next_port(port: u16) -> u16 {
+    port.checked_add(1).unwrap_or(MIN_PORT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UDP: Transport = Transport::Udp;
+
+    fn inner(port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 2], port))
+    }
+
+    fn remote(host: u8, port: u16) -> SocketAddr {
+        SocketAddr::from(([11, 0, host, 1], port))
+    }
+
+    fn at(secs: u64) -> Time {
+        Time::after_start(Duration::from_secs(secs))
+    }
+
+    fn table(config: NatConfig) -> Table {
+        Table::new(config, Noise::new(3))
+    }
+
+    #[test]
+    fn endpoint_independent_mapping_keeps_one_port() {
+        let mut nat = table(NatConfig::port_restricted());
+        let ports = [remote(1, 1), remote(1, 2), remote(2, 1)].map(|to| nat.outbound(at(0), UDP, inner(5_000), to));
+        assert_eq!(ports, [Ok(5_000); 3]);
+        assert_ne!(nat.outbound(at(0), UDP, inner(5_001), remote(1, 1)), Ok(5_000));
+    }
+
+    #[test]
+    fn dependent_mappings_differ_by_address_and_by_port() {
+        let ports = |mapping| {
+            let mut nat = table(NatConfig { mapping, ports: Ports::Sequential, ..NatConfig::default() });
+            let mut port = |to| nat.outbound(at(0), UDP, inner(5_000), to).unwrap();
+            let first = port(remote(1, 1));
+            [port(remote(1, 2)) - first, port(remote(2, 1)) - first, port(remote(1, 1)) - first]
+        };
+        assert_eq!(ports(Mapping::AddressDependent), [0, 1, 0]);
+        assert_eq!(ports(Mapping::AddressAndPortDependent), [1, 2, 0]);
+    }
+
+    #[test]
+    fn preserved_port_that_is_taken_is_passed_over() {
+        let mut nat = table(NatConfig::port_restricted());
+        let other = SocketAddr::from(([10, 0, 0, 3], 5_000));
+        assert_eq!(nat.outbound(at(0), UDP, inner(5_000), remote(1, 1)), Ok(5_000));
+        assert_eq!(nat.outbound(at(0), UDP, other, remote(1, 1)), Ok(5_001));
+    }
+
+    #[test]
+    fn random_ports_do_not_follow_each_other() {
+        let mut nat = table(NatConfig::symmetric(Ports::Random));
+        let ports: Vec<u16> = (0..100).map(|n| nat.outbound(at(0), UDP, inner(1), remote(1, n)).unwrap()).collect();
+        assert!(ports.windows(2).all(|pair| pair[1] != next_port(pair[0])));
+        assert!(ports.iter().all(|port| *port >= MIN_PORT));
+    }
+
+    #[test]
+    fn filtering_follows_its_kind() {
+        let admitted = |filtering| {
+            let mut nat = table(NatConfig { filtering, ..NatConfig::default() });
+            let port = nat.outbound(at(0), UDP, inner(5_000), remote(1, 1)).unwrap();
+            [remote(1, 1), remote(1, 2), remote(2, 1)].map(|from| nat.inbound(at(0), UDP, port, from).is_ok())
+        };
+        assert_eq!(admitted(Filtering::EndpointIndependent), [true, true, true]);
+        assert_eq!(admitted(Filtering::AddressDependent), [true, true, false]);
+        assert_eq!(admitted(Filtering::AddressAndPortDependent), [true, false, false]);
+    }
+
+    #[test]
+    fn unmapped_port_differs_from_filtered_source() {
+        let mut nat = table(NatConfig::default());
+        assert_eq!(nat.inbound(at(0), UDP, 5_000, remote(1, 1)), Err(DropReason::NoMapping));
+        let port = nat.outbound(at(0), UDP, inner(5_000), remote(1, 1)).unwrap();
+        assert_eq!(nat.inbound(at(0), UDP, port, remote(2, 1)), Err(DropReason::Filtered));
+        assert_eq!(nat.inbound(at(0), Transport::Tcp, port, remote(1, 1)), Err(DropReason::NoMapping));
+    }
+
+    #[test]
+    fn mapping_expires_unless_used_from_inside() {
+        let mut nat = table(NatConfig::default());
+        let port = nat.outbound(at(0), UDP, inner(5_000), remote(1, 1)).unwrap();
+        nat.outbound(at(100), UDP, inner(5_000), remote(1, 1)).unwrap();
+        assert_eq!(nat.inbound(at(219), UDP, port, remote(1, 1)), Ok(inner(5_000)));
+        assert_eq!(nat.inbound(at(220), UDP, port, remote(1, 1)), Err(DropReason::NoMapping));
+        assert_eq!(nat.alive(at(220)), 0);
+    }
+
+    #[test]
+    fn inbound_packets_refresh_only_where_configured() {
+        let alive = |inbound_refresh| {
+            let mut nat = table(NatConfig { inbound_refresh, ..NatConfig::default() });
+            let port = nat.outbound(at(0), UDP, inner(5_000), remote(1, 1)).unwrap();
+            nat.inbound(at(100), UDP, port, remote(1, 1)).unwrap();
+            nat.inbound(at(200), UDP, port, remote(1, 1)).is_ok()
+        };
+        assert_eq!([alive(false), alive(true)], [false, true]);
+    }
+
+    #[test]
+    fn leave_to_send_expires_before_a_mapping_kept_alive_by_others() {
+        let mut nat = table(NatConfig::default());
+        let port = nat.outbound(at(0), UDP, inner(5_000), remote(1, 1)).unwrap();
+        nat.outbound(at(100), UDP, inner(5_000), remote(2, 1)).unwrap();
+        assert_eq!(nat.inbound(at(150), UDP, port, remote(1, 1)), Err(DropReason::Filtered));
+    }
+
+    #[test]
+    fn full_table_evicts_unanswered_sessions_first() {
+        let mut nat = table(NatConfig { max_sessions: 3, ..NatConfig::default() });
+        let answered = nat.outbound(at(0), UDP, inner(1_024), remote(1, 1)).unwrap();
+        nat.inbound(at(0), UDP, answered, remote(1, 1)).unwrap();
+        for n in 1..10 {
+            nat.outbound(at(n), UDP, inner(2_000 + n as u16), remote(1, 1)).unwrap();
+        }
+        assert!(nat.inbound(at(10), UDP, answered, remote(1, 1)).is_ok());
+        assert_eq!(nat.alive(at(10)), 3);
+    }
+}

@@ -1,0 +1,163 @@
+//! Hosts behind NATs.
+
+use std::time::Duration;
+
+use super::{at, bind, ms, next};
+use crate::{DropReason, Link, NatConfig, World};
+
+#[test]
+fn host_behind_a_nat_is_seen_by_the_nats_address() {
+    World::run(1, |world| async move {
+        let home = world.nat("home", NatConfig::default());
+        let (inner, server) = (home.host("inner"), world.host("server"));
+        let (at_inner, at_server) = (bind(&inner, 5_000), bind(&server, 1));
+        at_inner.send_to(b"x", at(&server, 1)).unwrap();
+        let seen = next(&at_server).await.unwrap();
+        assert_eq!(seen.ip(), home.addr());
+        at_server.send_to(b"x", seen).unwrap();
+        assert_eq!(next(&at_inner).await, Some(at(&server, 1)));
+        assert_eq!(world.elapsed(), ms(100));
+    });
+}
+
+#[test]
+fn stranger_is_filtered_until_it_was_sent_to() {
+    World::run(1, |world| async move {
+        let home = world.nat("home", NatConfig::port_restricted());
+        let (inner, server, stranger) = (home.host("inner"), world.host("server"), world.host("stranger"));
+        let (at_inner, at_server, at_stranger) = (bind(&inner, 5_000), bind(&server, 1), bind(&stranger, 1));
+        at_inner.send_to(b"x", at(&server, 1)).unwrap();
+        let seen = next(&at_server).await.unwrap();
+        at_stranger.send_to(b"x", seen).unwrap();
+        assert_eq!(next(&at_inner).await, None);
+        assert_eq!(world.counters().dropped(DropReason::Filtered), 1);
+        at_inner.send_to(b"x", at(&stranger, 1)).unwrap();
+        assert_eq!(next(&at_stranger).await, Some(seen)); // the same mapping: independent of the endpoint
+        at_stranger.send_to(b"x", seen).unwrap();
+        assert_eq!(next(&at_inner).await, Some(at(&stranger, 1)));
+    });
+}
+
+#[test]
+fn mapping_expires_and_a_restart_forgets_it() {
+    World::run(1, |world| async move {
+        let mut config = NatConfig::port_restricted();
+        config.timeout = Duration::from_secs(30);
+        let home = world.nat("home", config);
+        let (inner, server) = (home.host("inner"), world.host("server"));
+        let (at_inner, at_server) = (bind(&inner, 5_000), bind(&server, 1));
+        at_inner.send_to(b"x", at(&server, 1)).unwrap();
+        let seen = next(&at_server).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        at_server.send_to(b"x", seen).unwrap();
+        assert_eq!(next(&at_inner).await, None);
+        at_inner.send_to(b"x", at(&server, 1)).unwrap();
+        assert!(next(&at_server).await.is_some());
+        assert_eq!(home.mappings(), 1);
+        home.forget_mappings();
+        at_server.send_to(b"x", seen).unwrap();
+        assert_eq!(next(&at_inner).await, None);
+        assert_eq!(world.counters().dropped(DropReason::NoMapping), 2);
+    });
+}
+
+#[test]
+fn hosts_behind_one_nat_meet_on_the_lan() {
+    World::run(1, |world| async move {
+        let home = world.nat("home", NatConfig::default());
+        let (a, b) = (home.host("a"), home.host("b"));
+        let (from, to) = (bind(&a, 1), bind(&b, 1));
+        home.set_down();
+        from.send_to(b"x", at(&b, 1)).unwrap();
+        assert_eq!(next(&to).await, Some(at(&a, 1)));
+        assert_eq!(world.elapsed(), ms(0));
+        let _cut = world.cut(&a, &b);
+        from.send_to(b"x", at(&b, 1)).unwrap();
+        assert_eq!(next(&to).await, None);
+    });
+}
+
+#[test]
+fn hairpin_is_off_by_default() {
+    let arrives = |hairpin| {
+        World::run(1, |world| async move {
+            let mut config = NatConfig::full_cone();
+            config.hairpin = hairpin;
+            let home = world.nat("home", config);
+            let (a, b, server) = (home.host("a"), home.host("b"), world.host("server"));
+            let (at_a, at_b, at_server) = (bind(&a, 5_000), bind(&b, 6_000), bind(&server, 1));
+            at_b.send_to(b"x", at(&server, 1)).unwrap();
+            let outer_b = next(&at_server).await.unwrap();
+            at_a.send_to(b"x", outer_b).unwrap();
+            let seen = next(&at_b).await;
+            assert_eq!(world.counters().dropped(DropReason::Hairpin), u64::from(!hairpin));
+            (seen, (home.addr(), 5_000).into())
+        })
+    };
+    assert_eq!(arrives(false).0, None);
+    let (seen, outer_a) = arrives(true);
+    assert_eq!(seen, Some(outer_a));
+}
+
+#[test]
+fn two_layers_translate_twice() {
+    World::run(1, |world| async move {
+        let carrier = world.nat("carrier", NatConfig::default());
+        carrier.set_link(Link::lan());
+        let home = carrier.nat("home", NatConfig::default());
+        let (inner, server) = (home.host("inner"), world.host("server"));
+        let (at_inner, at_server) = (bind(&inner, 5_000), bind(&server, 1));
+        at_inner.send_to(b"x", at(&server, 1)).unwrap();
+        let seen = next(&at_server).await.unwrap();
+        assert_eq!(seen.ip(), carrier.addr());
+        at_server.send_to(b"x", seen).unwrap();
+        assert_eq!(next(&at_inner).await, Some(at(&server, 1)));
+        assert_eq!(world.elapsed(), ms(100));
+    });
+}
+
+#[test]
+fn cut_finds_the_host_behind_a_nat() {
+    World::run(1, |world| async move {
+        let home = world.nat("home", NatConfig::default());
+        let (a, b, server) = (home.host("a"), home.host("b"), world.host("server"));
+        let (at_a, at_b, at_server) = (bind(&a, 1_111), bind(&b, 2_222), bind(&server, 1));
+        at_a.send_to(b"x", at(&server, 1)).unwrap();
+        at_b.send_to(b"x", at(&server, 1)).unwrap();
+        let outer = [next(&at_server).await.unwrap(), next(&at_server).await.unwrap()];
+        let _cut = world.cut(&server, &a);
+        for outer in outer {
+            at_server.send_to(b"x", outer).unwrap();
+        }
+        assert_eq!((next(&at_a).await, next(&at_b).await), (None, Some(at(&server, 1))));
+    });
+}
+
+#[test]
+fn ipv6_passes_a_nat_unchanged() {
+    World::run(1, |world| async move {
+        let home = world.nat("home", NatConfig::default());
+        let (inner, server) = (home.host("inner"), world.host("server"));
+        let (inner_ip, server_ip) = (inner.add_ipv6(), server.add_ipv6());
+        let from = server.bind_udp(([0_u16; 8], 1).into()).unwrap();
+        let to = inner.bind_udp(([0_u16; 8], 1).into()).unwrap();
+        from.send_to(b"x", (inner_ip, 1).into()).unwrap();
+        assert_eq!(next(&to).await, Some((server_ip, 1).into()));
+        assert_eq!(world.elapsed(), ms(50));
+    });
+}
+
+#[test]
+fn networks_behind_two_nats_may_have_the_same_addresses() {
+    World::run(1, |world| async move {
+        let mut config = NatConfig::full_cone();
+        config.lan = Some([192, 168, 1, 0].into());
+        let (left, right) = (world.nat("left", config.clone()), world.nat("right", config));
+        let (a, b) = (left.host("a"), right.host("b"));
+        assert_eq!(a.addr(), b.addr());
+        let (at_a, at_b) = (bind(&a, 5_000), bind(&b, 6_000));
+        at_b.send_to(b"opens", at(&world.host("server"), 1)).unwrap();
+        at_a.send_to(b"x", (right.addr(), 6_000).into()).unwrap();
+        assert_eq!(next(&at_b).await, Some((left.addr(), 5_000).into()));
+    });
+}
