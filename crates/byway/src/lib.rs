@@ -1,3 +1,70 @@
-//! Reach any machine by its public key.
+//! Reach any machine by its public key: directly where the network allows it, through an end-to-end-blind relay where
+//! it does not, over one QUIC connection that carries many isolated protocols.
+//!
+//! A [`Node`] is one identity on one port. Protocols are registered at it, each with channels for messages and, if it
+//! wants them, byte streams; peers are dialled by [`Ticket`].
+//!
+//! ```no_run
+//! # async fn example(ticket: byway::Ticket) -> Result<(), Box<dyn std::error::Error>> {
+//! use byway::{Channel, Config, Identity, Node, Protocol, To};
+//!
+//! let node = Node::bind(Config::new(Identity::generate())).await?;
+//! let mut chat = Protocol::new("chat", 1..=2);
+//! let (tx, mut rx) = chat.channel(Channel::new(1));
+//! let mut peers = node.register(chat)?;
+//! node.dial(ticket).await?;
+//! peers.next().await; // up
+//! let _ = tx.send(&To::All, "hello".into()); // never waits
+//! while let Some((peer, message)) = rx.recv().await {
+//!     println!("{peer}: {message:?}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
+mod accept;
+mod agent;
+mod config;
+mod core;
+mod dial;
+mod event;
+mod gone;
+mod identity;
+mod link;
+mod metrics;
 pub mod net;
+mod node;
+mod protocol;
+mod quic;
+mod relay;
+mod status;
+mod stream;
+mod switch;
+mod tasks;
+
+pub use byway_proto::{
+    PeerAddr, PeerId, Ticket,
+    addr::HostAddr,
+    gate::GateConfig,
+    hello::Refusal,
+    paths::PathsConfig,
+    relay::RelayConfig,
+    schedule::{Class, Share},
+};
+
+pub use self::{
+    config::{Config, ConfigError, MAX_NETWORK, MAX_RELAYS, WallClock},
+    dial::{DialError, MAX_DIAL_ADDRS, MAX_DIAL_RELAYS, Target},
+    event::{EVENT_QUEUE, Event, EventStream, PathKind},
+    gone::Gone,
+    identity::{Identity, IdentityError},
+    metrics::Dropped,
+    node::{BindError, Node, PingError, Pong},
+    protocol::{
+        Channel, DEFAULT_WEIGHT, MAX_CHANNELS, MAX_MESSAGE, OpenError, PeerEvent, Peers, PeersHandle, Protocol,
+        Receiver, RegisterError, STREAM_BACKLOG, SendError, Sender, Sent, Streams, To,
+    },
+    quic::endpoint::EndpointError,
+    status::{NodeStatus, PeerStatus, RelayServerStatus, RelayStatus, RouteReport},
+    stream::{ReadHalf, Stream, WriteHalf},
+};

@@ -3,6 +3,11 @@
 //! Everything that the node knows of the outside world passes through [`Net`] and [`UdpSocket`]; nothing else in this
 //! crate opens a socket, resolves a name or lists an interface.
 
+pub(crate) mod mux;
+pub mod os;
+pub(crate) mod routes;
+pub(crate) mod track;
+
 use std::{
     fmt::Debug,
     future::Future,

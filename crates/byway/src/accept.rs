@@ -1,0 +1,104 @@
+//! Accepting: the gate's decision on each stranger, then the handshake and the hellos, all within a deadline.
+
+use std::sync::{Arc, PoisonError};
+
+use byway_proto::gate::{HandshakeId, Source, Verdict};
+use tracing::debug;
+
+use crate::{
+    core::Core,
+    gone::Gone,
+    link::establish::{self, ControlStream, Established},
+    net::{routes::Via, track::Track},
+};
+
+/// Takes strangers in until the endpoint is closed; there is no task for one before the gate has let it in.
+pub(crate) async fn run(core: Arc<Core>) {
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = core.tasks.stopped() => return,
+            incoming = core.endpoint.incoming() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        let Some(track) = core.mux.routes.read().by_alias(incoming.remote_address()).cloned() else {
+            incoming.ignore();
+            continue;
+        };
+        match admit(&core, &track, incoming.remote_address_validated()) {
+            Verdict::Accept(handshake) => match incoming.accept() {
+                Ok(connecting) => core.tasks.spawn(greet(Arc::clone(&core), track, connecting, handshake)),
+                Err(error) => {
+                    debug!(%error, "handshake not begun");
+                    core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner).handshake_failed(handshake);
+                }
+            },
+            Verdict::Retry if incoming.may_retry() => drop(incoming.retry()),
+            Verdict::Refuse(reason) => {
+                debug!(?reason, "stranger refused");
+                incoming.refuse();
+            }
+            Verdict::Retry | Verdict::Drop(_) => incoming.ignore(),
+        }
+    }
+}
+
+fn admit(core: &Core, track: &Track, validated: bool) -> Verdict {
+    let source = match track.via() {
+        Some(Via::Relay(relay, id)) => Source::relayed(relay, id),
+        Some(Via::Direct(addr)) => Source::of(addr),
+        None => return Verdict::Drop(byway_proto::gate::DropReason::SourceBudget),
+    };
+    let mut gate = core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner);
+    gate.set_accept_queue(core.switch.waiting());
+    gate.admit(source, validated, core.mux.now())
+}
+
+async fn greet(core: Arc<Core>, track: Arc<Track>, connecting: quinn::Connecting, handshake: HandshakeId) {
+    let greeted = async {
+        let connection = core.endpoint.handshake(&track, connecting).await.map_err(|e| Gone::Lost(e.to_string()))?;
+        hello(&core, &track, connection).await
+    };
+    let greeted = greeted.await;
+    {
+        let mut gate = core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        match &greeted {
+            Ok(_) => gate.handshake_done(handshake),
+            Err(_) => gate.handshake_failed(handshake),
+        }
+    }
+    match greeted {
+        Ok(established) if established.link.agreed.borrow().relay => {
+            if let Some(shell) = &core.serving {
+                shell.accept(&core, established);
+            }
+        }
+        Ok(established) => core.switch.up(established).await,
+        Err(reason) => {
+            debug!(%reason, "handshake failed");
+            core.retire(&track);
+        }
+    }
+}
+
+/// Exchanges hellos as the accepting side.
+async fn hello(core: &Arc<Core>, track: &Arc<Track>, connection: quinn::Connection) -> Result<Established, Gone> {
+    let peer = establish::proven_peer(&connection)?;
+    if peer == core.id() {
+        Gone::SelfDial.close(&connection);
+        return Err(Gone::SelfDial);
+    }
+    core.run_routes(track, &connection, core.config.paths.clone(), Some(peer)).await?;
+    let mut control = ControlStream::accept(&connection).await?;
+    let theirs = control.hear().await?;
+    if !theirs.relay
+        && let Err(reason) = core.switch.vet(peer).await
+    {
+        reason.close(&connection);
+        return Err(reason);
+    }
+    let ours = core.hello(core.serving.is_some());
+    control.say(ours.clone()).await?;
+    let agreed = establish::agreed(&connection, &ours, &theirs)?;
+    Established::new(connection, Arc::clone(track), control, theirs, agreed).ok_or(Gone::SelfDial)
+}

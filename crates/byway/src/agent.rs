@@ -1,0 +1,272 @@
+//! The one task that looks after routes: it runs every peer's route machine, sends and answers probes, and carries the
+//! machines' decisions to the packet path.
+
+mod peer;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use byway_proto::{
+    Instant, Rng,
+    paths::{Input, PathsConfig, RouteKind},
+    schedule::Bucket,
+    wire::{probe, stun},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
+
+use self::peer::AgentPeer;
+use crate::{
+    event::{Event, Events, PathKind},
+    net::{
+        mux::{ControlDatagram, Mux},
+        routes::Via,
+        track::Track,
+    },
+    status::RouteReport,
+    tasks::Tasks,
+};
+
+/// Requests to the agent that may wait; whoever sends the next one waits.
+const COMMANDS: usize = 64;
+
+/// STUN answers per second, and at once; each is shorter than 100 bytes.
+const STUN_RATE: (u64, u64) = (200, 100);
+
+/// Datagrams taken from the queue before other duties get a turn.
+const BATCH: usize = 32;
+
+/// What the rest of the node asks of the agent.
+pub(crate) enum Command {
+    /// A connection is established: run its routes.
+    Up(Box<Up>),
+    /// A connection has ended.
+    Down { alias: SocketAddr },
+    /// The peer may be reached by this route.
+    AddRoute { track: Arc<Track>, via: Via },
+    /// Tell the routes of a connection.
+    Report { alias: SocketAddr, reply: oneshot::Sender<Vec<RouteReport>> },
+    /// Measure the selected route with a probe of its own.
+    Ping { alias: SocketAddr, reply: oneshot::Sender<PingReport> },
+}
+
+/// A newly established connection.
+pub(crate) struct Up {
+    pub(crate) track: Arc<Track>,
+    /// Bytes exported from the TLS session, from which both sides derive the probe keys.
+    pub(crate) exported: [u8; probe::EXPORT_LEN],
+    pub(crate) config: PathsConfig,
+    /// The peer whose path changes are told; `None` for the connection to a relay.
+    pub(crate) told: Option<byway_proto::PeerId>,
+}
+
+/// What a ping found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PingReport {
+    pub(crate) rtt: std::time::Duration,
+    pub(crate) path: PathKind,
+}
+
+/// Sends requests to the agent.
+#[derive(Debug, Clone)]
+pub(crate) struct AgentRef(mpsc::Sender<Command>);
+
+impl AgentRef {
+    /// Sends a request; lost if the node is closing.
+    pub(crate) async fn send(&self, command: Command) {
+        let _ = self.0.send(command).await;
+    }
+
+    /// The routes of a connection; empty if there is no such connection.
+    pub(crate) async fn report(&self, alias: SocketAddr) -> Vec<RouteReport> {
+        let (reply, report) = oneshot::channel();
+        self.send(Command::Report { alias, reply }).await;
+        report.await.unwrap_or_default()
+    }
+
+    /// Measures the selected route; `None` if the connection is gone.
+    pub(crate) async fn ping(&self, alias: SocketAddr) -> Option<PingReport> {
+        let (reply, report) = oneshot::channel();
+        self.send(Command::Ping { alias, reply }).await;
+        report.await.ok()
+    }
+}
+
+/// The state that the task owns.
+struct Agent {
+    mux: Arc<Mux>,
+    events: Events,
+    seed: [u8; 32],
+    peers: BTreeMap<SocketAddr, AgentPeer>,
+    /// When each machine wants to be called; one entry for each peer that has a timer.
+    timers: BTreeSet<(Instant, SocketAddr)>,
+    /// Answer STUN requests: a relay does.
+    stun: Option<Bucket>,
+}
+
+/// Starts the agent's task.
+pub(crate) fn spawn(
+    mux: Arc<Mux>,
+    datagrams: mpsc::Receiver<ControlDatagram>,
+    events: Events,
+    seed: &[u8; 32],
+    tasks: &Tasks,
+) -> AgentRef {
+    let (sender, commands) = mpsc::channel(COMMANDS);
+    let stun = mux.relay.get().map(|_| Bucket::new(STUN_RATE.0, STUN_RATE.1, mux.now()));
+    let agent = Agent {
+        mux,
+        events,
+        seed: Rng::new(seed, "agent").bytes(),
+        peers: BTreeMap::new(),
+        timers: BTreeSet::new(),
+        stun,
+    };
+    tasks.spawn(agent.run(commands, datagrams, tasks.clone()));
+    AgentRef(sender)
+}
+
+impl Agent {
+    async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut datagrams: mpsc::Receiver<ControlDatagram>,
+        tasks: Tasks,
+    ) {
+        let mux = Arc::clone(&self.mux);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let next = self.timers.first().map(|(at, _)| mux.clock.at(*at));
+            tokio::select! {
+                biased;
+                () = tasks.stopped() => return,
+                () = time::sleep_until(next.unwrap_or_else(time::Instant::now)), if next.is_some() => self.timeout(),
+                () = mux.woken.notify.notified() => self.woken(),
+                Some(command) = commands.recv() => self.command(command),
+                count = datagrams.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return; // the mux is gone
+                    }
+                    batch.drain(..).for_each(|datagram| self.datagram(&datagram));
+                }
+            }
+        }
+    }
+
+    fn timeout(&mut self) {
+        let now = self.mux.now();
+        while let Some(&(at, alias)) = self.timers.first()
+            && at <= now
+        {
+            self.timers.pop_first();
+            self.with(alias, |peer, now| peer.sample(now));
+        }
+    }
+
+    fn woken(&mut self) {
+        for alias in self.mux.woken.take() {
+            self.with(alias, |peer, now| peer.sample(now));
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Up(up) => self.up(*up),
+            Command::Down { alias } => {
+                if let Some(peer) = self.peers.remove(&alias) {
+                    self.timers.remove(&(peer.timer, alias));
+                }
+            }
+            Command::AddRoute { track, via } => self.add_route(&track, via),
+            Command::Report { alias, reply } => {
+                let report = self.peers.get(&alias).map(|peer| peer.report(self.mux.now())).unwrap_or_default();
+                let _ = reply.send(report); // whoever asked may have given up
+            }
+            Command::Ping { alias, reply } => self.with(alias, |peer, now| peer.ping(reply, now)),
+        }
+    }
+
+    fn up(&mut self, up: Up) {
+        let alias = up.track.alias();
+        let seed = Rng::new(&self.seed, &alias.to_string()).bytes();
+        let now = self.mux.now();
+        let peer = AgentPeer::new(up, &seed, now);
+        self.mux.routes.learn_probe_key(peer.key.id, &peer.track);
+        for via in peer.track.vias() {
+            self.mux.routes.learn_route(via, &peer.track);
+        }
+        self.peers.insert(alias, peer);
+        self.with(alias, AgentPeer::begin);
+    }
+
+    fn add_route(&mut self, track: &Arc<Track>, via: Via) {
+        let alias = track.alias();
+        if self.peers.contains_key(&alias) {
+            let mux = Arc::clone(&self.mux);
+            self.with(alias, |peer, now| {
+                peer.add_route(&mux, via, true, now);
+            });
+            return;
+        }
+        // Not established yet: a dial's further candidate gets what was sent so far.
+        let added = track.lock().add(via, false);
+        if let Some(route) = added {
+            self.mux.replay(track, route, usize::MAX, self.mux.now().since_start());
+        }
+    }
+
+    fn datagram(&mut self, datagram: &ControlDatagram) {
+        if let Some(txid) = stun::parse_request(&datagram.bytes) {
+            self.answer_stun(txid, datagram);
+            return;
+        }
+        let Some(id) = probe::peek_key_id(&datagram.bytes) else { return };
+        let track = self.mux.routes.read().by_probe_key(id).cloned();
+        let Some(track) = track else { return };
+        let mux = Arc::clone(&self.mux);
+        self.with(track.alias(), |peer, now| peer.probe(&mux, datagram, now));
+    }
+
+    /// Tells a client which address its datagrams come from (RFC 8489 §3); never relayed, for it would be the relay's.
+    fn answer_stun(&mut self, txid: [u8; 12], datagram: &ControlDatagram) {
+        let (Via::Direct(from), Some(bucket)) = (datagram.via, &mut self.stun) else { return };
+        if bucket.take(1, datagram.at) {
+            self.mux.send_control(datagram.via, &stun::binding_response(txid, from));
+        }
+    }
+
+    /// Lets a peer's machine act, carries out what it decides, and sets its next timer.
+    fn with(&mut self, alias: SocketAddr, act: impl FnOnce(&mut AgentPeer, Instant)) {
+        let now = self.mux.now();
+        let Some(peer) = self.peers.get_mut(&alias) else { return };
+        act(peer, now);
+        let mut changed = peer.carry_out(&self.mux, now);
+        if peer.fell_asleep_too_early() {
+            peer.sample(now);
+            changed = peer.carry_out(&self.mux, now).or(changed);
+        }
+        self.timers.remove(&(peer.timer, alias));
+        if let Some(at) = peer.next_timer(now) {
+            peer.timer = at;
+            self.timers.insert((at, alias));
+        }
+        if let (Some(path), Some(id)) = (changed, peer.told) {
+            self.events.send(Event::PathChanged { peer: id, path });
+        }
+    }
+}
+
+/// What kind of route a way is.
+fn kind_of(via: Via) -> RouteKind {
+    if via.is_relay() { RouteKind::Relay } else { RouteKind::Direct }
+}
+
+/// The machine's word for a route that came into being.
+fn added(route: byway_proto::paths::RouteId, via: Via, trusted: bool) -> Input {
+    Input::Add { route, kind: kind_of(via), trusted }
+}

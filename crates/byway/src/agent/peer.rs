@@ -1,0 +1,256 @@
+//! One peer's routes, as the agent keeps them.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use byway_proto::{
+    Instant,
+    paths::{Input, Output, Paths, Plan, RouteId, RouteKind},
+    wire::probe::{self, Probe, ProbeKey, ProbeKind, ReplayWindow},
+};
+use tokio::sync::oneshot;
+use tracing::debug;
+
+use super::{PingReport, Up, added, kind_of};
+use crate::{
+    event::PathKind,
+    net::{
+        mux::{ControlDatagram, Mux},
+        routes::Via,
+        track::Track,
+    },
+    quic::endpoint::MAX_MTU,
+    status::RouteReport,
+};
+
+/// Pings of the user's that wait for their pong.
+const MAX_USER_PINGS: usize = 16;
+
+/// A pong later than this is none.
+const USER_PING_LIFE: Duration = Duration::from_secs(10);
+
+/// After this silence the datagrams kept for a replay are given back.
+const RING_LIFE: Duration = Duration::from_secs(5);
+
+/// One peer's route machine, and what it needs to act.
+pub(super) struct AgentPeer {
+    pub(super) track: Arc<Track>,
+    pub(super) key: ProbeKey,
+    pub(super) told: Option<byway_proto::PeerId>,
+    /// The timer that is set for this peer.
+    pub(super) timer: Instant,
+    paths: Paths,
+    window: ReplayWindow,
+    seq: u64,
+    pings: VecDeque<(u64, Instant, RouteId, oneshot::Sender<PingReport>)>,
+}
+
+impl AgentPeer {
+    pub(super) fn new(up: Up, seed: &[u8; 32], now: Instant) -> Self {
+        let dialled = up.track.lock().dialled;
+        AgentPeer {
+            key: ProbeKey::derive(&up.exported, dialled),
+            paths: Paths::new(up.config, seed, now),
+            track: up.track,
+            told: up.told,
+            timer: Instant::START,
+            window: ReplayWindow::new(),
+            seq: 0,
+            pings: VecDeque::new(),
+        }
+    }
+
+    /// Hands the routes of the handshake to the machine.
+    pub(super) fn begin(&mut self, now: Instant) {
+        let mut state = self.track.lock();
+        state.established = true;
+        let dialled = state.dialled;
+        let routes: Vec<_> = state.routes().map(|(route, slot)| (route, slot.via, slot.heard)).collect();
+        drop(state);
+        for &(route, via, _) in &routes {
+            self.paths.handle_input(added(route, via, dialled), now);
+        }
+        if let Some((heard, ..)) = routes.iter().max_by_key(|(_, via, heard)| (*heard, !via.is_relay())) {
+            self.paths.handle_input(Input::Established { heard: *heard }, now);
+        }
+    }
+
+    /// Adds a way to the peer, unless it is there already.
+    pub(super) fn add_route(&mut self, mux: &Mux, via: Via, trusted: bool, now: Instant) -> Option<RouteId> {
+        let route = self.track.lock().add(via, false)?;
+        mux.routes.learn_route(via, &self.track);
+        self.paths.handle_input(added(route, via, trusted), now);
+        Some(route)
+    }
+
+    /// Lets the machine look at what the packet path saw.
+    pub(super) fn sample(&mut self, now: Instant) {
+        let mut state = self.track.lock();
+        let sample = state.sample();
+        if sample.last_sent.is_none_or(|sent| now.since(sent) > RING_LIFE) {
+            state.ring.clear();
+        }
+        drop(state);
+        self.paths.handle_input(Input::Sample(sample), now);
+    }
+
+    /// Takes a probe in, if it is authentic and new.
+    pub(super) fn probe(&mut self, mux: &Mux, datagram: &ControlDatagram, now: Instant) {
+        let Ok(probe) = probe::decode(&datagram.bytes, &self.key) else { return };
+        if !self.window.accept(probe.seq) {
+            return;
+        }
+        let txid = u64::from_be_bytes(probe.txid);
+        let known = self.track.lock().find(datagram.via);
+        match probe.kind {
+            ProbeKind::Ping { doubt } => {
+                // An authentic ping from a new source is a new way to the peer: its NAT has a new mapping, or it punched.
+                let route = match known {
+                    Some(route) => Some(route),
+                    None => self.add_route(mux, datagram.via, false, now),
+                };
+                let observed = match datagram.via {
+                    Via::Direct(addr) => Some(addr),
+                    Via::Relay(..) => None,
+                };
+                self.send(mux, datagram.via, ProbeKind::Pong { observed }, probe.txid, 0);
+                if let Some(route) = route {
+                    self.paths.handle_input(Input::Ping { route, doubt }, now);
+                }
+            }
+            ProbeKind::Pong { .. } => {
+                let Some(route) = known else { return };
+                self.answer_user(txid, route, now);
+                self.paths.handle_input(Input::Pong { route, txid }, now);
+                // Only a pong to a ping of ours proves a route: a peer must not prove a forged source.
+                if let Some(slot) = self.track.lock().slot_mut(route) {
+                    slot.proven |= self.paths.proven().contains(route);
+                }
+            }
+        }
+    }
+
+    /// Sends a ping for the user on the selected route.
+    pub(super) fn ping(&mut self, reply: oneshot::Sender<PingReport>, now: Instant) {
+        self.pings.retain(|(_, at, ..)| now.since(*at) < USER_PING_LIFE);
+        if let Some(route) = self.paths.selected().filter(|_| self.pings.len() < MAX_USER_PINGS) {
+            // The machine draws its transaction ids at random over the whole range; these count from the top.
+            let txid = u64::MAX - self.seq;
+            self.pings.push_back((txid, now, route, reply));
+        }
+    }
+
+    fn answer_user(&mut self, txid: u64, route: RouteId, now: Instant) {
+        let Some(at) = self.pings.iter().position(|(id, ..)| *id == txid) else { return };
+        let Some((_, sent, _, reply)) = self.pings.remove(at) else { return };
+        let path = self.track.lock().slot(route).map_or(PathKind::Direct, |slot| kind_of(slot.via).into());
+        let _ = reply.send(PingReport { rtt: now.since(sent), path }); // whoever asked may have given up
+    }
+
+    /// Does what the machine decided; the kind of path, if another one carries the connection now.
+    pub(super) fn carry_out(&mut self, mux: &Mux, now: Instant) -> Option<PathKind> {
+        let mut changed = None;
+        while let Some(output) = self.paths.poll_output() {
+            match output {
+                Output::Ping { route, txid, doubt, padded } => {
+                    let via = self.track.lock().slot(route).map(|slot| slot.via);
+                    let pad = if padded { usize::from(MAX_MTU) } else { 0 };
+                    if let Some(via) = via {
+                        self.send(mux, via, ProbeKind::Ping { doubt }, txid.to_be_bytes(), pad);
+                    }
+                }
+                Output::Plan(plan) => self.apply(plan),
+                Output::Replay { route, last, max_age } => mux.replay(&self.track, route, last, max_age),
+                Output::ClearUnanswered => self.track.lock().answered(),
+                Output::Selected { from, to, why, .. } => {
+                    self.track.lock().selected = Some(to);
+                    self.track.moved.notify_one();
+                    changed = self.selected(from, to);
+                    debug!(alias = %self.track.alias(), %why, path = ?changed, "route selected");
+                }
+                Output::Hedged(why) => debug!(alias = %self.track.alias(), %why, "hedging"),
+                Output::Unhedged => debug!(alias = %self.track.alias(), "no longer hedging"),
+                Output::MtuProven { route } => {
+                    if let Some(slot) = self.track.lock().slot_mut(route) {
+                        slot.mtu = MAX_MTU;
+                    }
+                }
+                Output::Drop { route, why } => {
+                    debug!(alias = %self.track.alias(), %why, "route dropped");
+                    let via = self.track.lock().slot(route).map(|slot| slot.via);
+                    self.track.lock().remove(route);
+                    if let Some(via) = via {
+                        mux.routes.forget_route(via, &self.track);
+                    }
+                }
+            }
+        }
+        self.send_user_pings(mux, now);
+        self.track.lock().watched = self.paths.watching();
+        changed
+    }
+
+    fn apply(&mut self, plan: Plan) {
+        let mut state = self.track.lock();
+        state.plan = plan;
+        if let Plan::One(route) = plan {
+            state.selected = Some(route);
+        }
+    }
+
+    fn selected(&self, from: Option<RouteId>, to: RouteId) -> Option<PathKind> {
+        let state = self.track.lock();
+        let kind = |route| state.slot(route).map(|slot| PathKind::from(kind_of(slot.via)));
+        let (before, after) = (from.and_then(kind), kind(to));
+        after.filter(|_| before != after)
+    }
+
+    fn send_user_pings(&mut self, mux: &Mux, now: Instant) {
+        let due: Vec<_> =
+            self.pings.iter().filter(|(_, at, ..)| *at == now).map(|(txid, _, route, _)| (*txid, *route)).collect();
+        for (txid, route) in due {
+            let via = self.track.lock().slot(route).map(|slot| slot.via);
+            if let Some(via) = via {
+                self.send(mux, via, ProbeKind::Ping { doubt: false }, txid.to_be_bytes(), 0);
+            }
+        }
+    }
+
+    fn send(&mut self, mux: &Mux, via: Via, kind: ProbeKind, txid: [u8; 8], pad: usize) {
+        self.seq += 1;
+        mux.send_control(via, &probe::encode(&Probe { seq: self.seq, kind, txid }, &self.key, pad));
+    }
+
+    /// Whether something left unanswered between the machine's last look and its falling asleep.
+    pub(super) fn fell_asleep_too_early(&self) -> bool {
+        let state = self.track.lock();
+        !state.watched && (state.unanswered.large.is_some() || state.unanswered.small.is_some())
+    }
+
+    /// When the machine wants to look next, if it does.
+    pub(super) fn next_timer(&self, now: Instant) -> Option<Instant> {
+        let (at, _) = self.paths.poll_timeout()?;
+        Some(at.max(now))
+    }
+
+    /// What `status` and `why` tell of the routes.
+    pub(super) fn report(&self, now: Instant) -> Vec<RouteReport> {
+        let state = self.track.lock();
+        let reports = self.paths.status(now).into_iter().filter_map(|route| {
+            let slot = state.slot(route.route)?;
+            Some(RouteReport {
+                path: if route.kind == RouteKind::Relay { PathKind::Relay } else { PathKind::Direct },
+                remote: slot.via.remote(),
+                rtt: route.srtt,
+                loss: f64::from(route.loss) / 1_000.0,
+                mtu: slot.mtu,
+                selected: route.selected,
+                alive: route.alive,
+                proven: route.proven_since.is_some(),
+                why: route.why,
+                bytes_sent: slot.bytes_sent,
+                bytes_received: slot.bytes_received,
+            })
+        });
+        reports.collect()
+    }
+}

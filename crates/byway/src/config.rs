@@ -1,0 +1,172 @@
+//! What a node can be told, with defaults that need no tuning.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use byway_proto::{PeerAddr, gate::GateConfig, paths::PathsConfig, relay::RelayConfig};
+
+use crate::identity::Identity;
+
+/// Longest name of a network in bytes.
+pub const MAX_NETWORK: usize = 64;
+
+/// Most relays that a node registers at: two warm ones, and a third to choose from.
+pub const MAX_RELAYS: usize = 3;
+
+/// Everything a node needs to start.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// The node's key.
+    pub identity: Identity,
+    /// Only peers of the same network talk to each other; at most [`MAX_NETWORK`] bytes.
+    pub network: String,
+    /// The IPv4 address to listen on, or `None` to neither bind, advertise nor answer IPv4.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address to listen on, or `None` to neither bind, advertise nor answer IPv6.
+    pub ipv6: Option<Ipv6Addr>,
+    /// The UDP port, the same for both families; 0 lets the system choose.
+    pub port: u16,
+    /// Use another port when [`Config::port`] is taken: for a port that was merely remembered.
+    pub any_port: bool,
+    /// Where to register, so that peers can reach this node behind a NAT; at most [`MAX_RELAYS`].
+    pub relays: Vec<PeerAddr>,
+    /// Relay for others.
+    pub relay: Option<RelayConfig>,
+    /// Reach peers through relays only, never directly.
+    pub relay_only: bool,
+    /// Answer strangers' handshakes; a node that only dials stays silent.
+    pub accept: bool,
+    /// How long a connection outlives the silence of all its routes; 10 s to 1 h.
+    pub idle_timeout: Duration,
+    /// Limits on strangers.
+    pub gate: GateConfig,
+    /// The route machine's settings.
+    pub paths: PathsConfig,
+    /// The source of all randomness but TLS's; `None` asks the operating system.
+    pub seed: Option<[u8; 32]>,
+    /// The wall clock.
+    pub clock: WallClock,
+    /// What this program is, as told to peers and shown by their `status`.
+    pub agent: String,
+}
+
+impl Config {
+    /// The defaults for `identity`.
+    pub fn new(identity: Identity) -> Self {
+        Config {
+            identity,
+            network: "byway".into(),
+            ipv4: Some(Ipv4Addr::UNSPECIFIED),
+            ipv6: Some(Ipv6Addr::UNSPECIFIED),
+            port: 0,
+            any_port: false,
+            relays: Vec::new(),
+            relay: None,
+            relay_only: false,
+            accept: true,
+            idle_timeout: Duration::from_secs(300),
+            gate: GateConfig::default(),
+            paths: PathsConfig::default(),
+            seed: None,
+            clock: WallClock::default(),
+            agent: concat!("byway/", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+
+    /// Makes the node listen on one address and use its family alone.
+    pub fn listen(mut self, addr: SocketAddr) -> Self {
+        (self.ipv4, self.ipv6) = match addr {
+            SocketAddr::V4(addr) => (Some(*addr.ip()), None),
+            SocketAddr::V6(addr) => (None, Some(*addr.ip())),
+        };
+        self.port = addr.port();
+        self
+    }
+
+    /// Adds a relay to register at.
+    pub fn relay_at(mut self, relay: PeerAddr) -> Self {
+        self.relays.push(relay);
+        self
+    }
+
+    /// Checks what no type can: a bad value is an error here, never silently replaced.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if self.network.is_empty() || self.network.len() > MAX_NETWORK {
+            return Err(ConfigError::Network(self.network.len()));
+        }
+        if self.ipv4.is_none() && self.ipv6.is_none() {
+            return Err(ConfigError::NoFamily);
+        }
+        if self.relays.len() > MAX_RELAYS {
+            return Err(ConfigError::TooManyRelays(self.relays.len()));
+        }
+        if self.relay_only && self.relays.is_empty() && self.relay.is_some() {
+            return Err(ConfigError::RelayOnlyRelay);
+        }
+        if !(Duration::from_secs(10)..=Duration::from_secs(3600)).contains(&self.idle_timeout) {
+            return Err(ConfigError::IdleTimeout(self.idle_timeout));
+        }
+        if self.relays.iter().any(|relay| relay.id == self.identity.id()) {
+            return Err(ConfigError::OwnRelay);
+        }
+        Ok(())
+    }
+}
+
+/// A setting that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The network's name is empty or too long.
+    #[error("`network` has {0} bytes; give it a name of 1 to {MAX_NETWORK} bytes")]
+    Network(usize),
+    /// Both address families are off.
+    #[error("both `ipv4` and `ipv6` are off; leave at least one on")]
+    NoFamily,
+    /// More relays than a node registers at.
+    #[error("`relays` names {0} relays; keep at most {MAX_RELAYS}")]
+    TooManyRelays(usize),
+    /// A relay that may not be reached directly.
+    #[error("a relay cannot be `relay_only` itself; switch one of the two off")]
+    RelayOnlyRelay,
+    /// An idle timeout outside its range.
+    #[error("`idle_timeout` is {0:?}; choose between 10 s and 1 h")]
+    IdleTimeout(Duration),
+    /// The node's own key among its relays.
+    #[error("`relays` names this node itself; take its entry out")]
+    OwnRelay,
+}
+
+/// Where a node reads the calendar time: for the age of tickets, never for protocol timers.
+#[derive(Clone)]
+pub struct WallClock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl WallClock {
+    /// A clock of one's own, as a simulation needs it.
+    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        WallClock(Arc::new(now))
+    }
+
+    /// The time now.
+    pub fn now(&self) -> SystemTime {
+        (self.0)()
+    }
+}
+
+impl Default for WallClock {
+    /// The system's clock.
+    fn default() -> Self {
+        WallClock::new(SystemTime::now)
+    }
+}
+
+impl fmt::Debug for WallClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WallClock")
+    }
+}

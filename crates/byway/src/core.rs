@@ -1,0 +1,150 @@
+//! What a node's parts share.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use byway_proto::{
+    PeerId, Rng,
+    addr::candidate::is_probeable,
+    hello::{Hello, Limits, MAX_CANDIDATES},
+    paths::PathsConfig,
+};
+use tokio::time;
+
+use crate::{
+    agent::{AgentRef, Command, Up},
+    config::Config,
+    event::Events,
+    gone::Gone,
+    link::{establish, readers::Scope},
+    net::{Net, mux::Mux, track::Track},
+    protocol::{MAX_MESSAGE, Registry},
+    quic::endpoint::{Endpoint, MAX_STREAMS},
+    relay::{client::Relays, server::RelayShell},
+    switch::SwitchRef,
+    tasks::Tasks,
+};
+
+/// How long an alias outlives its connection: the goodbye must still leave, and be repeated (RFC 9000 §10.2).
+const LINGER: Duration = Duration::from_secs(3);
+
+/// Everything a node's tasks share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    /// Drawn anew at each start, so that peers can tell a restarted node.
+    pub(crate) instance: u64,
+    pub(crate) net: Arc<dyn Net>,
+    pub(crate) mux: Arc<Mux>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) agent: AgentRef,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) switch: SwitchRef,
+    pub(crate) relays: Relays,
+    pub(crate) serving: Option<Arc<RelayShell>>,
+    pub(crate) events: Events,
+    pub(crate) tasks: Tasks,
+    pub(crate) rng: Mutex<Rng>,
+}
+
+impl Core {
+    pub(crate) fn id(&self) -> PeerId {
+        self.config.identity.id()
+    }
+
+    pub(crate) fn draw(&self) -> u64 {
+        self.rng.lock().unwrap_or_else(PoisonError::into_inner).next_u64()
+    }
+
+    /// What this node says of itself; `relay` says that the link is for relaying.
+    pub(crate) fn hello(&self, relay: bool) -> Hello {
+        Hello {
+            agent: self.config.agent.clone(),
+            network: self.config.network.clone(),
+            instance: self.instance,
+            relay,
+            protocols: self.registry.announced(),
+            limits: Limits { max_message: MAX_MESSAGE as u64, max_streams: u64::from(MAX_STREAMS) },
+        }
+    }
+
+    /// What a link's readers need; control messages go to `control`.
+    pub(crate) fn scope(&self, control: tokio::sync::mpsc::Sender<crate::switch::FromLink>) -> Scope {
+        Scope { registry: Arc::clone(&self.registry), tasks: self.tasks.clone(), mux: Arc::clone(&self.mux), control }
+    }
+
+    /// Hands an established connection's routes to the agent.
+    pub(crate) async fn run_routes(
+        &self,
+        track: &Arc<Track>,
+        connection: &quinn::Connection,
+        config: PathsConfig,
+        told: Option<PeerId>,
+    ) -> Result<(), Gone> {
+        let exported =
+            establish::export(connection).ok_or_else(|| Gone::Lost("TLS has no keying material to export".into()))?;
+        self.agent.send(Command::Up(Box::new(Up { track: Arc::clone(track), exported, config, told }))).await;
+        Ok(())
+    }
+
+    /// Gives an alias up once its connection's goodbye had time to leave.
+    pub(crate) fn retire(self: &Arc<Self>, track: &Arc<Track>) {
+        let (core, alias) = (Arc::clone(self), track.alias());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = core.tasks.stopped() => return,
+                () = time::sleep(LINGER) => {}
+            }
+            core.agent.send(Command::Down { alias }).await;
+            core.relays.release(alias);
+            core.mux.routes.remove(alias);
+        });
+    }
+
+    /// Where peers may reach this node, best first; loopback only if asked for, or if it listens on nothing else.
+    pub(crate) fn addrs(&self, loopback: bool) -> Vec<SocketAddr> {
+        if self.config.relay_only {
+            return Vec::new();
+        }
+        let mut addrs: Vec<SocketAddr> = self.relays.observed();
+        for socket in [&self.mux.sockets.v4, &self.mux.sockets.v6].into_iter().flatten() {
+            let Ok(bound) = socket.local_addr() else { continue };
+            if bound.ip().is_unspecified() {
+                let interfaces = self.net.interfaces().into_iter();
+                let same = interfaces.filter(|ip| ip.is_ipv4() == bound.is_ipv4() && (loopback || !ip.is_loopback()));
+                addrs.extend(same.map(|ip| SocketAddr::new(ip, bound.port())));
+            } else {
+                addrs.push(bound);
+            }
+        }
+        addrs.retain(|addr| is_probeable(*addr, true).is_ok());
+        addrs.sort_by_key(|addr| rank(addr.ip()));
+        let mut seen = Vec::new();
+        addrs.retain(|addr| {
+            !seen.contains(addr) && {
+                seen.push(*addr);
+                true
+            }
+        });
+        addrs.truncate(MAX_CANDIDATES);
+        addrs
+    }
+
+    /// Whether this node may send to an address that a peer named.
+    pub(crate) fn may_probe(&self, addr: SocketAddr, loopback: bool) -> bool {
+        !self.config.relay_only && self.mux.sockets.towards(addr).is_some() && is_probeable(addr, loopback).is_ok()
+    }
+}
+
+/// Public before private, and this machine's own last.
+fn rank(ip: IpAddr) -> u8 {
+    let private = match ip {
+        IpAddr::V4(ip) => ip.is_private() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
+        IpAddr::V6(ip) => ip.is_unique_local(),
+    };
+    if ip.is_loopback() { 2 } else { u8::from(private) }
+}

@@ -1,0 +1,193 @@
+//! Dialling: one QUIC connection, whose first packets go to every address and relay of the peer at once.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use byway_proto::{PeerAddr, PeerId, Ticket, hello::Hello};
+
+use crate::{
+    agent::Command,
+    core::Core,
+    gone::Gone,
+    link::establish::{self, ControlStream, Established},
+    net::{routes::Via, track::Track},
+    quic::endpoint::HandshakeError,
+};
+
+/// Addresses of one peer that a dial sends its first packets to: each gets a copy of everything until one answers.
+pub const MAX_DIAL_ADDRS: usize = 8;
+
+/// Relays of one peer that a dial uses.
+pub const MAX_DIAL_RELAYS: usize = 3;
+
+/// Things that went wrong on the way, kept for the error's text.
+const MAX_NOTES: usize = 8;
+
+/// Whom to dial, and by which ways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Target {
+    /// The peer.
+    pub peer: PeerId,
+    /// Its addresses; loopback addresses are used, for whoever named them here knows the machine.
+    pub addrs: Vec<std::net::SocketAddr>,
+    /// Relays where it may be registered.
+    pub relays: Vec<PeerAddr>,
+}
+
+impl From<PeerId> for Target {
+    /// A peer that is connected already, or registered at one of this node's own relays.
+    fn from(peer: PeerId) -> Self {
+        Target { peer, addrs: Vec::new(), relays: Vec::new() }
+    }
+}
+
+impl From<&PeerAddr> for Target {
+    fn from(addr: &PeerAddr) -> Self {
+        Target { peer: addr.id, addrs: addr.socket_addrs().collect(), relays: Vec::new() }
+    }
+}
+
+impl From<PeerAddr> for Target {
+    fn from(addr: PeerAddr) -> Self {
+        Target::from(&addr)
+    }
+}
+
+impl From<&Ticket> for Target {
+    fn from(ticket: &Ticket) -> Self {
+        Target { peer: ticket.peer, addrs: ticket.addrs.clone(), relays: ticket.relays.clone() }
+    }
+}
+
+impl From<Ticket> for Target {
+    fn from(ticket: Ticket) -> Self {
+        Target::from(&ticket)
+    }
+}
+
+/// Why a dial failed; the variant names the stage.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The node dialled its own key.
+    #[error("this is the node itself; dial another peer")]
+    SelfDial,
+    /// There is neither an address nor a relay to try.
+    #[error(
+        "no way to reach {0} is known: it has no address and no relay; ask it for a new ticket, or give both sides a relay"
+    )]
+    NoWay(PeerId),
+    /// Nobody answered, or what answered was not the peer.
+    #[error("{peer} was not reached ({what}){notes}; check that it runs, and ask it for a new ticket")]
+    Unreached {
+        /// The peer.
+        peer: PeerId,
+        /// What QUIC says.
+        what: String,
+        /// What was learned on the way.
+        notes: String,
+    },
+    /// The peer answered, and the hellos did not fit.
+    #[error("{peer} was reached, but the two nodes cannot talk: {reason}")]
+    Hello {
+        /// The peer.
+        peer: PeerId,
+        /// The reason.
+        reason: Gone,
+    },
+    /// Too many dials wait for this peer already.
+    #[error("too many dials of {0} wait already; wait for one of them")]
+    TooMany(PeerId),
+    /// The node is closed.
+    #[error("the node is closed")]
+    Closed,
+}
+
+/// What was learned while dialling, for the error's text.
+#[derive(Debug, Default)]
+pub(crate) struct Notes(Mutex<Vec<String>>);
+
+impl Notes {
+    pub(crate) fn add(&self, note: String) {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.len() < MAX_NOTES && !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+
+    fn text(&self) -> String {
+        let notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.iter().map(|note| format!("; {note}")).collect()
+    }
+}
+
+/// Makes a link to a peer. `handshaken` is called once the peer has answered and proven its key.
+pub(crate) async fn dial(
+    core: &Arc<Core>,
+    target: Target,
+    handshaken: impl FnOnce(),
+) -> Result<Established, DialError> {
+    let peer = target.peer;
+    let track = core.mux.routes.dial(core.mux.now());
+    let notes = Arc::new(Notes::default());
+    let ways = begin(core, &target, &track, &notes);
+    if ways == 0 {
+        core.mux.routes.remove(track.alias());
+        return Err(DialError::NoWay(peer));
+    }
+    let result = match core.endpoint.dial(&track, peer).await {
+        Ok(connection) => {
+            handshaken();
+            hello(core, &track, connection, core.hello(false)).await.map_err(|reason| DialError::Hello { peer, reason })
+        }
+        Err(HandshakeError::Connection(error)) => match Gone::from(error) {
+            reason @ (Gone::Lost(_) | Gone::TimedOut) => {
+                Err(DialError::Unreached { peer, what: reason.to_string(), notes: notes.text() })
+            }
+            reason => Err(DialError::Hello { peer, reason }),
+        },
+        Err(error) => Err(DialError::Unreached { peer, what: error.to_string(), notes: notes.text() }),
+    };
+    if result.is_err() {
+        core.retire(&track);
+    }
+    result
+}
+
+/// Adds the first ways and asks for the others; returns how many there may be.
+fn begin(core: &Arc<Core>, target: &Target, track: &Arc<Track>, notes: &Arc<Notes>) -> usize {
+    let mut ways = 0;
+    for addr in target.addrs.iter().filter(|addr| core.may_probe(**addr, true)).take(MAX_DIAL_ADDRS) {
+        ways += usize::from(track.lock().add(Via::Direct(*addr), false).is_some());
+    }
+    // A peer known by its key alone may be registered where this node is.
+    let relays = if target.relays.is_empty() { core.config.relays.clone() } else { target.relays.clone() };
+    for relay in relays.iter().take(MAX_DIAL_RELAYS) {
+        core.relays.open(core, relay, target.peer, track, notes);
+        ways += 1;
+    }
+    ways
+}
+
+/// Exchanges hellos as the dialling side.
+pub(crate) async fn hello(
+    core: &Arc<Core>,
+    track: &Arc<Track>,
+    connection: quinn::Connection,
+    ours: Hello,
+) -> Result<Established, Gone> {
+    let peer = establish::proven_peer(&connection)?;
+    let (config, told) =
+        if ours.relay { (crate::relay::client::paths(), None) } else { (core.config.paths.clone(), Some(peer)) };
+    core.run_routes(track, &connection, config, told).await?;
+    let mut control = ControlStream::open(&connection).await?;
+    control.say(ours.clone()).await?;
+    let theirs = control.hear().await?;
+    let agreed = establish::agreed(&connection, &ours, &theirs)?;
+    Established::new(connection, Arc::clone(track), control, theirs, agreed).ok_or(Gone::SelfDial)
+}
+
+/// Tells the agent of a further way to a peer.
+pub(crate) async fn add_route(core: &Core, track: &Arc<Track>, via: Via) {
+    core.agent.send(Command::AddRoute { track: Arc::clone(track), via }).await;
+}

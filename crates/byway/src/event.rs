@@ -1,0 +1,112 @@
+//! What a node tells of itself while it runs.
+
+use std::fmt;
+
+use byway_proto::{PeerId, paths::RouteKind};
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use crate::gone::Gone;
+
+/// Events that a slow listener may lag behind before it misses some.
+pub const EVENT_QUEUE: usize = 1_024;
+
+/// Something that happened to a node.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// A peer is connected.
+    PeerUp {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// A peer is no longer connected.
+    PeerDown {
+        /// The peer.
+        peer: PeerId,
+        /// The reason.
+        reason: Gone,
+    },
+    /// A peer's connection takes another kind of path from now on.
+    PathChanged {
+        /// The peer.
+        peer: PeerId,
+        /// The new kind of path.
+        path: PathKind,
+    },
+    /// The node is registered at a relay.
+    RelayUp {
+        /// The relay.
+        relay: PeerId,
+    },
+    /// The node is no longer registered at a relay, or could not register; it keeps trying.
+    RelayDown {
+        /// The relay.
+        relay: PeerId,
+        /// The reason.
+        why: String,
+    },
+    /// The listener was too slow, and this many events are lost to it.
+    Missed(u64),
+}
+
+/// What a connection's packets go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum PathKind {
+    /// Straight from machine to machine.
+    Direct,
+    /// Through a relay, which sees sealed packets only.
+    Relay,
+}
+
+impl From<RouteKind> for PathKind {
+    fn from(kind: RouteKind) -> Self {
+        match kind {
+            RouteKind::Direct => PathKind::Direct,
+            RouteKind::Relay => PathKind::Relay,
+        }
+    }
+}
+
+impl fmt::Display for PathKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PathKind::Direct => "direct",
+            PathKind::Relay => "relay",
+        })
+    }
+}
+
+/// Sends events to every listener there is.
+#[derive(Debug, Clone)]
+pub(crate) struct Events(broadcast::Sender<Event>);
+
+impl Events {
+    pub(crate) fn new() -> Self {
+        Events(broadcast::Sender::new(EVENT_QUEUE))
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        let _ = self.0.send(event); // nobody may be listening
+    }
+
+    pub(crate) fn subscribe(&self) -> EventStream {
+        EventStream(self.0.subscribe())
+    }
+}
+
+/// A node's events from the moment of subscription on.
+#[derive(Debug)]
+pub struct EventStream(broadcast::Receiver<Event>);
+
+impl EventStream {
+    /// Waits for the next event; `None` once the node is gone. A listener that lags [`EVENT_QUEUE`] events behind is
+    /// told how many it missed.
+    pub async fn recv(&mut self) -> Option<Event> {
+        match self.0.recv().await {
+            Ok(event) => Some(event),
+            Err(RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}

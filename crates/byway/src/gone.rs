@@ -1,0 +1,106 @@
+//! Why a peer went, in words that reach the other side unchanged.
+
+use byway_proto::hello::{Goodbye, Refusal};
+use quinn::{ConnectionError, VarInt};
+
+/// Codes of a goodbye; those below are refusals of a hello.
+const DUPLICATE: u32 = 16;
+const CLOSED: u32 = 17;
+const MISBEHAVED: u32 = 18;
+const SELF: u32 = 19;
+const REPLACED: u32 = 20;
+const RESTARTED: u32 = 21;
+
+/// Why a connection to a peer ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Gone {
+    /// One side closed its node.
+    #[error("the node was closed")]
+    Closed,
+    /// The peer's process was started anew; dial it again.
+    #[error("the peer was restarted")]
+    Restarted,
+    /// A newer connection to the same peer took its place.
+    #[error("a newer connection took its place")]
+    Replaced,
+    /// Both sides dialled at once, and the other connection is kept.
+    #[error("both sides dialled at once, and the other connection is kept")]
+    Duplicate,
+    /// All routes were silent for longer than the idle timeout.
+    #[error("nothing was heard for longer than the idle timeout")]
+    TimedOut,
+    /// One side does not accept the other's hello.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// A node dialled itself.
+    #[error("this is the node itself")]
+    SelfDial,
+    /// The peer is busy: it has as many handshakes or connections as it takes.
+    #[error("the peer refused the connection: it is busy")]
+    Busy,
+    /// One side broke the protocol.
+    #[error("the protocol was broken: {0}")]
+    Misbehaved(String),
+    /// QUIC gave the connection up.
+    #[error("the connection was lost: {0}")]
+    Lost(String),
+}
+
+impl Gone {
+    /// What to close a connection with.
+    pub(crate) fn to_goodbye(&self) -> Goodbye {
+        let (code, detail) = match self {
+            Gone::Refused(refusal) => return refusal.to_goodbye(),
+            Gone::Duplicate => (DUPLICATE, String::new()),
+            Gone::Misbehaved(detail) => (MISBEHAVED, detail.clone()),
+            Gone::SelfDial => (SELF, String::new()),
+            Gone::Replaced => (REPLACED, String::new()),
+            Gone::Restarted => (RESTARTED, String::new()),
+            Gone::Closed | Gone::Busy | Gone::TimedOut | Gone::Lost(_) => (CLOSED, String::new()),
+        };
+        Goodbye { code, detail }
+    }
+
+    fn from_goodbye(goodbye: &Goodbye) -> Self {
+        match goodbye.code {
+            DUPLICATE => Gone::Duplicate,
+            CLOSED => Gone::Closed,
+            MISBEHAVED => Gone::Misbehaved(goodbye.detail.clone()),
+            SELF => Gone::SelfDial,
+            REPLACED => Gone::Replaced,
+            RESTARTED => Gone::Restarted,
+            code => match Refusal::from_goodbye(goodbye) {
+                Some(refusal) => Gone::Refused(refusal),
+                None => Gone::Lost(format!("closed by the peer with code {code}")),
+            },
+        }
+    }
+
+    /// Closes a connection for this reason.
+    pub(crate) fn close(&self, connection: &quinn::Connection) {
+        let goodbye = self.to_goodbye();
+        connection.close(VarInt::from_u32(goodbye.code), goodbye.detail.as_bytes());
+    }
+}
+
+impl From<ConnectionError> for Gone {
+    fn from(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::ApplicationClosed(close) => Gone::from_goodbye(&Goodbye {
+                code: u64::from(close.error_code).try_into().unwrap_or(u32::MAX),
+                detail: String::from_utf8_lossy(&close.reason).into_owned(),
+            }),
+            ConnectionError::ConnectionClosed(close)
+                if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
+            {
+                Gone::Busy
+            }
+            // A stateless reset: the peer's process does not know the connection any more (RFC 9000 §10.3).
+            ConnectionError::Reset => Gone::Restarted,
+            ConnectionError::TimedOut => Gone::TimedOut,
+            ConnectionError::LocallyClosed => Gone::Closed,
+            error => Gone::Lost(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! One connection to one peer: a writer that owns what is sent, and readers of what comes in.
+
+pub(crate) mod establish;
+pub(crate) mod inbox;
+pub(crate) mod outbox;
+pub(crate) mod queue;
+pub(crate) mod readers;
+pub(crate) mod writer;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use byway_proto::{
+    PeerId,
+    hello::{Agreed, Control, Hello},
+};
+use quinn::Connection;
+use tokio::{sync::watch, time::Instant};
+
+use self::{
+    outbox::{CONTROL, Outbox},
+    queue::FrameQueue,
+};
+use crate::{
+    gone::Gone,
+    net::track::Track,
+    protocol::{OpenError, STREAM_SHARE},
+    stream::{STREAM_QUEUE, Stream},
+};
+
+/// An established connection, after both hellos.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) peer: PeerId,
+    /// This node dialled.
+    pub(crate) dialled: bool,
+    pub(crate) connection: Connection,
+    pub(crate) track: Arc<Track>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) since: Instant,
+    /// What the peer said of itself last.
+    hello: Mutex<Hello>,
+    /// What both speak; changes when either side registers a protocol.
+    pub(crate) agreed: watch::Sender<Agreed>,
+    /// Why this side closed the connection, if it did.
+    ended: Mutex<Option<Gone>>,
+}
+
+impl Link {
+    pub(crate) fn hello(&self) -> MutexGuard<'_, Hello> {
+        self.hello.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a message on the control stream; lost only if the link is closing.
+    pub(crate) fn control(&self, message: &Control) {
+        match message.to_frame() {
+            Ok(frame) => drop(self.outbox.push_raw(CONTROL, &Bytes::from(frame))),
+            Err(error) => tracing::warn!(%error, "control message not sent"),
+        }
+    }
+
+    /// Closes the connection and tells the peer why.
+    pub(crate) fn close(&self, reason: Gone) {
+        reason.close(&self.connection);
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    }
+
+    /// Waits until the connection has ended, and tells why.
+    pub(crate) async fn ended(&self) -> Gone {
+        let error = self.connection.closed().await;
+        let ours = self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ours.unwrap_or_else(|| error.into())
+    }
+
+    /// Opens a byte stream that begins with `header`.
+    pub(crate) async fn open_stream(&self, header: Bytes) -> Result<Stream, OpenError> {
+        let (send, recv) = self.connection.open_bi().await.map_err(|error| OpenError::Gone(error.into()))?;
+        let mut queue = FrameQueue::new(usize::MAX, STREAM_QUEUE);
+        queue.push_raw(&header);
+        let key = self.outbox.open_stream(STREAM_SHARE, queue, send).ok_or(OpenError::TooMany(self.peer))?;
+        Ok(Stream::new(Arc::clone(&self.outbox), key, recv))
+    }
+}

@@ -1,0 +1,135 @@
+//! From a QUIC connection to a link: the hellos of both sides, then the link's tasks.
+
+use std::{sync::Arc, time::Duration};
+
+use byway_proto::{
+    PeerId,
+    gate::HANDSHAKE_IDLE,
+    hello::{Agreed, Control, ControlCodec, Hello, agree},
+    schedule::{Class, Share},
+    wire::probe,
+};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::{sync::watch, time};
+
+use super::{
+    Link,
+    outbox::{CONTROL, Outbox, Outlet},
+    queue::FrameQueue,
+    writer,
+};
+use crate::{gone::Gone, net::track::Track, quic::tls};
+
+/// Control messages, and bytes of them, that wait for the writer: a peer that reads nothing for so long is not alive.
+const CONTROL_QUEUE: (usize, usize) = (256, 256 << 10);
+
+/// Longest wait for the other side's hello, or for our own to leave.
+const HELLO_TIMEOUT: Duration = HANDSHAKE_IDLE;
+
+/// A control stream, with its codec, before the link's tasks take it over.
+pub(crate) struct ControlStream {
+    send: SendStream,
+    pub(crate) recv: RecvStream,
+    pub(crate) codec: ControlCodec,
+}
+
+impl ControlStream {
+    /// The dialling side opens it; it is the connection's first stream.
+    pub(crate) async fn open(connection: &Connection) -> Result<Self, Gone> {
+        let (send, recv) = connection.open_bi().await?;
+        Ok(ControlStream { send, recv, codec: ControlCodec::new() })
+    }
+
+    pub(crate) async fn accept(connection: &Connection) -> Result<Self, Gone> {
+        let (send, recv) = time::timeout(HELLO_TIMEOUT, connection.accept_bi()).await.map_err(|_| Gone::TimedOut)??;
+        Ok(ControlStream { send, recv, codec: ControlCodec::new() })
+    }
+
+    pub(crate) async fn say(&mut self, hello: Hello) -> Result<(), Gone> {
+        let frame = Control::Hello(hello).to_frame().map_err(|error| Gone::Lost(error.to_string()))?;
+        let said = time::timeout(HELLO_TIMEOUT, self.send.write_all(&frame)).await;
+        said.map_err(|_| Gone::TimedOut)?.map_err(|error| Gone::Lost(error.to_string()))
+    }
+
+    pub(crate) async fn hear(&mut self) -> Result<Hello, Gone> {
+        match time::timeout(HELLO_TIMEOUT, next(&mut self.recv, &mut self.codec)).await {
+            Ok(Ok(Control::Hello(hello))) => Ok(hello),
+            Ok(Ok(_)) => Err(Gone::Misbehaved("the first control message is not a hello".into())),
+            Ok(Err(gone)) => Err(gone),
+            Err(_) => Err(Gone::TimedOut),
+        }
+    }
+}
+
+/// The next control message.
+pub(crate) async fn next(recv: &mut RecvStream, codec: &mut ControlCodec) -> Result<Control, Gone> {
+    loop {
+        if let Some(message) = codec.next().map_err(|error| Gone::Misbehaved(error.to_string()))? {
+            return Ok(message);
+        }
+        match recv.read_chunk(byway_proto::hello::MAX_CONTROL_FRAME, true).await {
+            Ok(Some(chunk)) => codec.push(&chunk.bytes),
+            Ok(None) => return Err(Gone::Misbehaved("the control stream was ended".into())),
+            Err(quinn::ReadError::ConnectionLost(error)) => return Err(error.into()),
+            Err(error) => return Err(Gone::Misbehaved(error.to_string())),
+        }
+    }
+}
+
+/// What both speak, or the refusal; a refused connection is closed with it.
+pub(crate) fn agreed(connection: &Connection, ours: &Hello, theirs: &Hello) -> Result<Agreed, Gone> {
+    agree(ours, theirs).map_err(|refusal| {
+        let gone = Gone::Refused(refusal);
+        gone.close(connection);
+        gone
+    })
+}
+
+/// The link, and what its control reader needs.
+pub(crate) struct Established {
+    pub(crate) link: Arc<Link>,
+    pub(crate) recv: RecvStream,
+    pub(crate) codec: ControlCodec,
+}
+
+impl Established {
+    /// A link over an agreed connection, with its writer still to be run.
+    pub(crate) fn new(
+        connection: Connection,
+        track: Arc<Track>,
+        control: ControlStream,
+        hello: Hello,
+        agreed: Agreed,
+    ) -> Option<Self> {
+        let peer = tls::peer_id(&connection)?;
+        let dialled = track.lock().dialled;
+        let outbox = Arc::new(Outbox::new());
+        let share = Share { class: Class::Control, weight: 1 };
+        let _ = control.send.set_priority(writer::priority(Class::Control)); // the stream is open
+        outbox.open(CONTROL, share, FrameQueue::new(CONTROL_QUEUE.0, CONTROL_QUEUE.1), Outlet::Open(control.send));
+        let link = Link {
+            peer,
+            dialled,
+            connection,
+            track,
+            outbox,
+            since: time::Instant::now(),
+            hello: hello.into(),
+            agreed: watch::Sender::new(agreed),
+            ended: None.into(),
+        };
+        Some(Established { link: Arc::new(link), recv: control.recv, codec: control.codec })
+    }
+}
+
+/// The bytes that both sides of a connection, and nobody else, can derive the probe keys from.
+pub(crate) fn export(connection: &Connection) -> Option<[u8; probe::EXPORT_LEN]> {
+    let mut exported = [0; probe::EXPORT_LEN];
+    connection.export_keying_material(&mut exported, probe::EXPORT_LABEL, b"").ok()?;
+    Some(exported)
+}
+
+/// The peer's key, once TLS has proven it.
+pub(crate) fn proven_peer(connection: &Connection) -> Result<PeerId, Gone> {
+    tls::peer_id(connection).ok_or_else(|| Gone::Misbehaved("no key was proven".into()))
+}

@@ -1,0 +1,241 @@
+//! What waits to be sent to one peer: a lane for the control stream, one for each channel and each byte stream.
+//!
+//! Senders put messages in without waiting; the link's one writer takes them out in the order of the schedule.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+};
+
+use bytes::Bytes;
+use byway_proto::schedule::{ChannelKey, Class, Schedule, Share};
+use quinn::{SendStream, VarInt};
+use tokio::sync::Notify;
+
+use super::queue::FrameQueue;
+
+/// The lane of the control stream.
+pub(crate) const CONTROL: ChannelKey = ChannelKey(0, 0);
+
+/// The first number of every byte stream's lane; protocols have smaller numbers.
+pub(crate) const STREAMS: u32 = u32::MAX;
+
+/// Lanes of one link: as many streams as QUIC allows each way, and as many channels.
+pub(crate) const MAX_LANES: usize = 1_024;
+
+/// Everything that waits to be sent to one peer.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lanes: BTreeMap<ChannelKey, Lane>,
+    schedule: Schedule,
+    writer: Option<Waker>,
+    closed: bool,
+    next_stream: u32,
+}
+
+/// One stream's queue.
+#[derive(Debug)]
+struct Lane {
+    queue: FrameQueue,
+    end: Option<End>,
+    stream: Option<Outlet>,
+    class: Class,
+    /// In the schedule's ring already, or in the writer's hands.
+    busy: bool,
+    space: Arc<Notify>,
+}
+
+/// Where a lane's bytes go.
+#[derive(Debug)]
+pub(crate) enum Outlet {
+    /// A stream that is open.
+    Open(SendStream),
+    /// A stream of one direction, which the writer opens when there is something to send; it begins with these bytes.
+    Uni(Bytes),
+}
+
+/// How a lane ends once its queue is empty, or at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The other side reads an end of stream.
+    Finish,
+    /// The other side reads an error with this code; what is queued is dropped.
+    Reset(VarInt),
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    Queued,
+    Full,
+    Closed,
+}
+
+/// A turn of one lane, as the writer takes it.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) key: ChannelKey,
+    pub(crate) class: Class,
+    pub(crate) stream: Option<Outlet>,
+    pub(crate) end: Option<End>,
+}
+
+impl Outbox {
+    pub(crate) fn new() -> Self {
+        Outbox { state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a lane; `false` if the link is closed or has [`MAX_LANES`].
+    pub(crate) fn open(&self, key: ChannelKey, share: Share, queue: FrameQueue, outlet: Outlet) -> bool {
+        let mut state = self.lock();
+        if state.closed || state.lanes.len() >= MAX_LANES || state.schedule.add(key, share).is_err() {
+            return false;
+        }
+        let lane = Lane {
+            queue,
+            end: None,
+            stream: Some(outlet),
+            class: share.class,
+            busy: false,
+            space: Arc::new(Notify::new()),
+        };
+        state.lanes.insert(key, lane);
+        true
+    }
+
+    /// Adds a lane for a byte stream; `None` as with [`Outbox::open`].
+    pub(crate) fn open_stream(&self, share: Share, queue: FrameQueue, stream: SendStream) -> Option<ChannelKey> {
+        let key = {
+            let mut state = self.lock();
+            state.next_stream = state.next_stream.wrapping_add(1);
+            ChannelKey(STREAMS, state.next_stream)
+        };
+        self.open(key, share, queue, Outlet::Open(stream)).then_some(key)
+    }
+
+    /// Queues a message with its length in front.
+    pub(crate) fn push(&self, key: ChannelKey, message: &Bytes) -> Pushed {
+        self.put(key, |queue| queue.push(message))
+    }
+
+    /// Queues bytes as they are.
+    pub(crate) fn push_raw(&self, key: ChannelKey, bytes: &Bytes) -> Pushed {
+        self.put(key, |queue| queue.push_raw(bytes))
+    }
+
+    fn put(&self, key: ChannelKey, push: impl FnOnce(&mut FrameQueue) -> bool) -> Pushed {
+        let mut state = self.lock();
+        let Some(lane) = state.lanes.get_mut(&key).filter(|lane| lane.end.is_none()) else { return Pushed::Closed };
+        if !push(&mut lane.queue) {
+            return Pushed::Full;
+        }
+        state.ready(key);
+        Pushed::Queued
+    }
+
+    /// Ends a lane. A reset overtakes what is queued, an end of stream follows it.
+    pub(crate) fn end(&self, key: ChannelKey, end: End) {
+        let mut state = self.lock();
+        let Some(lane) = state.lanes.get_mut(&key) else { return };
+        if lane.end.is_none() || matches!(end, End::Reset(_)) {
+            lane.end = Some(end);
+            lane.space.notify_waiters();
+            state.ready(key);
+            // A reset must reach a lane that is blocked in the writer's hands, too.
+            if let Some(writer) = state.writer.take() {
+                writer.wake();
+            }
+        }
+    }
+
+    /// How a lane is to end, if it is to.
+    pub(crate) fn end_of(&self, key: ChannelKey) -> Option<End> {
+        self.lock().lanes.get(&key).and_then(|lane| lane.end)
+    }
+
+    /// What is told when the lane has room again, or is gone.
+    pub(crate) fn space(&self, key: ChannelKey) -> Option<Arc<Notify>> {
+        self.lock().lanes.get(&key).map(|lane| Arc::clone(&lane.space))
+    }
+
+    /// Closes the box: nothing more goes in, and the writer ends.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        for lane in std::mem::take(&mut state.lanes).into_values() {
+            lane.space.notify_waiters();
+        }
+        if let Some(writer) = state.writer.take() {
+            writer.wake();
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// The next lane's turn: about `quantum` bytes of it are moved to `out`. Without one, `waker` is woken when there is.
+    pub(crate) fn next(&self, out: &mut VecDeque<Bytes>, waker: &Waker) -> Option<Turn> {
+        let mut state = self.lock();
+        let Some((key, quantum)) = state.schedule.next() else {
+            if state.writer.as_ref().is_none_or(|known| !known.will_wake(waker)) {
+                state.writer = Some(waker.clone());
+            }
+            return None;
+        };
+        // The lane is in the writer's hands until it says what was sent.
+        state.schedule.spent(key, 0, false);
+        let lane = state.lanes.get_mut(&key)?;
+        if let Some(End::Reset(_)) = lane.end {
+            lane.queue.take(usize::MAX, &mut VecDeque::new());
+        }
+        let had_room = lane.queue.has_room();
+        lane.queue.take(quantum, out);
+        if !had_room && lane.queue.has_room() {
+            lane.space.notify_waiters();
+        }
+        let end = lane.end.filter(|_| lane.queue.is_empty());
+        Some(Turn { key, class: lane.class, stream: lane.stream.take(), end })
+    }
+
+    /// Ends a lane's turn after `bytes` were sent; the lane waits for its next one if it has more.
+    pub(crate) fn done(&self, key: ChannelKey, bytes: usize) {
+        let mut state = self.lock();
+        let Some(lane) = state.lanes.get_mut(&key) else { return };
+        let more = !lane.queue.is_empty() || lane.end.is_some();
+        lane.busy = more;
+        state.schedule.spent(key, bytes, more);
+    }
+
+    /// Removes a lane whose stream has ended.
+    pub(crate) fn remove(&self, key: ChannelKey) {
+        let mut state = self.lock();
+        state.schedule.remove(key);
+        if let Some(lane) = state.lanes.remove(&key) {
+            lane.space.notify_waiters();
+        }
+    }
+}
+
+impl State {
+    fn ready(&mut self, key: ChannelKey) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        if std::mem::replace(&mut lane.busy, true) {
+            return;
+        }
+        self.schedule.ready(key);
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Messages waiting to be sent, already in the form in which they go on a stream.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// Messages up to this many bytes are copied next to each other: cheaper than a chunk of their own.
+const INLINE: usize = 1_024;
+
+/// Small messages are collected into chunks of this many bytes.
+const CHUNK: usize = 16 << 10;
+
+/// The most bytes in front of a message: a variable-length integer (RFC 9000 §16).
+pub(crate) const MAX_HEADER: usize = 8;
+
+/// A bounded queue of framed messages: length, then content.
+#[derive(Debug)]
+pub(crate) struct FrameQueue {
+    chunks: VecDeque<(Bytes, usize)>,
+    tail: BytesMut,
+    tail_messages: usize,
+    messages: usize,
+    bytes: usize,
+    max_messages: usize,
+    max_bytes: usize,
+}
+
+impl FrameQueue {
+    /// A queue that takes messages while it holds fewer than `max_messages` and `max_bytes`.
+    pub(crate) fn new(max_messages: usize, max_bytes: usize) -> Self {
+        FrameQueue {
+            chunks: VecDeque::new(),
+            tail: BytesMut::new(),
+            tail_messages: 0,
+            messages: 0,
+            bytes: 0,
+            max_messages,
+            max_bytes,
+        }
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Whether one more message finds room.
+    pub(crate) fn has_room(&self) -> bool {
+        self.messages < self.max_messages && self.bytes < self.max_bytes
+    }
+
+    /// Appends a message with its length in front; `false` if there is no room.
+    pub(crate) fn push(&mut self, message: &Bytes) -> bool {
+        if !self.has_room() {
+            return false;
+        }
+        let before = self.tail.len();
+        put_varint(&mut self.tail, message.len() as u64);
+        self.bytes += self.tail.len() - before;
+        self.append(message);
+        true
+    }
+
+    /// Appends bytes as they are; `false` if there is no room.
+    pub(crate) fn push_raw(&mut self, bytes: &Bytes) -> bool {
+        if !self.has_room() {
+            return false;
+        }
+        self.append(bytes);
+        true
+    }
+
+    /// Takes about `budget` bytes from the front, at least one chunk's piece; returns how many.
+    pub(crate) fn take(&mut self, budget: usize, out: &mut VecDeque<Bytes>) -> usize {
+        let mut taken = 0;
+        while taken < budget {
+            let Some((chunk, messages)) = self.chunks.front_mut() else {
+                if self.tail.is_empty() {
+                    break;
+                }
+                self.flush();
+                continue;
+            };
+            let left = budget - taken;
+            if chunk.len() <= left {
+                taken += chunk.len();
+                self.messages -= *messages;
+                out.push_back(std::mem::take(chunk));
+                self.chunks.pop_front();
+            } else {
+                taken += left;
+                out.push_back(chunk.split_to(left));
+            }
+        }
+        self.bytes -= taken;
+        taken
+    }
+
+    fn append(&mut self, bytes: &Bytes) {
+        self.bytes += bytes.len();
+        self.messages += 1;
+        self.tail_messages += 1;
+        if bytes.len() <= INLINE {
+            self.tail.extend_from_slice(bytes);
+            if self.tail.len() >= CHUNK {
+                self.flush();
+            }
+        } else {
+            let messages = std::mem::take(&mut self.tail_messages);
+            self.flush();
+            self.chunks.push_back((bytes.clone(), messages));
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.tail.is_empty() {
+            let messages = std::mem::take(&mut self.tail_messages);
+            self.chunks.push_back((self.tail.split().freeze(), messages));
+            self.tail.reserve(CHUNK);
+        }
+    }
+}
+
+/// Writes a variable-length integer (RFC 9000 §16); values from 2⁶² on do not occur.
+pub(crate) fn put_varint(out: &mut BytesMut, value: u64) {
+    match value {
+        0..0x40 => out.put_u8(value as u8),
+        0x40..0x4000 => out.put_u16(0x4000 | value as u16),
+        0x4000..0x4000_0000 => out.put_u32(0x8000_0000 | value as u32),
+        _ => out.put_u64(0xc000_0000_0000_0000 | value),
+    }
+}
+
+/// Reads a variable-length integer from the front of `bytes`; `None` if it is not all there yet.
+pub(crate) fn take_varint(bytes: &mut Bytes) -> Option<u64> {
+    let first = *bytes.first()?;
+    let len = 1 << (first >> 6);
+    if bytes.len() < len {
+        return None;
+    }
+    let mut value = u64::from(first & 0x3f);
+    bytes.advance(1);
+    for _ in 1..len {
+        value = value << 8 | u64::from(bytes.get_u8());
+    }
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(queue: &mut FrameQueue, budget: usize) -> Vec<u8> {
+        let mut out = VecDeque::new();
+        while !queue.is_empty() {
+            assert!(queue.take(budget, &mut out) > 0);
+        }
+        out.into_iter().flatten().collect()
+    }
+
+    #[test]
+    fn messages_of_all_sizes_come_out_framed_and_in_order() {
+        for budget in [1, 100, 4_096, 1 << 20] {
+            let mut queue = FrameQueue::new(100, 1 << 20);
+            let sizes = [0, 1, 63, 64, 1_024, 1_025, 20_000, 5, 16_384, 3];
+            for (n, size) in sizes.iter().enumerate() {
+                assert!(queue.push(&Bytes::from(vec![n as u8; *size])));
+            }
+            assert_eq!(queue.messages, sizes.len());
+            let mut all = Bytes::from(drain(&mut queue, budget));
+            for (n, size) in sizes.iter().enumerate() {
+                let len = take_varint(&mut all).unwrap() as usize;
+                assert_eq!(len, *size);
+                assert!(all.split_to(len).iter().all(|byte| *byte == n as u8));
+            }
+            assert!(all.is_empty());
+            assert_eq!(queue.messages, 0);
+        }
+    }
+
+    #[test]
+    fn a_full_queue_takes_no_more_until_something_left() {
+        let mut queue = FrameQueue::new(2, 1 << 20);
+        let message = Bytes::from_static(b"message");
+        assert!(queue.push(&message) && queue.push(&message));
+        assert!(!queue.push(&message));
+        queue.take(usize::MAX, &mut VecDeque::new());
+        assert!(queue.push(&message));
+    }
+
+    #[test]
+    fn varints_survive_the_round_trip_and_wait_for_missing_bytes() {
+        for value in [0, 63, 64, 16_383, 16_384, 1 << 30, (1 << 30) - 1, (1 << 62) - 1] {
+            let mut out = BytesMut::new();
+            put_varint(&mut out, value);
+            let whole = out.freeze();
+            assert_eq!(take_varint(&mut whole.slice(..whole.len() - 1)), None);
+            assert_eq!(take_varint(&mut whole.clone()), Some(value));
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What comes in on a link: the control stream, and the streams that the peer opens.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use byway_proto::hello::{Agreed, Control, ControlCodec};
+use quinn::{ReadError, RecvStream, SendStream, VarInt};
+use tokio::{sync::mpsc, time};
+
+use super::{Link, establish, inbox::Inbox, queue};
+use crate::{
+    gone::Gone,
+    link::queue::FrameQueue,
+    net::mux::Mux,
+    protocol::{Registered, Registry, STREAM_SHARE},
+    stream::{STREAM_QUEUE, Stream},
+    tasks::Tasks,
+};
+
+/// How long a stream of a protocol that is not known yet waits: its announcement travels on another stream.
+const ANNOUNCE_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a stream may take to say what it is for.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Chunks taken from QUIC at once.
+const CHUNKS: usize = 32;
+
+/// Messages up to this many bytes get their memory at once; larger ones as their bytes arrive.
+const EAGER: usize = 64 << 10;
+
+/// Code with which a stream is stopped whose protocol or channel is not spoken here.
+pub(crate) const UNKNOWN: u32 = 2;
+
+/// Code with which a stream is stopped because too many wait to be accepted.
+pub(crate) const BUSY: u32 = 3;
+
+/// What a link's readers need of the node.
+#[derive(Clone)]
+pub(crate) struct Scope {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) tasks: Tasks,
+    pub(crate) mux: Arc<Mux>,
+    /// Takes the control messages that are not the link's own business.
+    pub(crate) control: mpsc::Sender<(Arc<Link>, Control)>,
+}
+
+/// Reads everything that the peer sends until the connection ends or the peer breaks the protocol.
+pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: ControlCodec, scope: Scope) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = link.connection.closed() => return,
+            () = link.track.backlog.notified() => {
+                let taken = link.connection.stats().udp_rx.datagrams;
+                link.track.consumed(taken, scope.mux.now());
+            }
+            message = establish::next(&mut recv, &mut codec) => match message {
+                // The node's duties, and with them this peer's next messages, wait for room in its queue.
+                Ok(message) => drop(scope.control.send((Arc::clone(&link), message)).await),
+                Err(gone) => return link.close(gone),
+            },
+            Ok(stream) = link.connection.accept_uni() => {
+                scope.tasks.spawn(channel(Arc::clone(&link), stream, scope.clone()));
+            }
+            Ok((send, recv)) = link.connection.accept_bi() => {
+                scope.tasks.spawn(byte_stream(Arc::clone(&link), send, recv, scope.clone()));
+            }
+        }
+    }
+}
+
+/// Reads one channel's messages into its protocol's inbox.
+async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
+    let Some(protocol) = protocol(&link, &mut stream, &scope).await else { return };
+    let Some(id) = varint(&mut stream).await.and_then(|id| u32::try_from(id).ok()) else { return };
+    let Some((channel, inbox)) = protocol.channel(id) else {
+        let _ = stream.stop(VarInt::from_u32(UNKNOWN));
+        return;
+    };
+    let mut frames =
+        Frames { max: channel.max_message, partial: None, header: BytesMut::new(), batch: VecDeque::new() };
+    if let Err(gone) = messages(&link, &mut stream, inbox, &mut frames).await {
+        link.close(gone);
+    }
+}
+
+async fn messages(link: &Link, stream: &mut RecvStream, inbox: &Inbox, frames: &mut Frames) -> Result<(), Gone> {
+    let mut chunks = [const { Bytes::new() }; CHUNKS];
+    loop {
+        if !inbox.deliver(link.peer, &mut frames.batch).await {
+            let _ = stream.stop(VarInt::from_u32(UNKNOWN));
+            return Ok(());
+        }
+        match stream.read_chunks(&mut chunks).await {
+            Ok(Some(count)) => {
+                for chunk in chunks.iter_mut().take(count) {
+                    frames.split(std::mem::take(chunk))?;
+                }
+            }
+            // A peer that gives a channel up may begin it anew on another stream.
+            Ok(None) | Err(ReadError::Reset(_) | ReadError::ConnectionLost(_)) => return Ok(()),
+            Err(error) => return Err(Gone::Lost(error.to_string())),
+        }
+    }
+}
+
+/// Takes messages out of a stream's bytes.
+struct Frames {
+    max: usize,
+    /// A message whose bytes have not all come: what is there, and how many are missing.
+    partial: Option<(BytesMut, usize)>,
+    /// A length of which not all bytes have come.
+    header: BytesMut,
+    batch: VecDeque<Bytes>,
+}
+
+impl Frames {
+    fn split(&mut self, mut chunk: Bytes) -> Result<(), Gone> {
+        while !chunk.is_empty() {
+            if let Some((message, missing)) = &mut self.partial {
+                let part = chunk.split_to(chunk.len().min(*missing));
+                message.extend_from_slice(&part);
+                *missing -= part.len();
+                if *missing == 0 {
+                    let message = std::mem::take(message).freeze();
+                    self.partial = None;
+                    self.batch.push_back(message);
+                }
+                continue;
+            }
+            let Some(len) = self.length(&mut chunk) else { return Ok(()) };
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            if len > self.max {
+                return Err(Gone::Misbehaved(format!("a message of {len} bytes on a channel for {}", self.max)));
+            }
+            if chunk.len() >= len {
+                self.batch.push_back(chunk.split_to(len));
+            } else {
+                self.partial = Some((BytesMut::with_capacity(len.min(EAGER)), len));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next message's length, if all its bytes are there.
+    fn length(&mut self, chunk: &mut Bytes) -> Option<u64> {
+        if self.header.is_empty() {
+            if let Some(len) = queue::take_varint(chunk) {
+                return Some(len);
+            }
+            self.header.extend_from_slice(chunk);
+            chunk.clear();
+            return None;
+        }
+        while !chunk.is_empty() {
+            self.header.extend_from_slice(&chunk.split_to(1));
+            let mut whole = Bytes::copy_from_slice(&self.header);
+            if let Some(len) = queue::take_varint(&mut whole) {
+                self.header.clear();
+                return Some(len);
+            }
+        }
+        None
+    }
+}
+
+/// Hands a byte stream that the peer opened to its protocol.
+async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream, scope: Scope) {
+    let Some(protocol) = protocol(&link, &mut recv, &scope).await else {
+        let _ = send.reset(VarInt::from_u32(UNKNOWN));
+        return;
+    };
+    let Some(streams) = &protocol.streams else {
+        let _ = recv.stop(VarInt::from_u32(UNKNOWN));
+        let _ = send.reset(VarInt::from_u32(UNKNOWN));
+        return;
+    };
+    let Ok(place) = streams.try_reserve() else {
+        let _ = recv.stop(VarInt::from_u32(BUSY));
+        let _ = send.reset(VarInt::from_u32(BUSY));
+        return;
+    };
+    let queue = FrameQueue::new(usize::MAX, STREAM_QUEUE);
+    if let Some(key) = link.outbox.open_stream(STREAM_SHARE, queue, send) {
+        place.send((link.peer, Stream::new(Arc::clone(&link.outbox), key, recv)));
+    }
+}
+
+/// Which of our protocols a stream is for.
+async fn protocol(link: &Link, stream: &mut RecvStream, scope: &Scope) -> Option<Arc<Registered>> {
+    let theirs = varint(stream).await?;
+    let ours = |agreed: &Agreed| agreed.protocols.iter().find(|p| u64::from(p.theirs) == theirs).map(|p| p.ours);
+    let mut agreed = link.agreed.subscribe();
+    let known = time::timeout(ANNOUNCE_WAIT, agreed.wait_for(|agreed| ours(agreed).is_some())).await;
+    let id = known.ok().and_then(Result::ok).and_then(|agreed| ours(&agreed));
+    let protocol = id.and_then(|id| scope.registry.by_id(id));
+    if protocol.is_none() {
+        let _ = stream.stop(VarInt::from_u32(UNKNOWN));
+    }
+    protocol
+}
+
+/// Reads a variable-length integer byte by byte, so that nothing behind it is taken from the stream.
+async fn varint(stream: &mut RecvStream) -> Option<u64> {
+    let mut bytes = BytesMut::with_capacity(queue::MAX_HEADER);
+    let read = async {
+        loop {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).await.ok()?;
+            bytes.extend_from_slice(&byte);
+            if let Some(value) = queue::take_varint(&mut Bytes::copy_from_slice(&bytes)) {
+                return Some(value);
+            }
+        }
+    };
+    time::timeout(HEADER_TIMEOUT, read).await.ok().flatten()
+}

@@ -1,0 +1,226 @@
+//! The one task that sends to a peer: it owns every stream's sending half, and decides what goes next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use byway_proto::schedule::{ChannelKey, Class};
+use quinn::{Connection, SendStream, WriteError};
+use tokio::time::Instant;
+
+use super::outbox::{End, Outbox, Outlet, Turn};
+use crate::{net::BoxFuture, quic::endpoint::SEND_WINDOW};
+
+/// Turns before the writer lets other tasks run.
+const TURNS: usize = 64;
+
+/// How often the window of unacknowledged bytes is fitted to the path.
+const FIT_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Bytes that may always sit inside QUIC: less would leave a fast line idle between two turns.
+const MIN_WINDOW: u64 = 256 << 10;
+
+/// What may sit inside QUIC while something urgent waits behind bulk: control and interactive queues are short.
+const URGENT_WINDOW: u64 = 64 << 20;
+
+/// Sends what the outbox holds until the connection or the outbox is closed.
+pub(crate) async fn run(connection: Connection, outbox: Arc<Outbox>) {
+    let mut writer = Writer {
+        outbox,
+        lanes: BTreeMap::new(),
+        blocked: BTreeSet::new(),
+        scratch: VecDeque::new(),
+        window: SEND_WINDOW,
+        fitted: Instant::now(),
+        connection: connection.clone(),
+    };
+    let mut closed = pin!(connection.closed());
+    poll_fn(|cx| match writer.poll(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => closed.as_mut().poll(cx).map(drop),
+    })
+    .await;
+    writer.outbox.close();
+}
+
+struct Writer {
+    connection: Connection,
+    outbox: Arc<Outbox>,
+    lanes: BTreeMap<ChannelKey, Lane>,
+    /// Lanes whose turn has not ended because QUIC took no more.
+    blocked: BTreeSet<ChannelKey>,
+    scratch: VecDeque<Bytes>,
+    window: u64,
+    fitted: Instant,
+}
+
+/// A stream, and what the lane's last turn left unsent because the stream could take no more.
+struct Lane {
+    class: Class,
+    stream: Stream,
+    held: VecDeque<Bytes>,
+    sent: usize,
+    end: Option<End>,
+}
+
+enum Stream {
+    Open(SendStream),
+    Opening(BoxFuture<'static, Option<SendStream>>),
+}
+
+/// How far a lane got.
+enum Progress {
+    /// Everything of this turn was sent.
+    Sent(usize),
+    /// QUIC takes no more now.
+    Blocked,
+    /// The stream is over.
+    Ended,
+}
+
+impl Writer {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.fit_window();
+        for key in self.blocked.clone() {
+            self.write(key, cx);
+        }
+        for _ in 0..TURNS {
+            if self.outbox.is_closed() {
+                return Poll::Ready(());
+            }
+            let Some(turn) = self.outbox.next(&mut self.scratch, cx.waker()) else { return Poll::Pending };
+            let key = turn.key;
+            self.take(turn);
+            self.write(key, cx);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes a lane's turn into the writer's own hands.
+    fn take(&mut self, turn: Turn) {
+        if let Some(outlet) = turn.stream {
+            let stream = match outlet {
+                Outlet::Open(stream) => Stream::Open(stream),
+                Outlet::Uni(header) => {
+                    self.scratch.push_front(header);
+                    let connection = self.connection.clone();
+                    Stream::Opening(Box::pin(async move { connection.open_uni().await.ok() }))
+                }
+            };
+            let lane = Lane { class: turn.class, stream, held: VecDeque::new(), sent: 0, end: None };
+            self.lanes.insert(turn.key, lane);
+        }
+        if let Some(lane) = self.lanes.get_mut(&turn.key) {
+            lane.held.append(&mut self.scratch);
+            lane.end = turn.end;
+        }
+        self.scratch.clear();
+    }
+
+    /// Gives QUIC what a lane holds, as far as QUIC takes it.
+    fn write(&mut self, key: ChannelKey, cx: &mut Context<'_>) {
+        let Some(lane) = self.lanes.get_mut(&key) else {
+            self.outbox.remove(key);
+            return;
+        };
+        if let Some(End::Reset(_)) = self.outbox.end_of(key) {
+            lane.held.clear(); // a reset does not wait for flow control
+            lane.end = self.outbox.end_of(key);
+        }
+        let mut progress = lane.poll(cx);
+        if matches!(progress, Progress::Blocked) && lane.class != Class::Bulk && self.window != URGENT_WINDOW {
+            // What is urgent must not wait for bulk that is inside QUIC already.
+            self.window = URGENT_WINDOW;
+            self.connection.set_send_window(self.window);
+            progress = lane.poll(cx);
+        }
+        match progress {
+            Progress::Sent(bytes) => {
+                self.blocked.remove(&key);
+                self.outbox.done(key, bytes);
+            }
+            Progress::Blocked => {
+                self.blocked.insert(key);
+            }
+            Progress::Ended => {
+                self.blocked.remove(&key);
+                self.lanes.remove(&key);
+                self.outbox.remove(key);
+            }
+        }
+    }
+
+    /// Lets about one and a half congestion windows sit inside QUIC: enough to fill the line, little enough that the
+    /// schedule decides what goes next.
+    fn fit_window(&mut self) {
+        let now = Instant::now();
+        if now - self.fitted < FIT_INTERVAL {
+            return;
+        }
+        self.fitted = now;
+        let congestion_window = self.connection.stats().path.cwnd;
+        let window = (congestion_window.saturating_mul(3) / 2).clamp(MIN_WINDOW, URGENT_WINDOW - 1);
+        if window.abs_diff(self.window) > self.window / 8 {
+            self.window = window;
+            self.connection.set_send_window(window);
+        }
+    }
+}
+
+impl Lane {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Progress {
+        let stream = match &mut self.stream {
+            Stream::Open(stream) => stream,
+            Stream::Opening(opening) => match opening.as_mut().poll(cx) {
+                Poll::Pending => return Progress::Blocked,
+                Poll::Ready(None) => return Progress::Ended,
+                Poll::Ready(Some(stream)) => {
+                    // Between two classes QUIC itself decides packet by packet.
+                    let _ = stream.set_priority(priority(self.class));
+                    self.stream = Stream::Open(stream);
+                    return self.poll(cx);
+                }
+            },
+        };
+        while !self.held.is_empty() {
+            let written = pin!(stream.write_chunks(self.held.make_contiguous())).poll(cx);
+            match written {
+                Poll::Ready(Ok(written)) => {
+                    self.sent += written.bytes;
+                    self.held.drain(..written.chunks);
+                }
+                Poll::Ready(Err(WriteError::Stopped(_) | WriteError::ConnectionLost(_) | WriteError::ClosedStream))
+                | Poll::Ready(Err(WriteError::ZeroRttRejected)) => return Progress::Ended,
+                Poll::Pending => return Progress::Blocked,
+            }
+        }
+        match self.end {
+            None => Progress::Sent(std::mem::take(&mut self.sent)),
+            // An error says that the stream is over already.
+            Some(End::Finish) => {
+                let _ = stream.finish();
+                Progress::Ended
+            }
+            Some(End::Reset(code)) => {
+                let _ = stream.reset(code);
+                Progress::Ended
+            }
+        }
+    }
+}
+
+/// QUIC's priority of a class's streams.
+pub(crate) fn priority(class: Class) -> i32 {
+    match class {
+        Class::Control => 2,
+        Class::Interactive => 1,
+        Class::Bulk => 0,
+    }
+}

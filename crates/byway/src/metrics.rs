@@ -1,0 +1,122 @@
+//! Counters of what was dropped, and why.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a datagram was not carried on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Dropped {
+    /// Its first byte belongs to no protocol of ours.
+    Junk,
+    /// Its source pretends to be an alias.
+    ForgedAlias,
+    /// Its family is switched off, or it leads to an address that no socket can reach.
+    NoSocket,
+    /// The kernel refused to send it.
+    SendError,
+    /// The socket's send buffer was full, and a copy took another route.
+    SocketFull,
+    /// The kernel failed to receive.
+    ReceiveError,
+    /// It would have amplified a stranger's traffic (RFC 9000 §8.1).
+    Amplification,
+    /// Its connection has not yet taken what it was given.
+    Backlog,
+    /// A handshake packet of no known connection.
+    UnknownHandshake,
+    /// A known connection's packet from a source that is no route of it.
+    UnknownSource,
+    /// Too many packets of unknown connections to answer them all.
+    StrangerRate,
+    /// One source began too many handshakes.
+    InitialRate,
+    /// A second Retry (RFC 9000 §17.2.5).
+    SecondRetry,
+    /// Relayed data from an address where this node is not registered.
+    NotOurRelay,
+    /// Relayed data that this relay does not forward.
+    NotForwarded,
+    /// The queue to the agent task was full.
+    AgentQueue,
+    /// The queue of datagrams that need a buffer of their own was full.
+    SpillQueue,
+    /// A copy beyond the budget of a dial.
+    DialBudget,
+    /// Too large for its route, and not to be split before the connection is established.
+    TooLarge,
+    /// The alias names no connection any more.
+    DeadAlias,
+}
+
+impl Dropped {
+    /// Every reason, in the order of the counters.
+    pub const ALL: [Dropped; 20] = [
+        Dropped::Junk,
+        Dropped::ForgedAlias,
+        Dropped::NoSocket,
+        Dropped::SendError,
+        Dropped::SocketFull,
+        Dropped::ReceiveError,
+        Dropped::Amplification,
+        Dropped::Backlog,
+        Dropped::UnknownHandshake,
+        Dropped::UnknownSource,
+        Dropped::StrangerRate,
+        Dropped::InitialRate,
+        Dropped::SecondRetry,
+        Dropped::NotOurRelay,
+        Dropped::NotForwarded,
+        Dropped::AgentQueue,
+        Dropped::SpillQueue,
+        Dropped::DialBudget,
+        Dropped::TooLarge,
+        Dropped::DeadAlias,
+    ];
+
+    /// The reason's name in `status --json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dropped::Junk => "junk",
+            Dropped::ForgedAlias => "forged_alias",
+            Dropped::NoSocket => "no_socket",
+            Dropped::SendError => "send_error",
+            Dropped::SocketFull => "socket_full",
+            Dropped::ReceiveError => "receive_error",
+            Dropped::Amplification => "amplification",
+            Dropped::Backlog => "backlog",
+            Dropped::UnknownHandshake => "unknown_handshake",
+            Dropped::UnknownSource => "unknown_source",
+            Dropped::StrangerRate => "stranger_rate",
+            Dropped::InitialRate => "initial_rate",
+            Dropped::SecondRetry => "second_retry",
+            Dropped::NotOurRelay => "not_our_relay",
+            Dropped::NotForwarded => "not_forwarded",
+            Dropped::AgentQueue => "agent_queue",
+            Dropped::SpillQueue => "spill_queue",
+            Dropped::DialBudget => "dial_budget",
+            Dropped::TooLarge => "too_large",
+            Dropped::DeadAlias => "dead_alias",
+        }
+    }
+}
+
+/// How many datagrams were dropped for each reason since the node started.
+#[derive(Debug, Default)]
+pub(crate) struct Counters([AtomicU64; Dropped::ALL.len()]);
+
+impl Counters {
+    /// Counts one datagram.
+    pub(crate) fn count(&self, why: Dropped) {
+        self.add(why, 1);
+    }
+
+    /// Counts several datagrams.
+    pub(crate) fn add(&self, why: Dropped, datagrams: u64) {
+        self.0[why as usize].fetch_add(datagrams, Ordering::Relaxed);
+    }
+
+    /// How many were dropped for this reason.
+    pub(crate) fn of(&self, why: Dropped) -> u64 {
+        self.0[why as usize].load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,392 @@
+//! The way in.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    ops::Range,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    task::{Context, Poll},
+};
+
+use byway_proto::{
+    Instant,
+    gate::Source,
+    relay::{Forward, Load},
+    wire::{
+        self, Kind, fragment,
+        quic::{self, CID_LEN, LongHeader, LongKind},
+        relay_data::{self, PREFIX_LEN},
+    },
+};
+use quinn::udp::RecvMeta;
+
+use super::Mux;
+use crate::{
+    metrics::Dropped,
+    net::{
+        routes::{Via, is_alias},
+        track::Track,
+    },
+};
+
+/// Datagrams that wait for a buffer of their own: reassembled ones, and those of a second peer in one receive buffer.
+/// One full receive of 32 buffers of 64 segments fits.
+const SPILL_QUEUE: usize = 2_048;
+
+/// Receives without a datagram for QUIC before the task yields: a flood of junk must not occupy it.
+const MAX_EMPTY_RECEIVES: usize = 16;
+
+/// The smallest UDP payload that may carry an Initial (RFC 9000 §14.1).
+const MIN_INITIAL: usize = 1_200;
+
+/// Datagrams of one receive buffer, for one alias, moved to the buffer's front.
+struct Run {
+    alias: SocketAddr,
+    stride: usize,
+    len: usize,
+    /// A shorter datagram ends a run: only the last segment of a buffer may be short.
+    open: bool,
+}
+
+impl Mux {
+    /// Receives datagrams for QUIC, each with its peer's alias as source. Never `Ready(Ok(0))`, which would spin.
+    pub(super) fn receive(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        for _ in 0..MAX_EMPTY_RECEIVES {
+            let spilled = self.take_spilled(bufs, meta);
+            if spilled > 0 {
+                return Poll::Ready(Ok(spilled));
+            }
+            // Start with the other socket each time, so that one cannot starve the other.
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            let mut idle = true;
+            for number in [turn % 2, (turn + 1) % 2] {
+                let Some(socket) = self.sockets.nth(number) else { continue };
+                match socket.poll_recv(cx, bufs, meta) {
+                    Poll::Pending => {}
+                    Poll::Ready(Ok(count)) => {
+                        idle = false;
+                        let kept = self.sort(bufs, meta, count);
+                        if kept > 0 {
+                            return Poll::Ready(Ok(kept));
+                        }
+                    }
+                    Poll::Ready(Err(error)) => {
+                        // An ICMP answer to an earlier datagram, or a passing fault: to QUIC it is loss.
+                        idle = false;
+                        tracing::trace!(%error, "receive failed");
+                        self.counters.count(Dropped::ReceiveError);
+                    }
+                }
+            }
+            if idle {
+                return Poll::Pending; // every socket has registered the waker
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Sorts received buffers: QUIC's stay, with aliases as sources, at the front of `bufs`; returns how many.
+    fn sort(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta], count: usize) -> usize {
+        let now = self.clock.now();
+        let mut kept = 0;
+        for index in 0..count.min(bufs.len()).min(meta.len()) {
+            let Some(run) = self.sort_segments(&mut bufs[index], &meta[index], now) else { continue };
+            meta[index].addr = run.alias;
+            meta[index].len = run.len;
+            meta[index].stride = run.stride;
+            meta[index].ecn = None; // marks belong to a route, and QUIC does not know which one it was
+            meta[index].dst_ip = None;
+            bufs.swap(kept, index);
+            meta.swap(kept, index);
+            kept += 1;
+        }
+        kept
+    }
+
+    /// Sorts the segments of one buffer; those of the first alias stay, moved to the front.
+    fn sort_segments(&self, buf: &mut [u8], meta: &RecvMeta, now: Instant) -> Option<Run> {
+        let source = canonical(meta.addr);
+        let (len, stride) = (meta.len.min(buf.len()), meta.stride.max(1));
+        if is_alias(source) {
+            self.counters.add(Dropped::ForgedAlias, len.div_ceil(stride) as u64);
+            return None;
+        }
+        let mut run: Option<Run> = None;
+        let mut start = 0;
+        while start < len {
+            let end = len.min(start + stride);
+            if wire::classify(&buf[start..end]) == Kind::RelayData
+                && let Some(forwarded) = self.forward_run(source, &buf[start..len], stride, now)
+            {
+                start += forwarded;
+                continue;
+            }
+            if let Some((alias, inner)) = self.sort_segment(source, &buf[start..end], now) {
+                self.keep(buf, start + inner.start..start + inner.end, alias, &mut run);
+            }
+            start = end;
+        }
+        run
+    }
+
+    /// Appends a datagram to the buffer's run, or to the spill queue if it does not fit there.
+    fn keep(&self, buf: &mut [u8], datagram: Range<usize>, alias: SocketAddr, run: &mut Option<Run>) {
+        let len = datagram.len();
+        match run {
+            None => {
+                buf.copy_within(datagram, 0);
+                *run = Some(Run { alias, stride: len, len, open: true });
+            }
+            Some(run) if run.open && run.alias == alias && len <= run.stride => {
+                if run.len != datagram.start {
+                    buf.copy_within(datagram, run.len);
+                }
+                run.len += len;
+                run.open = len == run.stride;
+            }
+            Some(_) => self.spill(alias, buf[datagram].to_vec()),
+        }
+    }
+
+    /// Says whose one datagram is, and which part of it is QUIC's; takes care of what is not QUIC's.
+    fn sort_segment(&self, source: SocketAddr, segment: &[u8], now: Instant) -> Option<(SocketAddr, Range<usize>)> {
+        match wire::classify(segment) {
+            Kind::RelayData => self.sort_relayed(source, segment, now),
+            kind => {
+                let alias = self.sort_inner(Via::Direct(source), kind, segment, now)?;
+                Some((alias, 0..segment.len()))
+            }
+        }
+    }
+
+    fn sort_relayed(&self, relay: SocketAddr, segment: &[u8], now: Instant) -> Option<(SocketAddr, Range<usize>)> {
+        if !self.routes.read().is_relay(relay) {
+            self.counters.count(Dropped::NotOurRelay);
+            return None;
+        }
+        let (id, inner) = relay_data::parse(segment)?;
+        let alias = match wire::classify(inner) {
+            // Nothing else is relayed: an answer to STUN would go to the wrong place.
+            kind @ (Kind::QuicShort | Kind::QuicLong | Kind::Probe | Kind::Fragment) => {
+                self.sort_inner(Via::Relay(relay, id), kind, inner, now)?
+            }
+            _ => {
+                self.counters.count(Dropped::Junk);
+                return None;
+            }
+        };
+        Some((alias, PREFIX_LEN..segment.len()))
+    }
+
+    fn sort_inner(&self, via: Via, kind: Kind, datagram: &[u8], now: Instant) -> Option<SocketAddr> {
+        match kind {
+            Kind::QuicShort => self.sort_short(via, datagram, now),
+            Kind::QuicLong => self.sort_long(via, datagram, now),
+            Kind::Probe | Kind::Stun => {
+                self.to_agent(via, datagram, now);
+                None
+            }
+            Kind::Fragment => {
+                self.reassemble(via, datagram, now);
+                None
+            }
+            _ => {
+                self.counters.count(Dropped::Junk);
+                None
+            }
+        }
+    }
+
+    fn sort_short(&self, via: Via, datagram: &[u8], now: Instant) -> Option<SocketAddr> {
+        let Some(cid) = quic::short_dcid(datagram) else {
+            self.counters.count(Dropped::Junk);
+            return None;
+        };
+        let table = self.routes.read();
+        if let Some(track) = table.by_cid(&cid) {
+            return self.deliver(track, via, datagram.len(), now);
+        }
+        // Perhaps a stateless reset, for it carries a connection id that nobody knows (RFC 9000 §10.3).
+        if let Some(track) = table.by_route(via) {
+            return self.deliver(track, via, datagram.len(), now);
+        }
+        drop(table);
+        // QUIC answers it with a stateless reset, by the way it came: a peer learns so that this node was restarted.
+        if !self.may_answer_stranger(now) {
+            return None;
+        }
+        match via {
+            Via::Direct(source) => Some(source),
+            Via::Relay(..) => {
+                let track = self.routes.stranger(via, now);
+                self.deliver(&track, via, datagram.len(), now)
+            }
+        }
+    }
+
+    fn sort_long(&self, via: Via, datagram: &[u8], now: Instant) -> Option<SocketAddr> {
+        let Some(header) = quic::parse_long(datagram) else {
+            self.counters.count(Dropped::Junk);
+            return None;
+        };
+        let known = self.routes.read().by_long_cid(header.dcid).cloned();
+        let track = match known {
+            Some(track) => track,
+            None => self.begin(via, &header, datagram.len(), now)?,
+        };
+        if header.kind == LongKind::Retry && std::mem::replace(&mut track.lock().retried, true) {
+            self.counters.count(Dropped::SecondRetry);
+            return None;
+        }
+        self.attach(&track, via, now);
+        self.deliver(&track, via, datagram.len(), now)
+    }
+
+    /// A handshake may come by several routes at once; each is answered, within what it may be sent.
+    fn attach(&self, track: &Arc<Track>, via: Via, now: Instant) {
+        let mut state = track.lock();
+        if state.established {
+            return;
+        }
+        let Some(route) = state.add(via, false) else { return };
+        if let Some(slot) = state.slot_mut(route) {
+            // The datagram itself is credited here, so that the replay below may use it.
+            slot.credit.received(MIN_INITIAL);
+        }
+        let answers = !state.dialled;
+        drop(state);
+        if answers {
+            self.replay(track, route, usize::MAX, now.since_start());
+        }
+    }
+
+    /// Lets a stranger's Initial begin a handshake, if the gate allows it.
+    fn begin(&self, via: Via, header: &LongHeader<'_>, len: usize, now: Instant) -> Option<Arc<Track>> {
+        let wanted = via.is_relay() || !self.relay_only;
+        if header.kind != LongKind::Initial || len < MIN_INITIAL || !wanted {
+            self.counters.count(Dropped::UnknownHandshake);
+            return None;
+        }
+        let source = match via {
+            Via::Direct(addr) => Source::of(addr),
+            Via::Relay(relay, id) => Source::relayed(relay, id),
+        };
+        let admitted = self.gate.lock().unwrap_or_else(PoisonError::into_inner).initial(source, len, now);
+        if admitted.is_err() {
+            self.counters.count(Dropped::InitialRate);
+            return None;
+        }
+        let track = self.routes.stranger(via, now);
+        self.routes.learn_initial(header.dcid, &track);
+        Some(track)
+    }
+
+    /// Notes a datagram on its peer's track; the alias, if QUIC may have it.
+    fn deliver(&self, track: &Arc<Track>, via: Via, len: usize, now: Instant) -> Option<SocketAddr> {
+        let mut state = track.lock();
+        let Some(route) = state.find(via) else {
+            self.counters.count(Dropped::UnknownSource);
+            return None;
+        };
+        state.heard(route, len, now);
+        let (admitted, measure) = state.admit();
+        drop(state);
+        if measure {
+            track.backlog.notify_one();
+        }
+        if !admitted {
+            self.counters.count(Dropped::Backlog);
+            return None;
+        }
+        Some(track.alias())
+    }
+
+    /// Puts the second half of a split datagram to its first.
+    fn reassemble(&self, via: Via, datagram: &[u8], now: Instant) {
+        let Some(half) = fragment::parse(datagram) else {
+            self.counters.count(Dropped::Junk);
+            return;
+        };
+        let track = self.routes.read().by_probe_key(half.key_id).cloned();
+        let Some(track) = track else {
+            self.counters.count(Dropped::UnknownSource);
+            return;
+        };
+        let mut state = track.lock();
+        if state.find(via).is_none() {
+            self.counters.count(Dropped::UnknownSource);
+            return;
+        }
+        let whole = state.reassembly.push(half, now);
+        drop(state);
+        let Some(whole) = whole else { return };
+        let is_quic = matches!(wire::classify(&whole), Kind::QuicShort | Kind::QuicLong);
+        if let Some(alias) = self.deliver(&track, via, whole.len(), now).filter(|_| is_quic) {
+            self.spill(alias, whole);
+        }
+    }
+
+    /// Forwards the datagrams at the front of `segments` that have one allocation, if this node relays for it; returns
+    /// how many bytes it took care of.
+    fn forward_run(&self, source: SocketAddr, segments: &[u8], stride: usize, now: Instant) -> Option<usize> {
+        let relay = self.relay.get()?;
+        let (id, _) = relay_data::parse(segments.get(..stride.min(segments.len()))?)?;
+        let len = segments
+            .chunks(stride)
+            .take_while(|s| relay_data::parse(s).is_some_and(|(i, _)| i == id))
+            .map(<[u8]>::len)
+            .sum();
+        let run = &segments[..len];
+        let count = run.len().div_ceil(stride);
+        let mut server = relay.lock().unwrap_or_else(PoisonError::into_inner);
+        match server.forward(source, id, Load { len: run.len(), segments: count }, now) {
+            Forward::To(to) => {
+                drop(server);
+                self.forward(to, run, (count > 1).then_some(stride));
+            }
+            // What cannot be held is counted by the machine.
+            Forward::Hold => run.chunks(stride).for_each(|datagram| {
+                let _ = server.hold(source, id, datagram, now);
+            }),
+            // A relay may itself be another relay's client.
+            Forward::Drop(_) if self.routes.read().is_relay(source) => return None,
+            Forward::Drop(_) => self.counters.add(Dropped::NotForwarded, count as u64),
+        }
+        Some(len)
+    }
+
+    fn spill(&self, alias: SocketAddr, datagram: Vec<u8>) {
+        let mut spill = self.spill.lock().unwrap_or_else(PoisonError::into_inner);
+        if spill.len() < SPILL_QUEUE {
+            spill.push_back((alias, datagram));
+        } else {
+            self.counters.count(Dropped::SpillQueue);
+        }
+    }
+
+    fn take_spilled(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+        let mut spill = self.spill.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 0;
+        for (buf, meta) in bufs.iter_mut().zip(meta) {
+            let Some((alias, datagram)) = spill.pop_front() else { break };
+            let len = datagram.len().min(buf.len());
+            buf[..len].copy_from_slice(&datagram[..len]);
+            *meta = RecvMeta { addr: alias, len, stride: len.max(1), ecn: None, dst_ip: None };
+            count += 1;
+        }
+        count
+    }
+}
+
+/// IPv4 in its own form, whatever the socket says, and no scope: one peer's address must always look the same.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+const _: () = assert!(CID_LEN == 8, "short headers are parsed with our own connection id length");

@@ -1,0 +1,206 @@
+//! The way out.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use byway_proto::{
+    Instant,
+    paths::{Plan, RouteId},
+    wire::{fragment, quic, relay_data},
+};
+use quinn::udp::Transmit;
+
+use super::{BLOCKED, Mux};
+use crate::{
+    metrics::Dropped,
+    net::{
+        routes::{Via, is_alias},
+        track::{State, Track},
+    },
+};
+
+/// What became of one route's copy of a batch.
+enum Sent {
+    /// It left, or was lost on the way: QUIC deals with loss.
+    Yes,
+    /// The socket with this number is full.
+    Blocked(usize),
+}
+
+impl Mux {
+    /// Sends what QUIC hands over. Only `WouldBlock` is ever an error here: any other would end the connection.
+    pub(super) fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if !is_alias(transmit.destination) {
+            return self.finish(self.put(transmit.destination, transmit.contents, transmit.segment_size));
+        }
+        let Some(track) = self.routes.read().by_alias(transmit.destination).cloned() else {
+            self.counters.count(Dropped::DeadAlias);
+            return Ok(());
+        };
+        if transmit.contents.first().is_some_and(|first| first & 0x80 != 0)
+            && let Some(header) = quic::parse_long(transmit.contents)
+        {
+            self.routes.learn_cid(header.scid, &track);
+        }
+        let now = self.clock.now();
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        let mut state = track.lock();
+        let wake = match self.send_on_routes(&mut state, transmit.contents, segment) {
+            Sent::Blocked(socket) => return self.finish(Sent::Blocked(socket)),
+            Sent::Yes => {
+                state.ring.keep(transmit.contents, segment, now);
+                state.sent(segment.min(transmit.contents.len()), now)
+            }
+        };
+        drop(state);
+        if wake {
+            self.woken.push(track.alias());
+        }
+        Ok(())
+    }
+
+    /// Sends again what was sent last, on one route; `age` leaves out what is older.
+    pub(crate) fn replay(&self, track: &Arc<Track>, route: RouteId, last: usize, age: Duration) {
+        let now = self.clock.now();
+        let mut state = track.lock();
+        let datagrams: Vec<Vec<u8>> = state.ring.last(last, age, now).map(<[u8]>::to_vec).collect();
+        for datagram in datagrams {
+            // A replay is a copy: where the socket is full, it is lost.
+            if let Sent::Blocked(_) = self.send_on(&mut state, route, &datagram, datagram.len()) {
+                self.counters.count(Dropped::SocketFull);
+            }
+        }
+    }
+
+    /// Sends a datagram of ours, past QUIC; lost where the socket is full.
+    pub(crate) fn send_control(&self, via: Via, datagram: &[u8]) {
+        let sent = match via {
+            Via::Direct(addr) => self.put(addr, datagram, None),
+            Via::Relay(addr, id) => self.put(addr, &[&relay_data::prefix(id), datagram].concat(), None),
+        };
+        if let Sent::Blocked(_) = sent {
+            self.counters.count(Dropped::SocketFull);
+        }
+    }
+
+    /// One copy on each route in use. The first decides whether QUIC has to wait: were a copy to decide, QUIC would
+    /// send the first one twice.
+    fn send_on_routes(&self, state: &mut State, contents: &[u8], segment: usize) -> Sent {
+        let first = state.selected.or_else(|| state.routes().next().map(|(route, _)| route));
+        let Some(first) = first else { return Sent::Yes };
+        if let Sent::Blocked(socket) = self.send_on(state, first, contents, segment) {
+            return Sent::Blocked(socket);
+        }
+        if let Plan::One(_) = state.plan {
+            return Sent::Yes;
+        }
+        for index in 0..state.slots.len() {
+            let route = RouteId(index as u8);
+            let is_used = match state.plan {
+                Plan::Several(routes) => routes.contains(route),
+                Plan::One(_) | Plan::All => true,
+            };
+            if is_used
+                && route != first
+                && let Sent::Blocked(_) = self.send_on(state, route, contents, segment)
+            {
+                self.counters.count(Dropped::SocketFull);
+            }
+        }
+        Sent::Yes
+    }
+
+    fn send_on(&self, state: &mut State, route: RouteId, contents: &[u8], segment: usize) -> Sent {
+        let (dialled, established) = (state.dialled, state.established);
+        let Some(slot) = state.slot_mut(route) else { return Sent::Yes };
+        if !slot.proven && !dialled && !slot.credit.may_send(contents.len()) {
+            self.counters.add(Dropped::Amplification, contents.len().div_ceil(segment) as u64);
+            return Sent::Yes;
+        }
+        let (via, mtu) = (slot.via, usize::from(slot.mtu));
+        if segment > mtu && established {
+            return self.send_split(state, via, contents, segment);
+        }
+        let sent = match via {
+            Via::Direct(addr) => self.put(addr, contents, (segment < contents.len()).then_some(segment)),
+            Via::Relay(addr, id) => {
+                let prefix = relay_data::prefix(id);
+                let count = contents.len().div_ceil(segment);
+                let mut laid = Vec::with_capacity(contents.len() + count * prefix.len());
+                for datagram in contents.chunks(segment) {
+                    laid.extend_from_slice(&prefix);
+                    laid.extend_from_slice(datagram);
+                }
+                self.put(addr, &laid, (count > 1).then_some(segment + prefix.len()))
+            }
+        };
+        if let (Sent::Yes, Some(slot)) = (&sent, state.slot_mut(route)) {
+            slot.bytes_sent += contents.len() as u64;
+        }
+        sent
+    }
+
+    /// Sends datagrams that are too large for the route in two halves each.
+    fn send_split(&self, state: &mut State, via: Via, contents: &[u8], segment: usize) -> Sent {
+        let Some(key) = state.probe_key_id() else {
+            self.counters.count(Dropped::TooLarge);
+            return Sent::Yes;
+        };
+        for datagram in contents.chunks(segment) {
+            state.fragments = state.fragments.wrapping_add(1);
+            for half in fragment::split(datagram, key, state.fragments) {
+                self.send_control(via, &half);
+            }
+        }
+        Sent::Yes
+    }
+
+    /// Puts one batch on a socket.
+    fn put(&self, addr: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> Sent {
+        let Some((number, socket)) = self.sockets.towards(addr).filter(|_| is_sendable(addr)) else {
+            self.counters.count(Dropped::NoSocket);
+            return Sent::Yes;
+        };
+        // No source address: one that is no longer ours would turn segmentation offload off for good.
+        match socket.try_send(&Transmit { destination: addr, ecn: None, contents, segment_size, src_ip: None }) {
+            Ok(()) => Sent::Yes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Blocked(number),
+            Err(error) => {
+                tracing::trace!(%error, "datagram not sent");
+                self.counters.count(Dropped::SendError);
+                Sent::Yes
+            }
+        }
+    }
+
+    fn finish(&self, sent: Sent) -> io::Result<()> {
+        match sent {
+            Sent::Yes => Ok(()),
+            Sent::Blocked(socket) => {
+                BLOCKED.set(Some(socket));
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+        }
+    }
+
+    /// Forwards relayed datagrams as they came; lost, and counted, where the socket is full.
+    pub(super) fn forward(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) {
+        if let Sent::Blocked(_) = self.put(to, contents, segment_size) {
+            self.counters.count(Dropped::SocketFull);
+        }
+    }
+
+    /// Sends datagrams that the relay held back, each by itself.
+    pub(crate) fn send_raw(&self, to: SocketAddr, datagram: &[u8]) {
+        self.forward(to, datagram, None);
+    }
+
+    /// The moment on the node's clock.
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+}
+
+/// The kernel answers such a destination with EINVAL, which costs the whole socket its segmentation offload.
+fn is_sendable(addr: SocketAddr) -> bool {
+    addr.port() != 0 && !addr.ip().is_unspecified()
+}

@@ -1,0 +1,321 @@
+//! Which peer a packet belongs to, and by which routes that peer's packets travel.
+//!
+//! QUIC sees one address per connection for life, an **alias** that names the peer (`spec`: `ARCHITECTURE.md`). Only
+//! this file knows what aliases look like: IPv6 addresses of the discard prefix `100::/64` (RFC 6666) whose host bits
+//! an outsider cannot guess.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
+    time::Duration,
+};
+
+use byway_proto::{
+    Instant, Rng,
+    wire::{quic::CID_LEN, relay_data::AllocId},
+};
+
+use super::track::Track;
+
+/// The first 64 bits of every alias: the discard-only prefix, which no network routes.
+const ALIAS_PREFIX: [u16; 4] = [0x100, 0, 0, 0];
+
+/// Most aliases whose peer has not finished a handshake; the oldest make room. Bounds what strangers can occupy.
+pub(crate) const MAX_STRANGERS: usize = 1_024;
+
+/// How long a stranger's alias is kept at least: the longest handshake plus the life of a Retry token.
+const STRANGER_LIFE: Duration = Duration::from_secs(15);
+
+/// Most connection ids of one alias that lead to it; a handshake needs two (RFC 9000 §7.2), a Retry adds one.
+pub(crate) const MAX_CIDS: usize = 8;
+
+/// Most relays from which relayed datagrams are taken: two warm ones, and those that tickets named.
+pub(crate) const MAX_RELAYS: usize = 16;
+
+/// A way to a peer: where a datagram goes on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Via {
+    /// To the peer's own address.
+    Direct(SocketAddr),
+    /// To a relay, which forwards it by the allocation's id.
+    Relay(SocketAddr, AllocId),
+}
+
+impl Via {
+    /// The address that the kernel sees.
+    pub(crate) fn remote(self) -> SocketAddr {
+        match self {
+            Via::Direct(addr) | Via::Relay(addr, _) => addr,
+        }
+    }
+
+    /// Whether a relay carries it.
+    pub(crate) fn is_relay(self) -> bool {
+        matches!(self, Via::Relay(..))
+    }
+}
+
+/// The table of aliases: read on every packet, written when connections come and go.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    table: RwLock<Table>,
+    fresh: Mutex<Rng>,
+    /// Keys the aliases of strangers, so that address-validation tokens stay valid over a restart.
+    key: [u8; 32],
+}
+
+/// What [`Routes`] holds, under one lock.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    by_alias: HashMap<(u64, u16), Arc<Track>, BuildHasherDefault<Unguessable>>,
+    by_cid: HashMap<[u8; CID_LEN], Arc<Track>, BuildHasherDefault<Unguessable>>,
+    /// Connection ids of another length, which a dialling peer chose for its first packets.
+    by_initial: HashMap<Vec<u8>, Arc<Track>>,
+    by_probe_key: HashMap<[u8; 8], Arc<Track>, BuildHasherDefault<Unguessable>>,
+    /// Established peers' routes: a stateless reset carries no connection id that is known.
+    by_route: HashMap<Via, Arc<Track>>,
+    strangers: VecDeque<(Instant, SocketAddr)>,
+    relays: Vec<SocketAddr>,
+}
+
+impl Routes {
+    pub(crate) fn new(seed: &[u8; 32], key: [u8; 32]) -> Self {
+        Routes { table: RwLock::default(), fresh: Mutex::new(Rng::new(seed, "aliases")), key }
+    }
+
+    /// The table, for looking up.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new alias for a peer that this node dials.
+    pub(crate) fn dial(&self, now: Instant) -> Arc<Track> {
+        let mut table = self.write();
+        let alias = loop {
+            let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+            let alias = alias(fresh.next_u64(), fresh.below(u64::from(u16::MAX)) as u16 + 1);
+            if table.by_alias(alias).is_none() {
+                break alias;
+            }
+        };
+        let track = Arc::new(Track::dialled(alias, now));
+        table.insert(&track);
+        track
+    }
+
+    /// The alias of a stranger: its host bits are a keyed hash of where it comes from, so that a token that QUIC gave
+    /// to it is worth nothing elsewhere; the port tells its connections apart.
+    pub(crate) fn stranger(&self, via: Via, now: Instant) -> Arc<Track> {
+        let mut hash = blake3::Hasher::new_keyed(&self.key);
+        match via.remote().ip() {
+            IpAddr::V4(ip) => hash.update(&ip.octets()),
+            IpAddr::V6(ip) => hash.update(&ip.octets()),
+        };
+        if let Via::Relay(_, id) = via {
+            hash.update(&id.0.to_be_bytes());
+        }
+        let (host, _) = hash
+            .finalize()
+            .as_bytes()
+            .split_first_chunk()
+            .map(|(h, r)| (u64::from_be_bytes(*h), r))
+            .expect("32 bytes hold 8");
+        let mut table = self.write();
+        let port = loop {
+            let port = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).below(u64::from(u16::MAX)) as u16 + 1;
+            if table.by_alias(alias(host, port)).is_none() {
+                break port;
+            }
+        };
+        let track = Arc::new(Track::accepted(alias(host, port), via, now));
+        table.insert(&track);
+        table.strangers.push_back((now, track.alias()));
+        table.evict_strangers(now);
+        track
+    }
+
+    /// Leads packets with this connection id, which our own generator drew, to `track`.
+    pub(crate) fn learn_cid(&self, cid: &[u8], track: &Arc<Track>) {
+        if let Ok(cid) = <[u8; CID_LEN]>::try_from(cid)
+            && track.remember_cid(&cid)
+        {
+            self.write().by_cid.insert(cid, Arc::clone(track));
+        }
+    }
+
+    /// Leads further packets of a handshake that a stranger began with this connection id to `track`.
+    pub(crate) fn learn_initial(&self, cid: &[u8], track: &Arc<Track>) {
+        if track.remember_cid(cid) {
+            self.write().by_initial.insert(cid.to_vec(), Arc::clone(track));
+        }
+    }
+
+    /// Leads packets that carry no known connection id but came by `via` to `track`.
+    pub(crate) fn learn_route(&self, via: Via, track: &Arc<Track>) {
+        self.write().by_route.insert(via, Arc::clone(track));
+    }
+
+    /// Forgets that `via` leads to `track`.
+    pub(crate) fn forget_route(&self, via: Via, track: &Arc<Track>) {
+        self.write().forget_route(via, track);
+    }
+
+    /// Leads probes and fragments with this key id to `track`.
+    pub(crate) fn learn_probe_key(&self, id: [u8; 8], track: &Arc<Track>) {
+        track.set_probe_key(id);
+        self.write().by_probe_key.insert(id, Arc::clone(track));
+    }
+
+    /// Forgets an alias and everything that led to it.
+    pub(crate) fn remove(&self, alias: SocketAddr) {
+        self.write().remove(alias);
+    }
+
+    /// Takes relayed datagrams from `relay`; `false` if that would be more than [`MAX_RELAYS`].
+    pub(crate) fn add_relay(&self, relay: SocketAddr) -> bool {
+        let relays = &mut self.write().relays;
+        if !relays.contains(&relay) {
+            if relays.len() >= MAX_RELAYS {
+                return false;
+            }
+            relays.push(relay);
+        }
+        true
+    }
+
+    /// Takes no more relayed datagrams from `relay`.
+    pub(crate) fn remove_relay(&self, relay: SocketAddr) {
+        self.write().relays.retain(|r| *r != relay);
+    }
+}
+
+impl Table {
+    /// The peer that an alias names.
+    pub(crate) fn by_alias(&self, alias: SocketAddr) -> Option<&Arc<Track>> {
+        self.by_alias.get(&alias_key(alias)?)
+    }
+
+    /// The peer to which short headers with this connection id go.
+    pub(crate) fn by_cid(&self, cid: &[u8; CID_LEN]) -> Option<&Arc<Track>> {
+        self.by_cid.get(cid)
+    }
+
+    /// The peer to which long headers with this connection id go.
+    pub(crate) fn by_long_cid(&self, cid: &[u8]) -> Option<&Arc<Track>> {
+        let own = <[u8; CID_LEN]>::try_from(cid).ok().and_then(|cid| self.by_cid.get(&cid));
+        own.or_else(|| self.by_initial.get(cid))
+    }
+
+    /// The established peer that has this route.
+    pub(crate) fn by_route(&self, via: Via) -> Option<&Arc<Track>> {
+        self.by_route.get(&via)
+    }
+
+    fn forget_route(&mut self, via: Via, track: &Arc<Track>) {
+        // A restarted peer's new connection may own the route by now.
+        if self.by_route.get(&via).is_some_and(|owner| Arc::ptr_eq(owner, track)) {
+            self.by_route.remove(&via);
+        }
+    }
+
+    /// The peer whose probes carry this key id.
+    pub(crate) fn by_probe_key(&self, id: [u8; 8]) -> Option<&Arc<Track>> {
+        self.by_probe_key.get(&id)
+    }
+
+    /// Whether this node is registered at a relay with this address.
+    pub(crate) fn is_relay(&self, addr: SocketAddr) -> bool {
+        self.relays.contains(&addr)
+    }
+
+    fn insert(&mut self, track: &Arc<Track>) {
+        let key = alias_key(track.alias()).expect("Routes makes every alias with the alias prefix");
+        self.by_alias.insert(key, Arc::clone(track));
+    }
+
+    fn remove(&mut self, alias: SocketAddr) {
+        let Some(track) = alias_key(alias).and_then(|key| self.by_alias.remove(&key)) else { return };
+        for cid in track.cids() {
+            if let Ok(own) = <[u8; CID_LEN]>::try_from(cid.as_slice()) {
+                self.by_cid.remove(&own);
+            }
+            self.by_initial.remove(&cid);
+        }
+        for via in track.vias() {
+            self.forget_route(via, &track);
+        }
+        if let Some(id) = track.probe_key() {
+            self.by_probe_key.remove(&id);
+        }
+    }
+
+    /// Forgets strangers who never finished a handshake: the old ones, and the oldest when there are too many.
+    fn evict_strangers(&mut self, now: Instant) {
+        while let Some(&(since, alias)) = self.strangers.front() {
+            let is_stranger = self.by_alias(alias).is_some_and(|track| !track.is_established());
+            let is_old = now.since(since) > STRANGER_LIFE;
+            if is_stranger && !is_old && self.strangers.len() <= MAX_STRANGERS {
+                return;
+            }
+            self.strangers.pop_front();
+            if is_stranger {
+                self.remove(alias);
+            }
+        }
+    }
+}
+
+/// Whether an address is an alias; a packet from the outside must never claim to come from one.
+pub(crate) fn is_alias(addr: SocketAddr) -> bool {
+    alias_key(addr).is_some()
+}
+
+fn alias(host: u64, port: u16) -> SocketAddr {
+    let [a, b, c, d] = ALIAS_PREFIX;
+    let [e, f, g, h] = [48, 32, 16, 0].map(|shift| (host >> shift) as u16);
+    // Flow information and scope stay zero: QUIC compares addresses bit by bit.
+    SocketAddrV6::new(Ipv6Addr::new(a, b, c, d, e, f, g, h), port, 0, 0).into()
+}
+
+fn alias_key(addr: SocketAddr) -> Option<(u64, u16)> {
+    let SocketAddr::V6(addr) = addr else { return None };
+    let [a, b, c, d, e, f, g, h] = addr.ip().segments();
+    ([a, b, c, d] == ALIAS_PREFIX)
+        .then(|| ([e, f, g, h].into_iter().fold(0, |host, part| host << 16 | u64::from(part)), addr.port()))
+}
+
+/// Hashes keys that this node drew at random, so that nobody else can make them collide.
+#[derive(Debug, Default)]
+pub(crate) struct Unguessable(u64);
+
+impl Hasher for Unguessable {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u16(&mut self, n: u16) {
+        self.write_u64(u64::from(n));
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = self.0.rotate_left(29) ^ n;
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64); // the length that arrays hash first
+    }
+}

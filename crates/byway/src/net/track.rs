@@ -1,0 +1,332 @@
+//! What the packet path knows of one alias: its routes, which of them are in use, and what went out unanswered.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use byway_proto::{
+    Instant,
+    gate::{Backlog, Credit},
+    paths::{Plan, RouteId, SMALL, Sample},
+    wire::fragment::Reassembly,
+};
+use tokio::sync::Notify;
+
+use super::routes::{MAX_CIDS, Via};
+
+/// Most routes to one peer on the packet path: the route machine keeps half as many, and may prefer a newcomer.
+pub(crate) const MAX_ROUTES: usize = RouteId::LIMIT as usize;
+
+/// The UDP payload in bytes that every route is trusted to carry before a padded probe proved more (RFC 9000 §14.1).
+pub(crate) const MIN_MTU: u16 = 1_200;
+
+/// Datagrams kept for a replay: what may be lost with a route that just died.
+pub(crate) const RING: usize = 16;
+
+/// Of a batch that leaves faster than this, only the last two datagrams are worth a replay: the acknowledgement of the
+/// highest packet number makes QUIC see the rest as lost.
+const RING_WINDOW: Duration = Duration::from_millis(1);
+
+/// Datagrams handed to QUIC that its connection has not taken yet; past this they are dropped, for QUIC's own queue has
+/// no bound. 8,192 full datagrams are 12 MB, one window of a 1 Gbit/s line at 100 ms.
+const MAX_BACKLOG: u64 = 8_192;
+
+/// One alias's state on the packet path.
+#[derive(Debug)]
+pub(crate) struct Track {
+    alias: SocketAddr,
+    state: Mutex<State>,
+    /// Told when QUIC's queue needs to be measured.
+    pub(crate) backlog: Notify,
+    /// Told when another route was selected.
+    pub(crate) moved: Notify,
+}
+
+/// The mutable half of a [`Track`].
+#[derive(Debug)]
+pub(crate) struct State {
+    /// This node dialled: its routes are candidates it chose itself.
+    pub(crate) dialled: bool,
+    pub(crate) established: bool,
+    pub(crate) slots: Vec<Option<Slot>>,
+    /// The route that carries the connection; `None` before the handshake is done.
+    pub(crate) selected: Option<RouteId>,
+    /// The routes that a datagram takes: all of them while dialling, several while the selected one is doubted.
+    pub(crate) plan: Plan,
+    pub(crate) unanswered: Unanswered,
+    /// The agent looks at this track by itself; otherwise the first unanswered datagram wakes it.
+    pub(crate) watched: bool,
+    pub(crate) ring: Ring,
+    pub(crate) backlog: Backlog,
+    backlog_asked: bool,
+    pub(crate) reassembly: Reassembly,
+    pub(crate) fragments: u32,
+    pub(crate) retried: bool,
+    cids: Vec<Vec<u8>>,
+    probe_key: Option<[u8; 8]>,
+}
+
+/// A route as the packet path needs it.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) via: Via,
+    /// The largest UDP payload known to pass, without a relay's prefix.
+    pub(crate) mtu: u16,
+    /// An authenticated probe was answered on it, or this node chose it for a dial.
+    pub(crate) proven: bool,
+    /// What an unproven route may be sent (RFC 9000 §8.1).
+    pub(crate) credit: Credit,
+    pub(crate) heard: Option<Instant>,
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+}
+
+/// The oldest datagrams to which no answer came yet.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Unanswered {
+    pub(crate) large: Option<Instant>,
+    pub(crate) small: Option<Instant>,
+    pub(crate) last_sent: Option<Instant>,
+}
+
+/// The last datagrams sent, for a replay on another route.
+#[derive(Debug, Default)]
+pub(crate) struct Ring {
+    kept: VecDeque<(Instant, Vec<u8>)>,
+    window_start: Instant,
+    window_count: usize,
+}
+
+impl Track {
+    pub(super) fn dialled(alias: SocketAddr, now: Instant) -> Self {
+        Track::new(alias, true, now)
+    }
+
+    pub(super) fn accepted(alias: SocketAddr, via: Via, now: Instant) -> Self {
+        let track = Track::new(alias, false, now);
+        track.lock().add(via, false);
+        track
+    }
+
+    fn new(alias: SocketAddr, dialled: bool, now: Instant) -> Self {
+        let state = State {
+            dialled,
+            established: false,
+            slots: Vec::new(),
+            selected: None,
+            plan: Plan::All,
+            unanswered: Unanswered::default(),
+            watched: false,
+            ring: Ring { window_start: now, ..Ring::default() },
+            backlog: Backlog::new(MAX_BACKLOG, now),
+            backlog_asked: false,
+            reassembly: Reassembly::default(),
+            fragments: 0,
+            retried: false,
+            cids: Vec::new(),
+            probe_key: None,
+        };
+        Track { alias, state: Mutex::new(state), backlog: Notify::new(), moved: Notify::new() }
+    }
+
+    pub(crate) fn alias(&self) -> SocketAddr {
+        self.alias
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_established(&self) -> bool {
+        self.lock().established
+    }
+
+    /// Notes that the connection has taken `datagrams` since it was made.
+    pub(crate) fn consumed(&self, datagrams: u64, now: Instant) {
+        let mut state = self.lock();
+        state.backlog.consumed(datagrams, now);
+        state.backlog_asked = false;
+    }
+
+    pub(crate) fn cids(&self) -> Vec<Vec<u8>> {
+        self.lock().cids.clone()
+    }
+
+    /// Where this peer's packets go now, if any route is known.
+    pub(crate) fn via(&self) -> Option<Via> {
+        let state = self.lock();
+        let heard = || state.routes().max_by_key(|(_, slot)| slot.heard).map(|(_, slot)| slot.via);
+        state.selected.and_then(|route| state.slot(route)).map(|slot| slot.via).or_else(heard)
+    }
+
+    pub(crate) fn vias(&self) -> Vec<Via> {
+        self.lock().routes().map(|(_, slot)| slot.via).collect()
+    }
+
+    pub(crate) fn probe_key(&self) -> Option<[u8; 8]> {
+        self.lock().probe_key
+    }
+
+    pub(super) fn set_probe_key(&self, id: [u8; 8]) {
+        self.lock().probe_key = Some(id);
+    }
+
+    /// Notes a connection id that leads here; `false` if it is known or one too many.
+    pub(super) fn remember_cid(&self, cid: &[u8]) -> bool {
+        let cids = &mut self.lock().cids;
+        let new = cids.len() < MAX_CIDS && !cids.iter().any(|known| known == cid);
+        if new {
+            cids.push(cid.to_vec());
+        }
+        new
+    }
+}
+
+impl State {
+    /// Adds a route; `None` if it is there already or there are [`MAX_ROUTES`].
+    pub(crate) fn add(&mut self, via: Via, proven: bool) -> Option<RouteId> {
+        if self.find(via).is_some() {
+            return None;
+        }
+        let slot = Slot {
+            via,
+            mtu: MIN_MTU,
+            proven,
+            credit: Credit::default(),
+            heard: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+        };
+        let free = self.slots.iter().position(Option::is_none);
+        let index = match free {
+            Some(index) => index,
+            None if self.slots.len() < MAX_ROUTES => {
+                self.slots.push(None);
+                self.slots.len() - 1
+            }
+            None => return None,
+        };
+        self.slots[index] = Some(slot);
+        Some(RouteId(index as u8))
+    }
+
+    pub(crate) fn remove(&mut self, route: RouteId) {
+        if let Some(slot) = self.slots.get_mut(usize::from(route.0)) {
+            *slot = None;
+        }
+    }
+
+    pub(crate) fn find(&self, via: Via) -> Option<RouteId> {
+        // The selected route first: almost every packet comes by it.
+        if let Some(selected) = self.selected
+            && self.slot(selected).is_some_and(|slot| slot.via == via)
+        {
+            return Some(selected);
+        }
+        let index = self.slots.iter().position(|slot| slot.as_ref().is_some_and(|slot| slot.via == via))?;
+        Some(RouteId(index as u8))
+    }
+
+    pub(crate) fn slot(&self, route: RouteId) -> Option<&Slot> {
+        self.slots.get(usize::from(route.0))?.as_ref()
+    }
+
+    pub(crate) fn slot_mut(&mut self, route: RouteId) -> Option<&mut Slot> {
+        self.slots.get_mut(usize::from(route.0))?.as_mut()
+    }
+
+    /// The routes, with their ids.
+    pub(crate) fn routes(&self) -> impl Iterator<Item = (RouteId, &Slot)> {
+        self.slots.iter().enumerate().filter_map(|(i, slot)| Some((RouteId(i as u8), slot.as_ref()?)))
+    }
+
+    /// Notes that something was sent; `true` if the agent must be woken to look after it.
+    pub(crate) fn sent(&mut self, largest: usize, now: Instant) -> bool {
+        self.unanswered.last_sent = Some(now);
+        let first = if largest > SMALL { &mut self.unanswered.large } else { &mut self.unanswered.small };
+        if first.is_none() {
+            *first = Some(now);
+        }
+        let wake = self.established && !self.watched;
+        self.watched |= wake;
+        wake
+    }
+
+    /// Notes that `datagrams` of `bytes` came by `route`.
+    pub(crate) fn heard(&mut self, route: RouteId, bytes: usize, now: Instant) {
+        if self.plan == Plan::All || self.selected == Some(route) {
+            self.answered();
+        }
+        if let Some(slot) = self.slot_mut(route) {
+            slot.heard = Some(now);
+            slot.bytes_received += bytes as u64;
+            if !slot.proven {
+                slot.credit.received(bytes);
+            }
+        }
+    }
+
+    /// Everything sent so far counts as answered.
+    pub(crate) fn answered(&mut self) {
+        self.unanswered.large = None;
+        self.unanswered.small = None;
+    }
+
+    /// The key id of this peer's probes and fragments, once there is one.
+    pub(crate) fn probe_key_id(&self) -> Option<[u8; 8]> {
+        self.probe_key
+    }
+
+    pub(crate) fn sample(&self) -> Sample {
+        Sample {
+            unanswered_large: self.unanswered.large,
+            unanswered_small: self.unanswered.small,
+            last_sent: self.unanswered.last_sent,
+            heard: self.routes().filter_map(|(route, slot)| Some((route, slot.heard?))).collect(),
+        }
+    }
+
+    /// Whether one more datagram may wait inside QUIC, and whether its queue should be measured now.
+    pub(crate) fn admit(&mut self) -> (bool, bool) {
+        let ask = self.backlog.waiting() > MAX_BACKLOG / 4 && !self.backlog_asked;
+        self.backlog_asked |= ask;
+        (self.backlog.deliver(), ask)
+    }
+}
+
+impl Ring {
+    /// Keeps what a replay may need of the datagrams in `contents`.
+    pub(crate) fn keep(&mut self, contents: &[u8], segment: usize, now: Instant) {
+        let count = contents.len().div_ceil(segment.max(1));
+        if now.since(self.window_start) > RING_WINDOW {
+            self.window_start = now;
+            self.window_count = 0;
+        }
+        self.window_count += count;
+        let keep = if self.window_count <= RING { count } else { 2.min(count) };
+        for datagram in contents.chunks(segment.max(1)).skip(count - keep) {
+            let mut copy = if self.kept.len() < RING {
+                Vec::new()
+            } else {
+                self.kept.pop_front().map(|(_, bytes)| bytes).unwrap_or_default()
+            };
+            copy.clear();
+            copy.extend_from_slice(datagram);
+            self.kept.push_back((now, copy));
+        }
+    }
+
+    /// The last `count` datagrams that are younger than `age`, oldest first.
+    pub(crate) fn last(&self, count: usize, age: Duration, now: Instant) -> impl Iterator<Item = &[u8]> {
+        let skip = self.kept.len().saturating_sub(count);
+        self.kept.iter().skip(skip).filter(move |(at, _)| now.since(*at) <= age).map(|(_, bytes)| bytes.as_slice())
+    }
+
+    /// Gives the memory back while the connection is idle.
+    pub(crate) fn clear(&mut self) {
+        self.kept = VecDeque::new();
+    }
+}

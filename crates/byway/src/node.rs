@@ -1,0 +1,314 @@
+//! A node: one identity, one port, any number of peers.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use byway_proto::{PeerAddr, PeerId, Rng, Ticket, gate::Gate};
+use quinn::VarInt;
+use tokio::time::Instant;
+
+use crate::{
+    accept, agent,
+    agent::PingReport,
+    config::{Config, ConfigError},
+    core::Core,
+    dial::{DialError, Target},
+    event::{EventStream, Events},
+    metrics::Dropped,
+    net::{
+        Net, UdpSocket,
+        mux::{Clock, Mux, Sockets},
+        os::Os,
+        routes::Routes,
+    },
+    protocol::{Peers, Protocol, RegisterError, Registry},
+    quic::endpoint::{Endpoint, EndpointError},
+    relay::{client::Relays, server::RelayShell},
+    status::{NodeStatus, PeerStatus},
+    switch::{self, Command, SwitchRef},
+    tasks::Tasks,
+};
+
+/// How long closing a node waits for its goodbyes to leave, and then for its tasks to end.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long a ping waits for its pong.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Ports that are tried until one is free for both address families.
+const PORT_ATTEMPTS: usize = 16;
+
+/// A node of the network; a clone is another handle to the same node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    core: Arc<Core>,
+    started: Instant,
+    closed: Arc<AtomicBool>,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The port is taken.
+    #[error("UDP port {0} is in use by another program; stop it or choose another port")]
+    PortInUse(SocketAddr),
+    /// The socket cannot be opened.
+    #[error("cannot open a UDP socket on {addr}: {source}")]
+    Socket {
+        /// The address.
+        addr: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// QUIC cannot start.
+    #[error(transparent)]
+    Quic(#[from] EndpointError),
+}
+
+/// Why a ping failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PingError {
+    /// The peer is not connected.
+    #[error("{0} is not connected; dial it first")]
+    Absent(PeerId),
+    /// No pong came.
+    #[error("no answer from {0} within {PING_TIMEOUT:?}; `status` tells the state of its routes")]
+    Timeout(PeerId),
+}
+
+/// A pong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pong {
+    /// From the ping to the pong.
+    pub rtt: Duration,
+    /// What it went through.
+    pub path: crate::PathKind,
+}
+
+impl Node {
+    /// Starts a node on the operating system's network.
+    pub async fn bind(config: Config) -> Result<Node, BindError> {
+        Node::bind_on(Arc::new(Os), config).await
+    }
+
+    /// Starts a node on any network, such as a simulated one.
+    pub async fn bind_on(net: Arc<dyn Net>, config: Config) -> Result<Node, BindError> {
+        config.check()?;
+        let seed = config.seed.unwrap_or_else(random_seed);
+        let sockets = bind_sockets(&*net, &config)?;
+        let (clock, tasks, events) = (Clock::start(), Tasks::new(), Events::new());
+        let routes = Routes::new(&seed, config.identity.derive("byway 1 alias key"));
+        let gate = Gate::new(config.gate.clone(), Rng::new(&seed, "gate").bytes());
+        let (mux, datagrams) = Mux::new(sockets, routes, gate, clock, config.relay_only);
+        let serving = config.relay.clone().map(|relay| RelayShell::new(relay, &mux));
+        let endpoint = Endpoint::new(&config, &seed, Arc::clone(&mux), &tasks)?;
+        let agent = agent::spawn(Arc::clone(&mux), datagrams, events.clone(), &seed, &tasks);
+        let (switch, inlets) = SwitchRef::new();
+        let (shell, from_links) = serving.unzip();
+        let mut rng = Rng::new(&seed, "node");
+        let core = Arc::new(Core {
+            instance: rng.next_u64(),
+            config,
+            net,
+            mux,
+            endpoint,
+            agent,
+            registry: Arc::new(Registry::default()),
+            switch,
+            relays: Relays::default(),
+            serving: shell,
+            events,
+            tasks: tasks.clone(),
+            rng: Mutex::new(rng),
+        });
+        tasks.spawn(switch::run(Arc::clone(&core), inlets));
+        if let (Some(shell), Some(from_links)) = (&core.serving, from_links) {
+            tasks.spawn(Arc::clone(shell).run(Arc::clone(&core), from_links));
+        }
+        if core.config.accept {
+            tasks.spawn(accept::run(Arc::clone(&core)));
+        }
+        for relay in &core.config.relays {
+            core.relays.add_home(&core, relay);
+        }
+        Ok(Node { core, started: Instant::now(), closed: Arc::default() })
+    }
+
+    /// The node's public key, which is its name.
+    pub fn id(&self) -> PeerId {
+        self.core.id()
+    }
+
+    /// The UDP port that the node listens on.
+    pub fn port(&self) -> u16 {
+        let sockets = &self.core.mux.sockets;
+        let bound = sockets.v4.as_ref().or(sockets.v6.as_ref()).and_then(|socket| socket.local_addr().ok());
+        bound.map_or(0, |addr| addr.port())
+    }
+
+    /// Where peers may reach the node, as far as it knows, best first.
+    pub fn addrs(&self) -> Vec<SocketAddr> {
+        self.core.addrs(false)
+    }
+
+    /// What another machine needs to reach this node: its key, its addresses and its relays.
+    pub fn ticket(&self) -> Ticket {
+        let mut ticket = Ticket::new(self.id());
+        ticket.addrs = self.addrs();
+        ticket.addrs.truncate(byway_proto::addr::MAX_ADDRS);
+        ticket.relays = self.core.config.relays.clone();
+        ticket
+    }
+
+    /// Connects to a peer, or finds it connected: its first packets go to all its addresses and relays at once.
+    pub async fn dial(&self, target: impl Into<Target>) -> Result<PeerId, DialError> {
+        self.core.switch.dial(target.into()).await
+    }
+
+    /// Registers a protocol; peers that are connected already learn of it.
+    pub fn register(&self, protocol: Protocol) -> Result<Peers, RegisterError> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(RegisterError::Closed);
+        }
+        let peers = self.core.registry.register(protocol)?;
+        let core = Arc::clone(&self.core);
+        self.core.tasks.spawn(async move { core.switch.send(Command::Announce).await });
+        Ok(peers)
+    }
+
+    /// The node's events from now on.
+    pub fn events(&self) -> EventStream {
+        self.core.events.subscribe()
+    }
+
+    /// Uses a further relay, as if it had been configured.
+    pub fn add_relay(&self, relay: &PeerAddr) {
+        self.core.relays.add_home(&self.core, relay);
+    }
+
+    /// The peers that are connected, in the order of their ids.
+    pub fn peers(&self) -> Vec<PeerId> {
+        self.core.switch.links().iter().map(|link| link.peer).collect()
+    }
+
+    /// Measures the path that a peer's connection takes now.
+    pub async fn ping(&self, peer: PeerId) -> Result<Pong, PingError> {
+        let link = self.core.switch.link(peer).ok_or(PingError::Absent(peer))?;
+        let pong = tokio::time::timeout(PING_TIMEOUT, self.core.agent.ping(link.track.alias())).await;
+        let PingReport { rtt, path } = pong.ok().flatten().ok_or(PingError::Timeout(peer))?;
+        Ok(Pong { rtt, path })
+    }
+
+    /// The node's state.
+    pub async fn status(&self) -> NodeStatus {
+        let core = &self.core;
+        let mut peers = Vec::new();
+        for link in core.switch.links() {
+            let routes = core.agent.report(link.track.alias()).await;
+            let selected = routes.iter().find(|route| route.selected);
+            peers.push(PeerStatus {
+                id: link.peer,
+                agent: link.hello().agent.clone(),
+                path: selected.map(|route| route.path),
+                rtt: selected.and_then(|route| route.rtt),
+                connected: link.since.elapsed(),
+                dialled: link.dialled,
+                routes,
+            });
+        }
+        let dropped = Dropped::ALL.into_iter().map(|why| (why.name(), core.mux.counters.of(why)));
+        NodeStatus {
+            id: self.id(),
+            agent: core.config.agent.clone(),
+            network: core.config.network.clone(),
+            addrs: self.addrs(),
+            uptime: self.started.elapsed(),
+            relays: core.relays.status(core).await,
+            peers,
+            serving: core.serving.as_ref().map(|shell| shell.status()),
+            dropped: dropped.filter(|(_, count)| *count > 0).collect(),
+        }
+    }
+
+    /// Tells the clients of a relay that it will stop within `deadline`, and takes no new ones.
+    pub fn drain(&self, deadline: Duration) {
+        if let Some(shell) = &self.core.serving {
+            shell.drain(&self.core, deadline);
+        }
+    }
+
+    /// Says goodbye to all peers and ends all tasks, within four seconds; closing twice does nothing.
+    pub async fn close(&self) {
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.core.tasks.stop();
+        let goodbye = crate::gone::Gone::Closed.to_goodbye();
+        self.core.endpoint.close(VarInt::from_u32(goodbye.code), b"", CLOSE_DEADLINE).await;
+        self.core.tasks.join(CLOSE_DEADLINE).await;
+    }
+}
+
+fn random_seed() -> [u8; 32] {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).expect("the operating system gives randomness");
+    seed
+}
+
+/// Opens one socket a family, both on one port.
+fn bind_sockets(net: &dyn Net, config: &Config) -> Result<Sockets, BindError> {
+    match bind_port(net, config, config.port) {
+        Err(BindError::PortInUse(_)) if config.any_port && config.port != 0 => bind_port(net, config, 0),
+        result => result,
+    }
+}
+
+fn bind_port(net: &dyn Net, config: &Config, port: u16) -> Result<Sockets, BindError> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let v4 = config.ipv4.map(|ip| bind(net, SocketAddr::new(ip.into(), port))).transpose()?;
+        let shared = match &v4 {
+            Some(socket) => socket.local_addr().map_err(|source| BindError::Socket {
+                addr: SocketAddr::new(config.ipv4.map_or_else(|| [0, 0, 0, 0].into(), Into::into), port),
+                source,
+            })?,
+            None => return Ok(Sockets { v4, v6: config.ipv6.map(|ip| bind(net, (ip, port).into())).transpose()? }),
+        };
+        let Some(ip) = config.ipv6 else { return Ok(Sockets { v4, v6: None }) };
+        match bind(net, SocketAddr::new(ip.into(), shared.port())) {
+            Ok(v6) => return Ok(Sockets { v4, v6: Some(v6) }),
+            // The system chose a port that is free for one family only: let it choose again.
+            Err(BindError::PortInUse(_)) if port == 0 && attempt < PORT_ATTEMPTS => {}
+            // A machine without IPv6 is an ordinary one.
+            Err(BindError::Socket { source, .. }) if no_family(&source) => return Ok(Sockets { v4, v6: None }),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn bind(net: &dyn Net, addr: SocketAddr) -> Result<Arc<dyn UdpSocket>, BindError> {
+    net.bind_udp(addr).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::PortInUse(addr),
+        _ => BindError::Socket { addr, source },
+    })
+}
+
+/// Whether the system says that it has no IPv6 (EAFNOSUPPORT or EADDRNOTAVAIL).
+fn no_family(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+        || error.raw_os_error() == Some(97)
+}

@@ -1,0 +1,286 @@
+//! Protocols: what two peers speak over their one connection, each with channels and byte streams of its own.
+
+mod registry;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    ops::RangeInclusive,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+use byway_proto::{
+    PeerId,
+    schedule::{Class, Share},
+};
+use tokio::sync::mpsc;
+
+pub(crate) use self::registry::STREAM_SHARE;
+pub(crate) use self::registry::{Member, Registered, Registry};
+pub use self::registry::{OpenError, PeerEvent, Peers, PeersHandle, RegisterError};
+use crate::{
+    link::{inbox::Inbox, outbox::Pushed},
+    stream::Stream,
+};
+
+/// Channels of one protocol.
+pub const MAX_CHANNELS: usize = 64;
+
+/// The largest message in bytes that a channel may be set to.
+pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// A channel's weight unless it says otherwise: 64 KiB a turn, so that a lone channel costs few turns.
+pub const DEFAULT_WEIGHT: u16 = 16;
+
+/// Byte streams that peers opened and nobody has accepted yet, for one protocol.
+pub const STREAM_BACKLOG: usize = 64;
+
+/// A protocol's name, versions, channels and streams, before it is registered at a node.
+#[derive(Debug)]
+pub struct Protocol {
+    pub(crate) name: String,
+    pub(crate) versions: RangeInclusive<u32>,
+    pub(crate) required: bool,
+    pub(crate) channels: Vec<(Channel, Arc<Inbox>)>,
+    pub(crate) streams: Option<mpsc::Sender<(PeerId, Stream)>>,
+    pub(crate) registered: Arc<OnceLock<Arc<Registered>>>,
+}
+
+/// How a channel behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Channel {
+    /// Its number within the protocol.
+    pub id: u32,
+    /// Its class and its weight within the class.
+    pub share: Share,
+    /// Messages that may wait, per peer and direction.
+    pub queue: usize,
+    /// The largest message in bytes.
+    pub max_message: usize,
+    /// Bytes that may wait, per peer and direction; one message more may be on top.
+    pub queue_bytes: usize,
+}
+
+impl Channel {
+    /// A bulk channel for messages of up to 1 MiB, of which 1,024 or 4 MiB may wait.
+    pub fn new(id: u32) -> Self {
+        Channel {
+            id,
+            share: Share { class: Class::Bulk, weight: DEFAULT_WEIGHT },
+            queue: 1_024,
+            max_message: 1 << 20,
+            queue_bytes: 4 << 20,
+        }
+    }
+
+    /// Changes the class and the weight within it.
+    pub fn share(mut self, class: Class, weight: u16) -> Self {
+        self.share = Share { class, weight };
+        self
+    }
+
+    /// Changes how many messages may wait.
+    pub fn queue(mut self, messages: usize) -> Self {
+        self.queue = messages;
+        self
+    }
+
+    /// Changes the largest message in bytes; at most [`MAX_MESSAGE`].
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.max_message = bytes;
+        self
+    }
+}
+
+impl Protocol {
+    /// A protocol that speaks `versions`, both ends included; versions begin at 1.
+    pub fn new(name: impl Into<String>, versions: RangeInclusive<u32>) -> Self {
+        Protocol {
+            name: name.into(),
+            versions,
+            required: false,
+            channels: Vec::new(),
+            streams: None,
+            registered: Arc::default(),
+        }
+    }
+
+    /// Refuses peers that do not speak the protocol.
+    pub fn required(mut self) -> Self {
+        self.required = true;
+        self
+    }
+
+    /// Adds a channel.
+    pub fn channel(&mut self, channel: Channel) -> (Sender, Receiver) {
+        let inbox = Arc::new(Inbox::new(channel.queue, channel.queue_bytes));
+        self.channels.push((channel.clone(), Arc::clone(&inbox)));
+        let sender = Sender { channel, protocol: Arc::clone(&self.registered) };
+        (sender, Receiver { inbox, turn: VecDeque::new() })
+    }
+
+    /// Takes byte streams that peers open; without this they are refused.
+    pub fn streams(&mut self) -> Streams {
+        let (sender, receiver) = mpsc::channel(STREAM_BACKLOG);
+        self.streams = Some(sender);
+        Streams(receiver)
+    }
+}
+
+/// To whom a message goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum To {
+    /// To every peer that speaks the protocol now.
+    All,
+    /// To one peer.
+    Peer(PeerId),
+    /// To each of these peers.
+    Peers(Vec<PeerId>),
+}
+
+impl From<PeerId> for To {
+    fn from(peer: PeerId) -> Self {
+        To::Peer(peer)
+    }
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Sent {
+    /// Peers for which it was queued.
+    pub queued: usize,
+    /// Peers for which it was not, because their queue is full.
+    pub full: usize,
+    /// Peers for which it was not, because they are not connected or do not speak the protocol.
+    pub absent: usize,
+}
+
+/// Why a message was not sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The peer is not connected, or does not speak the protocol.
+    #[error("{0} is not connected or does not speak the protocol; dial it first")]
+    Absent(PeerId),
+    /// The message is larger than the channel allows.
+    #[error("a message of {len} bytes is too large for the channel's {max}; raise `max_message` on both sides")]
+    TooLarge {
+        /// The message's length.
+        len: usize,
+        /// The channel's limit.
+        max: usize,
+    },
+}
+
+/// Sends on one channel.
+#[derive(Clone)]
+pub struct Sender {
+    channel: Channel,
+    protocol: Arc<OnceLock<Arc<Registered>>>,
+}
+
+impl Sender {
+    /// Queues a message without ever waiting, and says for how many peers; a message larger than `max_message` counts as
+    /// full everywhere.
+    pub fn send(&self, to: &To, message: Bytes) -> Sent {
+        let mut sent = Sent::default();
+        let Some(protocol) = self.protocol.get() else { return sent };
+        match to {
+            To::Peer(peer) => self.put(protocol.member(*peer).as_ref(), &message, &mut sent),
+            To::Peers(peers) => {
+                peers.iter().for_each(|peer| self.put(protocol.member(*peer).as_ref(), &message, &mut sent));
+            }
+            To::All => protocol.each_member(|member| self.put(Some(member), &message, &mut sent)),
+        }
+        sent
+    }
+
+    /// Queues a message for one peer, waiting while its queue is full.
+    pub async fn send_wait(&self, peer: PeerId, message: Bytes) -> Result<(), SendError> {
+        if message.len() > self.channel.max_message {
+            return Err(SendError::TooLarge { len: message.len(), max: self.channel.max_message });
+        }
+        let absent = || SendError::Absent(peer);
+        let protocol = self.protocol.get().ok_or_else(absent)?;
+        loop {
+            let member = protocol.member(peer).ok_or_else(absent)?;
+            match member.push(&self.channel, &message) {
+                Pushed::Queued => return Ok(()),
+                Pushed::Closed => return Err(absent()),
+                Pushed::Full => {
+                    let Some(space) = member.space(&self.channel) else { continue };
+                    // Listening begins before trying again, so that no notice is missed between the two.
+                    let space = space.notified();
+                    match member.push(&self.channel, &message) {
+                        Pushed::Queued => return Ok(()),
+                        Pushed::Closed => return Err(absent()),
+                        Pushed::Full => space.await,
+                    }
+                }
+            }
+        }
+    }
+
+    fn put(&self, member: Option<&Member>, message: &Bytes, sent: &mut Sent) {
+        let too_large = message.len() > self.channel.max_message;
+        match member.map(|member| if too_large { Pushed::Full } else { member.push(&self.channel, message) }) {
+            Some(Pushed::Queued) => sent.queued += 1,
+            Some(Pushed::Full) => sent.full += 1,
+            Some(Pushed::Closed) | None => sent.absent += 1,
+        }
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").field("channel", &self.channel.id).finish_non_exhaustive()
+    }
+}
+
+/// Receives on one channel from all peers in turn, so that a flooding one starves nobody.
+#[derive(Debug)]
+pub struct Receiver {
+    inbox: Arc<Inbox>,
+    turn: VecDeque<(PeerId, Bytes)>,
+}
+
+impl Receiver {
+    /// Waits for the next message; `None` once the node is closed and everything was read. Cancelling it loses nothing.
+    pub async fn recv(&mut self) -> Option<(PeerId, Bytes)> {
+        loop {
+            if let Some(message) = self.turn.pop_front() {
+                return Some(message);
+            }
+            self.inbox.take(&mut self.turn).await?;
+        }
+    }
+
+    /// The next message if there is one already.
+    pub fn try_recv(&mut self) -> Option<(PeerId, Bytes)> {
+        if self.turn.is_empty() {
+            self.inbox.try_take(&mut self.turn);
+        }
+        self.turn.pop_front()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
+/// Byte streams that peers open.
+#[derive(Debug)]
+pub struct Streams(mpsc::Receiver<(PeerId, Stream)>);
+
+impl Streams {
+    /// Waits for the next stream; `None` once the node is closed.
+    pub async fn accept(&mut self) -> Option<(PeerId, Stream)> {
+        self.0.recv().await
+    }
+}

@@ -1,0 +1,5 @@
+//! QUIC: quinn, unchanged, over our mux.
+
+pub(crate) mod endpoint;
+pub(crate) mod runtime;
+pub(crate) mod tls;

@@ -1,0 +1,271 @@
+//! The node's QUIC endpoint: it dials and accepts over one mux, with settings that were measured.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use byway_proto::{
+    Instant, PeerId, Rng,
+    gate::{HANDSHAKE_IDLE, HANDSHAKE_TOTAL},
+    wire::quic::CID_LEN,
+};
+use quinn::{
+    AckFrequencyConfig, ClientConfig, ConnectError, ConnectionError, ConnectionId, ConnectionIdGenerator,
+    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TimeSource, TransportConfig, VarInt,
+    crypto::{
+        CryptoError, HmacKey,
+        rustls::{QuicClientConfig, QuicServerConfig},
+    },
+};
+use tokio::time;
+
+use super::{runtime::NodeRuntime, tls};
+use crate::{
+    config::{Config, WallClock},
+    net::{
+        mux::{MAX_DATAGRAM, Mux},
+        track::Track,
+    },
+    tasks::Tasks,
+};
+
+/// Receive window of a stream in bytes: more chunks than fit behind one hole in it would end the connection with "too
+/// many gaps".
+pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
+
+/// Streams that one side may have open at once, each direction: QUIC reserves memory for every one.
+pub(crate) const MAX_STREAMS: u32 = 100;
+
+/// Receive window of a connection in bytes. One stalled reader holds at most one stream window, so eight of them stall
+/// before anybody else notices.
+pub(crate) const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW + (1 << 20);
+
+/// Bytes sent and not yet acknowledged, before the link's writer has measured the path.
+pub(crate) const SEND_WINDOW: u64 = 4 << 20;
+
+/// The largest UDP payload that QUIC sends: an Ethernet frame less an IPv6 header and a relay's prefix.
+pub(crate) const MAX_MTU: u16 = 1_443;
+
+/// Acknowledge every tenth packet: fewer would slow loss recovery down, more cost CPU.
+const ACK_EVERY: u32 = 10;
+
+/// Packets overtaken before one counts as lost: 3, QUIC's default, falls to a quarter of the line at 2 ms of jitter.
+const PACKET_THRESHOLD: u32 = 32;
+
+/// Round-trip time assumed before the first sample: QUIC's default of 333 ms makes a lost first packet cost a second.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// Handshakes that wait for the accept loop's decision.
+const MAX_INCOMING: usize = 256;
+
+/// Bytes of handshake packets kept for one, and for all handshakes that wait for the decision.
+const INCOMING_BUFFER: (u64, u64) = (16 << 10, 1 << 20);
+
+/// The endpoint, with the one client configuration that all dials share: a second one would lose the tickets.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoint {
+    quinn: quinn::Endpoint,
+    client: ClientConfig,
+    mux: Arc<Mux>,
+}
+
+/// Why a handshake failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    #[error("nobody answered within {0:?}")]
+    Timeout(Duration),
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    #[error("{0}")]
+    Connection(#[from] ConnectionError),
+    #[error("the other side proved another key than the one dialled")]
+    WrongPeer,
+}
+
+impl Endpoint {
+    pub(crate) fn new(config: &Config, seed: &[u8; 32], mux: Arc<Mux>, tasks: &Tasks) -> Result<Self, EndpointError> {
+        let identity = &config.identity;
+        let (server_tls, client_tls) = tls::configs(identity, &config.clock)?;
+        let transport = Arc::new(transport(config.idle_timeout)?);
+
+        let mut server = ServerConfig::new(
+            Arc::new(QuicServerConfig::try_from(server_tls).map_err(|_| EndpointError::Cipher)?),
+            Arc::new(
+                ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, &[]).extract(&identity.derive("byway 1 token key")),
+            ),
+        );
+        server
+            .transport_config(Arc::clone(&transport))
+            .migration(false) // routes do it, below QUIC
+            .max_incoming(MAX_INCOMING)
+            .incoming_buffer_size(INCOMING_BUFFER.0)
+            .incoming_buffer_size_total(INCOMING_BUFFER.1)
+            .time_source(Arc::new(Wall(config.clock.clone())));
+
+        let mut client =
+            ClientConfig::new(Arc::new(QuicClientConfig::try_from(client_tls).map_err(|_| EndpointError::Cipher)?));
+        let first_ids = Arc::new(Mutex::new(Rng::new(seed, "initial connection ids")));
+        client.transport_config(transport).version(1).initial_dst_cid_provider(Arc::new(move || draw(&first_ids)));
+
+        let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(identity.derive("byway 1 stateless reset key"))));
+        let ids = Arc::new(Mutex::new(Rng::new(seed, "connection ids")));
+        endpoint
+            .cid_generator(move || Box::new(Ids(Arc::clone(&ids))))
+            .supported_versions(vec![1])
+            .grease_quic_bit(false) // the bit tells QUIC from our own datagrams (RFC 9443)
+            .rng_seed(Some(Rng::new(seed, "quic").bytes()))
+            .max_udp_payload_size(MAX_DATAGRAM)?;
+
+        let runtime = Arc::new(NodeRuntime(tasks.clone()));
+        let server = config.accept.then_some(server);
+        let quinn = quinn::Endpoint::new_with_abstract_socket(endpoint, server, Arc::clone(&mux) as _, runtime)?;
+        Ok(Endpoint { quinn, client, mux })
+    }
+
+    /// Makes a connection to `peer` by the routes of `track`.
+    pub(crate) async fn dial(&self, track: &Track, peer: PeerId) -> Result<quinn::Connection, HandshakeError> {
+        let connecting = self.quinn.connect_with(self.client.clone(), track.alias(), &tls::server_name(peer))?;
+        let connection = self.handshake(track, connecting).await?;
+        // On resumption TLS asks no verifier, so the ticket's key is compared here.
+        if tls::peer_id(&connection) != Some(peer) {
+            connection.close(VarInt::from_u32(0), b"");
+            return Err(HandshakeError::WrongPeer);
+        }
+        Ok(connection)
+    }
+
+    /// The next handshake that somebody has begun; `None` once the endpoint is closed.
+    pub(crate) async fn incoming(&self) -> Option<quinn::Incoming> {
+        self.quinn.accept().await
+    }
+
+    /// Waits for a handshake to end, as long as the other side keeps talking and not past the total.
+    pub(crate) async fn handshake(
+        &self,
+        track: &Track,
+        connecting: quinn::Connecting,
+    ) -> Result<quinn::Connection, HandshakeError> {
+        tokio::pin!(connecting);
+        let began = self.mux.now();
+        let end = began + HANDSHAKE_TOTAL;
+        let mut deadline = began + HANDSHAKE_IDLE;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut connecting => return Ok(done?),
+                () = time::sleep_until(self.mux.clock.at(deadline)) => {
+                    let next = last_heard(track).map_or(deadline, |heard| (heard + HANDSHAKE_IDLE).min(end));
+                    if next <= self.mux.now() {
+                        return Err(HandshakeError::Timeout(self.mux.now().since(began)));
+                    }
+                    deadline = next;
+                }
+            }
+        }
+    }
+
+    /// Ends all connections, and waits until the peers had a chance to hear of it.
+    pub(crate) async fn close(&self, code: VarInt, reason: &[u8], deadline: Duration) {
+        self.quinn.close(code, reason);
+        let _ = time::timeout(deadline, self.quinn.wait_idle()).await;
+    }
+}
+
+/// Why the endpoint cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// TLS refused the key or the configuration.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// TLS lacks the cipher with which QUIC protects its first packets.
+    #[error("TLS lacks AES-128-GCM, which QUIC's first packets need (RFC 9001 §5.2)")]
+    Cipher,
+    /// QUIC refused a setting.
+    #[error("QUIC: {0}")]
+    Config(#[from] quinn::ConfigError),
+    /// A setting is larger than QUIC can express.
+    #[error("QUIC: {0}")]
+    Bounds(#[from] quinn::VarIntBoundsExceeded),
+    /// The socket is of no use.
+    #[error("socket: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+fn last_heard(track: &Track) -> Option<Instant> {
+    track.lock().routes().filter_map(|(_, slot)| slot.heard).max()
+}
+
+fn transport(idle: Duration) -> Result<TransportConfig, EndpointError> {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MAX_MTU);
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY));
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::try_from(idle)?))
+        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(SEND_WINDOW)
+        .packet_threshold(PACKET_THRESHOLD)
+        .initial_rtt(INITIAL_RTT)
+        .mtu_discovery_config(Some(mtu))
+        .ack_frequency_config(Some(acks))
+        .datagram_receive_buffer_size(None);
+    Ok(transport)
+}
+
+fn draw(rng: &Mutex<Rng>) -> ConnectionId {
+    let id: [u8; CID_LEN] = rng.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+    ConnectionId::new(&id)
+}
+
+/// Draws connection ids of a fixed length, by which the mux finds their peers.
+struct Ids(Arc<Mutex<Rng>>);
+
+impl ConnectionIdGenerator for Ids {
+    fn generate_cid(&mut self) -> ConnectionId {
+        draw(&self.0)
+    }
+
+    fn cid_len(&self) -> usize {
+        CID_LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Makes stateless reset tokens (RFC 9000 §10.3.2); derived from the node's key, so that a restarted node still knows
+/// the tokens of its lost connections.
+struct ResetKey([u8; 32]);
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        blake3::Hasher::new_keyed(&self.0).update(data).finalize_xof().fill(signature_out);
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        let expected = blake3::keyed_hash(&self.0, data);
+        // Comparing hashes takes constant time; so must comparing this one.
+        let given = <[u8; blake3::OUT_LEN]>::try_from(signature).map_err(|_| CryptoError)?;
+        if expected == blake3::Hash::from_bytes(given) { Ok(()) } else { Err(CryptoError) }
+    }
+}
+
+/// The node's wall clock, for the age of address-validation tokens.
+struct Wall(WallClock);
+
+impl TimeSource for Wall {
+    fn now(&self) -> SystemTime {
+        self.0.now()
+    }
+}

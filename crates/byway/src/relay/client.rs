@@ -1,0 +1,460 @@
+//! This node as a client of relays: one task a relay registers, opens allocations, and registers anew when the relay
+//! or the way to it was lost.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use byway_proto::{
+    PeerAddr, PeerId,
+    addr::HostAddr,
+    hello::{Control, OpenFailure},
+    paths::PathsConfig,
+    wire::relay_data::AllocId,
+};
+use tokio::{
+    sync::mpsc,
+    time::{self, Instant},
+};
+use tracing::{debug, info};
+
+use crate::{
+    agent::Command as AgentCommand,
+    core::Core,
+    dial::{self, Notes},
+    event::Event,
+    gone::Gone,
+    link::{Link, establish::Established, readers, writer},
+    net::{routes::Via, track::Track},
+    status::RelayStatus,
+    switch::{Command as SwitchCommand, FromLink},
+};
+
+/// Relays that a node uses at once, its own and those that tickets named.
+pub(crate) const MAX_CLIENTS: usize = 8;
+
+/// Peers that a node reaches through one relay.
+const MAX_ALLOCATIONS: usize = 256;
+
+/// Requests to one relay's task that may wait.
+const COMMANDS: usize = 64;
+
+/// Control messages of one relay that may wait.
+const CONTROL: usize = 64;
+
+/// Addresses of one relay that are tried at once.
+const MAX_ADDRS: usize = 4;
+
+/// How often a registered node pings its relay, which is how it learns within seconds that the relay is gone.
+const PING: Duration = Duration::from_secs(2);
+
+/// Pauses between attempts to register: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// How often an allocation is opened again whose peer was not registered.
+const REOPEN: Duration = Duration::from_millis(500);
+
+/// How long a relay that only a ticket named stays connected without an allocation.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How long a relay may take to answer a registration.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The route machine's settings for a relay's own connection.
+pub(crate) fn paths() -> PathsConfig {
+    let mut config = PathsConfig::default();
+    config.warm = PING;
+    config
+}
+
+/// The relays of a node.
+#[derive(Debug, Default)]
+pub(crate) struct Relays {
+    clients: Mutex<BTreeMap<PeerId, Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    commands: mpsc::Sender<Command>,
+    state: Arc<Mutex<State>>,
+}
+
+/// What a relay's task tells of itself.
+#[derive(Debug, Default)]
+struct State {
+    addr: Option<SocketAddr>,
+    observed: Option<SocketAddr>,
+    registered: bool,
+    words: String,
+    alias: Option<SocketAddr>,
+}
+
+enum Command {
+    /// Reach `peer` through this relay, for the connection of `track`.
+    Open { peer: PeerId, track: Weak<Track>, notes: Arc<Notes> },
+    /// The connection with this alias is over.
+    Release { alias: SocketAddr },
+}
+
+impl Relays {
+    fn clients(&self) -> MutexGuard<'_, BTreeMap<PeerId, Entry>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers at a relay, and stays registered.
+    pub(crate) fn add_home(&self, core: &Arc<Core>, relay: &PeerAddr) {
+        self.client(core, relay, true);
+    }
+
+    /// Asks for a way to `peer` through `relay`; the agent is told of it once there is one.
+    pub(crate) fn open(
+        &self,
+        core: &Arc<Core>,
+        relay: &PeerAddr,
+        peer: PeerId,
+        track: &Arc<Track>,
+        notes: &Arc<Notes>,
+    ) {
+        let command = Command::Open { peer, track: Arc::downgrade(track), notes: Arc::clone(notes) };
+        match self.client(core, relay, false) {
+            Some(client) if client.try_send(command).is_ok() => {}
+            Some(_) => notes.add(format!("relay {:?} is busy with other dials", relay.id)),
+            None => notes.add(format!("relay {:?} is one more than the {MAX_CLIENTS} that a node uses", relay.id)),
+        }
+    }
+
+    /// Gives up a connection's allocations.
+    pub(crate) fn release(&self, alias: SocketAddr) {
+        for entry in self.clients().values() {
+            // A full queue keeps the allocation until the relay forgets it as idle.
+            let _ = entry.commands.try_send(Command::Release { alias });
+        }
+    }
+
+    /// Where this node's datagrams come from, as its relays see it.
+    pub(crate) fn observed(&self) -> Vec<SocketAddr> {
+        self.clients().values().filter_map(|entry| lock(&entry.state).observed).collect()
+    }
+
+    pub(crate) async fn status(&self, core: &Core) -> Vec<RelayStatus> {
+        let mut all: Vec<(RelayStatus, Option<SocketAddr>)> = self
+            .clients()
+            .iter()
+            .map(|(id, entry)| {
+                let state = lock(&entry.state);
+                let (addr, observed, registered) = (state.addr, state.observed, state.registered);
+                let words = state.words.clone();
+                (RelayStatus { id: *id, addr, registered, observed, state: words, rtt: None }, state.alias)
+            })
+            .collect();
+        for (status, alias) in &mut all {
+            if let Some(alias) = alias {
+                status.rtt = core.agent.report(*alias).await.iter().find(|r| r.selected).and_then(|r| r.rtt);
+            }
+        }
+        all.into_iter().map(|(status, _)| status).collect()
+    }
+
+    fn client(&self, core: &Arc<Core>, relay: &PeerAddr, home: bool) -> Option<mpsc::Sender<Command>> {
+        let mut clients = self.clients();
+        if let Some(entry) = clients.get(&relay.id).filter(|entry| !entry.commands.is_closed()) {
+            return Some(entry.commands.clone());
+        }
+        if clients.len() >= MAX_CLIENTS && !clients.contains_key(&relay.id) {
+            return None;
+        }
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let state = Arc::new(Mutex::new(State { words: "connecting".into(), ..State::default() }));
+        clients.insert(relay.id, Entry { commands: commands.clone(), state: Arc::clone(&state) });
+        let client = Client {
+            core: Arc::clone(core),
+            relay: relay.clone(),
+            home,
+            state,
+            commands: receiver,
+            allocations: BTreeMap::new(),
+            idle_since: None,
+        };
+        core.tasks.spawn(client.run());
+        Some(commands)
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A way to one peer through the relay.
+struct Allocation {
+    peer: PeerId,
+    track: Weak<Track>,
+    notes: Arc<Notes>,
+    /// To be opened again at this time.
+    reopen: Option<Instant>,
+}
+
+/// One relay's task.
+struct Client {
+    core: Arc<Core>,
+    relay: PeerAddr,
+    home: bool,
+    state: Arc<Mutex<State>>,
+    commands: mpsc::Receiver<Command>,
+    allocations: BTreeMap<AllocId, Allocation>,
+    idle_since: Option<Instant>,
+}
+
+impl Client {
+    async fn run(mut self) {
+        let tasks = self.core.tasks.clone();
+        let mut pause = RETRY.0;
+        loop {
+            let outcome = tokio::select! {
+                biased;
+                () = tasks.stopped() => return,
+                outcome = self.session(&mut pause) => outcome,
+            };
+            let Err(why) = outcome else { return self.remove() };
+            info!(relay = ?self.relay.id, %why, "not registered at the relay");
+            self.core.events.send(Event::RelayDown { relay: self.relay.id, why: why.clone() });
+            for allocation in self.allocations.values() {
+                allocation.notes.add(format!("relay {:?}: {why}", self.relay.id));
+            }
+            let state = State { words: format!("{why}; trying again"), ..State::default() };
+            *lock(&self.state) = state;
+            let wake = Instant::now() + pause;
+            pause = (pause * 2).min(RETRY.1);
+            if tokio::select! { biased; () = tasks.stopped() => true, given_up = self.wait(wake) => given_up } {
+                return self.remove();
+            }
+        }
+    }
+
+    /// Collects requests until `wake`; `true` if nobody needs the relay any more.
+    async fn wait(&mut self, wake: Instant) -> bool {
+        loop {
+            self.forget_dead();
+            if !self.home && self.allocations.is_empty() && self.commands.is_empty() {
+                return true;
+            }
+            tokio::select! {
+                biased;
+                () = time::sleep_until(wake) => return false,
+                Some(command) = self.commands.recv() => self.note(command),
+            }
+        }
+    }
+
+    fn remove(self) {
+        self.core.relays.clients().remove(&self.relay.id);
+    }
+
+    /// Connects, registers, and serves requests until the connection ends; `Ok` if the relay is no longer needed.
+    async fn session(&mut self, pause: &mut Duration) -> Result<(), String> {
+        let (established, addr) = self.connect().await?;
+        let link = Arc::clone(&established.link);
+        let (control, mut from_link) = mpsc::channel(CONTROL);
+        self.core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox)));
+        let scope = self.core.scope(control);
+        self.core.tasks.spawn(readers::run(Arc::clone(&link), established.recv, established.codec, scope));
+        link.control(&Control::Register);
+        let served = self.register(&link, addr, &mut from_link).await;
+        if served.is_ok() {
+            *pause = RETRY.0;
+        }
+        let outcome = match served {
+            Ok(()) => self.serve(&link, addr, &mut from_link).await,
+            Err(why) => Err(why),
+        };
+        self.core.mux.routes.remove_relay(addr);
+        link.close(Gone::Closed);
+        link.outbox.close();
+        self.core.retire(&link.track);
+        outcome
+    }
+
+    async fn connect(&mut self) -> Result<(Established, SocketAddr), String> {
+        let core = Arc::clone(&self.core);
+        let addrs = self.resolve().await?;
+        let track = core.mux.routes.dial(core.mux.now());
+        for addr in &addrs {
+            track.lock().add(Via::Direct(*addr), false);
+        }
+        let connected = async {
+            let connection = core.endpoint.dial(&track, self.relay.id).await.map_err(|e| e.to_string())?;
+            dial::hello(&core, &track, connection, core.hello(true)).await.map_err(|e| e.to_string())
+        };
+        let result = connected.await.and_then(|established| {
+            let offers = established.link.agreed.borrow().relay;
+            if !offers {
+                established.link.close(Gone::Closed);
+                return Err("the node there does not relay; use another relay".to_owned());
+            }
+            let via = established.link.track.via().ok_or("no route is left")?;
+            Ok((established, via.remote()))
+        });
+        if result.is_err() {
+            core.retire(&track);
+        }
+        result
+    }
+
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, String> {
+        let mut addrs = Vec::new();
+        for host in &self.relay.addrs {
+            match host {
+                HostAddr::Socket(addr) => addrs.push(*addr),
+                HostAddr::Name(name, port) => {
+                    let found = self.core.net.resolve(name, *port).await;
+                    addrs.extend(found.map_err(|error| format!("cannot resolve {name}: {error}"))?);
+                }
+            }
+        }
+        addrs.retain(|addr| self.core.mux.sockets.towards(*addr).is_some());
+        addrs.truncate(MAX_ADDRS);
+        if addrs.is_empty() { Err("it has no address that this node can send to".into()) } else { Ok(addrs) }
+    }
+
+    async fn register(
+        &mut self,
+        link: &Arc<Link>,
+        addr: SocketAddr,
+        from_link: &mut mpsc::Receiver<FromLink>,
+    ) -> Result<(), String> {
+        let deadline = Instant::now() + REGISTER_TIMEOUT;
+        loop {
+            tokio::select! {
+                biased;
+                reason = link.ended() => return Err(reason.to_string()),
+                () = time::sleep_until(deadline) => return Err("it did not answer the registration".into()),
+                Some((_, message)) = from_link.recv() => {
+                    if let Control::Registered { observed, .. } = message {
+                        self.registered(link, addr, observed).await;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn registered(&mut self, link: &Arc<Link>, addr: SocketAddr, observed: SocketAddr) {
+        self.core.mux.routes.add_relay(addr);
+        *lock(&self.state) = State {
+            addr: Some(addr),
+            observed: Some(observed),
+            registered: true,
+            words: "registered".into(),
+            alias: Some(link.track.alias()),
+        };
+        info!(relay = ?self.relay.id, "registered at the relay");
+        self.core.events.send(Event::RelayUp { relay: self.relay.id });
+        let ids: Vec<AllocId> = self.allocations.keys().copied().collect();
+        for id in ids {
+            self.open(link, addr, id).await;
+        }
+        // The peers may reach this node at the address that the relay sees.
+        self.core.switch.send(SwitchCommand::Announce).await;
+    }
+
+    async fn serve(
+        &mut self,
+        link: &Arc<Link>,
+        addr: SocketAddr,
+        from_link: &mut mpsc::Receiver<FromLink>,
+    ) -> Result<(), String> {
+        loop {
+            self.forget_dead();
+            let needed = self.home || !self.allocations.is_empty();
+            self.idle_since = if needed { None } else { self.idle_since.or(Some(Instant::now())) };
+            let idle_end = self.idle_since.map(|since| since + IDLE);
+            let reopen = self.allocations.values().filter_map(|allocation| allocation.reopen).min();
+            tokio::select! {
+                biased;
+                reason = link.ended() => return Err(reason.to_string()),
+                () = time::sleep_until(idle_end.unwrap_or_else(Instant::now)), if idle_end.is_some() => return Ok(()),
+                () = time::sleep_until(reopen.unwrap_or_else(Instant::now)), if reopen.is_some() => {
+                    self.reopen(link, addr).await;
+                }
+                Some((_, message)) = from_link.recv() => self.control(message).await,
+                Some(command) = self.commands.recv() => {
+                    let before: Vec<AllocId> = self.allocations.keys().copied().collect();
+                    self.note(command);
+                    let new: Vec<AllocId> =
+                        self.allocations.keys().filter(|id| !before.contains(id)).copied().collect();
+                    for id in new {
+                        self.open(link, addr, id).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, command: Command) {
+        match command {
+            Command::Open { peer, track, notes } if self.allocations.len() < MAX_ALLOCATIONS => {
+                let id = AllocId(self.core.draw());
+                self.allocations.insert(id, Allocation { peer, track, notes, reopen: None });
+            }
+            Command::Open { notes, .. } => {
+                notes.add(format!("relay {:?} carries {MAX_ALLOCATIONS} connections already", self.relay.id));
+            }
+            Command::Release { alias } => {
+                let is_over = |a: &Allocation| a.track.upgrade().is_none_or(|track| track.alias() == alias);
+                self.allocations.retain(|_, allocation| !is_over(allocation));
+            }
+        }
+    }
+
+    fn forget_dead(&mut self) {
+        self.allocations.retain(|_, allocation| allocation.track.strong_count() > 0);
+    }
+
+    /// Opens an allocation; data may follow at once, for the relay holds it until the message is there.
+    async fn open(&mut self, link: &Link, addr: SocketAddr, id: AllocId) {
+        let Some(allocation) = self.allocations.get_mut(&id) else { return };
+        allocation.reopen = None;
+        link.control(&Control::Open { alloc: id, peer: allocation.peer });
+        if let Some(track) = allocation.track.upgrade() {
+            dial::add_route(&self.core, &track, Via::Relay(addr, id)).await;
+        }
+    }
+
+    async fn reopen(&mut self, link: &Link, addr: SocketAddr) {
+        let now = Instant::now();
+        let due: Vec<AllocId> =
+            self.allocations.iter().filter(|(_, a)| a.reopen.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
+        for id in due {
+            self.open(link, addr, id).await;
+        }
+    }
+
+    async fn control(&mut self, message: Control) {
+        match message {
+            Control::OpenFailed { alloc, reason, .. } => {
+                let Some(allocation) = self.allocations.get_mut(&alloc) else { return };
+                allocation.notes.add(format!("relay {:?}: {reason}", self.relay.id));
+                // The peer may be about to register; other reasons do not pass.
+                if matches!(reason, OpenFailure::NotRegistered | OpenFailure::Idle) {
+                    allocation.reopen = Some(Instant::now() + REOPEN);
+                }
+            }
+            Control::Opened { alloc, peer, .. } => self.opened(alloc, peer).await,
+            Control::PeerAnew { peer, instance, .. } => {
+                self.core.switch.send(SwitchCommand::Anew { peer, instance }).await;
+            }
+            Control::Registered { observed, .. } => lock(&self.state).observed = Some(observed),
+            Control::Drain { deadline } => info!(relay = ?self.relay.id, ?deadline, "the relay will stop"),
+            other => debug!(relay = ?self.relay.id, ?other, "control message is not for a client"),
+        }
+    }
+
+    /// A peer opened a way to this node; if they are connected already, it is one more.
+    async fn opened(&self, id: AllocId, peer: PeerId) {
+        let (Some(link), Some(addr)) = (self.core.switch.link(peer), lock(&self.state).addr) else { return };
+        let (track, via) = (Arc::clone(&link.track), Via::Relay(addr, id));
+        self.core.agent.send(AgentCommand::AddRoute { track, via }).await;
+    }
+}

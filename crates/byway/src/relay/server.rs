@@ -1,0 +1,182 @@
+//! This node as a relay: the pure machine, its clients' links, and its timer. Data never comes here: the mux forwards.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use byway_proto::relay::{CloseReason, Input, Output, RelayConfig, RelayServer};
+use tokio::{
+    sync::{Notify, mpsc},
+    time,
+};
+
+use crate::{
+    core::Core,
+    gone::Gone,
+    link::{Link, establish::Established, readers, writer},
+    net::mux::Mux,
+    status::RelayServerStatus,
+    switch::FromLink,
+};
+
+/// Control messages of all clients that may wait.
+const CONTROL: usize = 256;
+
+/// The relay of a node.
+pub(crate) struct RelayShell {
+    server: Arc<Mutex<RelayServer>>,
+    links: Mutex<Links>,
+    control: mpsc::Sender<FromLink>,
+    /// Told when the machine's timer may have changed.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Links {
+    by_number: BTreeMap<u64, Arc<Link>>,
+    next: u64,
+}
+
+impl RelayShell {
+    /// A relay whose data the mux forwards from now on.
+    pub(crate) fn new(config: RelayConfig, mux: &Mux) -> (Arc<Self>, mpsc::Receiver<FromLink>) {
+        let server = Arc::new(Mutex::new(RelayServer::new(config, mux.now())));
+        // A mux is made for one node, which makes one relay.
+        let _ = mux.relay.set(Arc::clone(&server));
+        let (control, from_links) = mpsc::channel(CONTROL);
+        (Arc::new(RelayShell { server, links: Mutex::default(), control, changed: Notify::new() }), from_links)
+    }
+
+    fn links(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn server(&self) -> MutexGuard<'_, RelayServer> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves clients until the node is closed.
+    pub(crate) async fn run(self: Arc<Self>, core: Arc<Core>, mut from_links: mpsc::Receiver<FromLink>) {
+        loop {
+            let next = self.server().poll_timeout().map(|(at, _)| core.mux.clock.at(at));
+            tokio::select! {
+                biased;
+                () = core.tasks.stopped() => return,
+                () = time::sleep_until(next.unwrap_or_else(time::Instant::now)), if next.is_some() => {
+                    self.input(&core, Input::Timeout);
+                }
+                () = self.changed.notified() => {}
+                Some((link, message)) = from_links.recv() => {
+                    if let Some(conn) = self.number(&link) {
+                        self.input(&core, Input::Control { conn, message });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in a client's link.
+    pub(crate) fn accept(self: &Arc<Self>, core: &Arc<Core>, established: Established) {
+        let Established { link, recv, codec } = established;
+        let Some(via) = link.track.via() else { return };
+        let conn = {
+            let mut links = self.links();
+            links.next += 1;
+            let conn = links.next;
+            links.by_number.insert(conn, Arc::clone(&link));
+            conn
+        };
+        core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox)));
+        core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
+        let instance = link.hello().instance;
+        self.input(core, Input::Connected { conn, peer: link.peer, instance, addr: via.remote() });
+        let (shell, watcher) = (Arc::clone(self), Arc::clone(core));
+        core.tasks.spawn(async move { shell.watch(&watcher, conn, &link).await });
+    }
+
+    /// Follows a client to new addresses, until its link ends.
+    async fn watch(&self, core: &Arc<Core>, conn: u64, link: &Link) {
+        let mut addr = link.track.via().map(|via| via.remote());
+        loop {
+            tokio::select! {
+                biased;
+                _ = link.connection.closed() => break,
+                () = link.track.moved.notified() => {}
+            }
+            let now = link.track.via().map(|via| via.remote());
+            if let Some(new) = now.filter(|_| now != addr) {
+                addr = now;
+                self.input(core, Input::Rebound { conn, addr: new });
+            }
+        }
+        self.links().by_number.remove(&conn);
+        link.outbox.close();
+        self.input(core, Input::Disconnected { conn });
+        core.retire(&link.track);
+    }
+
+    /// Tells all clients that the relay will stop, and stops within `deadline`.
+    pub(crate) fn drain(&self, core: &Core, deadline: Duration) {
+        self.input(core, Input::Drain { within: deadline });
+    }
+
+    pub(crate) fn status(&self) -> RelayServerStatus {
+        let server = self.server();
+        RelayServerStatus {
+            clients: server.clients(),
+            allocations: server.allocations(),
+            datagrams: server.counters().datagrams_forwarded,
+            bytes: server.counters().bytes_forwarded,
+        }
+    }
+
+    fn number(&self, link: &Arc<Link>) -> Option<u64> {
+        self.links().by_number.iter().find(|(_, known)| Arc::ptr_eq(known, link)).map(|(conn, _)| *conn)
+    }
+
+    /// Tells the machine something, and does what it wants done.
+    fn input(&self, core: &Core, input: Input) {
+        let mut outputs = Vec::new();
+        {
+            let mut server = self.server();
+            server.handle_input(input, core.mux.now());
+            while let Some(output) = server.poll_output() {
+                outputs.push(output);
+            }
+        }
+        for output in outputs {
+            match output {
+                Output::Send { conn, message } => {
+                    if let Some(link) = self.links().by_number.get(&conn) {
+                        link.control(&message);
+                    }
+                }
+                Output::Transmit { to, bytes } => core.mux.send_raw(to, &bytes),
+                Output::Close { conn, reason } => {
+                    if let Some(link) = self.links().by_number.get(&conn) {
+                        link.close(closing(reason));
+                    }
+                }
+                other => tracing::warn!(?other, "the relay wants something that its shell does not know"),
+            }
+        }
+        self.changed.notify_one();
+    }
+}
+
+fn closing(reason: CloseReason) -> Gone {
+    match reason {
+        CloseReason::Replaced => Gone::Replaced,
+        CloseReason::Full => Gone::Misbehaved(reason.to_string()),
+        _ => Gone::Closed,
+    }
+}
+
+impl fmt::Debug for RelayShell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RelayShell")
+    }
+}

@@ -1,0 +1,111 @@
+//! What a node says of itself when asked.
+
+use std::{net::SocketAddr, time::Duration};
+
+use byway_proto::PeerId;
+
+use crate::event::PathKind;
+
+/// A node's state at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// The node.
+    pub id: PeerId,
+    /// What it tells peers that it is.
+    pub agent: String,
+    /// The network it belongs to.
+    pub network: String,
+    /// Where peers may reach it.
+    pub addrs: Vec<SocketAddr>,
+    /// How long it has been running.
+    pub uptime: Duration,
+    /// The relays it uses, in the order of their ids.
+    pub relays: Vec<RelayStatus>,
+    /// The peers it is connected to, in the order of their ids.
+    pub peers: Vec<PeerStatus>,
+    /// What it relays for others, if it does.
+    pub serving: Option<RelayServerStatus>,
+    /// Datagrams dropped since the start, by reason; reasons that never occurred are left out.
+    pub dropped: Vec<(&'static str, u64)>,
+}
+
+/// A relay as this node uses it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RelayStatus {
+    /// The relay.
+    pub id: PeerId,
+    /// Its address in use, once known.
+    pub addr: Option<SocketAddr>,
+    /// Whether this node is registered there.
+    pub registered: bool,
+    /// Where this node's datagrams come from, as the relay sees it.
+    pub observed: Option<SocketAddr>,
+    /// Its state in words.
+    pub state: String,
+    /// The round-trip time of probes to it.
+    pub rtt: Option<Duration>,
+}
+
+/// A connected peer.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PeerStatus {
+    /// The peer.
+    pub id: PeerId,
+    /// What it says it is.
+    pub agent: String,
+    /// What its connection goes through now.
+    pub path: Option<PathKind>,
+    /// The round-trip time of the selected route.
+    pub rtt: Option<Duration>,
+    /// How long it has been connected.
+    pub connected: Duration,
+    /// Whether this node dialled.
+    pub dialled: bool,
+    /// Every route to it.
+    pub routes: Vec<RouteReport>,
+}
+
+/// One route to a peer.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RouteReport {
+    /// What it goes through.
+    pub path: PathKind,
+    /// The address that packets are sent to: the peer's or the relay's.
+    pub remote: SocketAddr,
+    /// Its smoothed round-trip time, once probes measured it.
+    pub rtt: Option<Duration>,
+    /// The share of lost probes, from 0 to 1.
+    pub loss: f64,
+    /// The largest UDP payload in bytes known to pass.
+    pub mtu: u16,
+    /// Whether it carries the connection.
+    pub selected: bool,
+    /// Whether it answers, as far as is known.
+    pub alive: bool,
+    /// Whether it ever answered a probe.
+    pub proven: bool,
+    /// Why it carries the connection, or why it does not.
+    pub why: String,
+    /// Bytes sent on it.
+    pub bytes_sent: u64,
+    /// Bytes received on it.
+    pub bytes_received: u64,
+}
+
+/// What a node relays for others.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RelayServerStatus {
+    /// Registered clients.
+    pub clients: usize,
+    /// Pairs of clients that it forwards for.
+    pub allocations: usize,
+    /// Datagrams forwarded since the start.
+    pub datagrams: u64,
+    /// Bytes forwarded since the start, prefixes included.
+    pub bytes: u64,
+}

@@ -1,0 +1,177 @@
+//! A byte stream to a peer: ordered, reliable, each direction ended by itself.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use byway_proto::schedule::ChannelKey;
+use quinn::{RecvStream, VarInt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    link::outbox::{End, Outbox, Pushed},
+    net::BoxFuture,
+};
+
+/// Bytes of one stream that wait for the link's writer.
+pub(crate) const STREAM_QUEUE: usize = 256 << 10;
+
+/// The most bytes that one write takes.
+const MAX_WRITE: usize = 64 << 10;
+
+/// The code with which a half that is dropped before its end tells the other side so.
+const ABANDONED: u32 = 1;
+
+/// A byte stream to a peer.
+///
+/// Writing waits for the link, reading for the peer. `shutdown` ends the writing half: the peer reads an end of file
+/// after all bytes. A stream that is dropped before that reads as a reset at the peer.
+#[derive(Debug)]
+pub struct Stream {
+    read: ReadHalf,
+    write: WriteHalf,
+}
+
+/// The reading half of a [`Stream`].
+pub struct ReadHalf {
+    stream: RecvStream,
+}
+
+/// The writing half of a [`Stream`].
+pub struct WriteHalf {
+    outbox: Arc<Outbox>,
+    key: ChannelKey,
+    waiting: Option<BoxFuture<'static, ()>>,
+    ended: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(outbox: Arc<Outbox>, key: ChannelKey, stream: RecvStream) -> Self {
+        Stream { read: ReadHalf { stream }, write: WriteHalf { outbox, key, waiting: None, ended: false } }
+    }
+
+    /// The two halves, for two tasks.
+    pub fn into_split(self) -> (ReadHalf, WriteHalf) {
+        (self.read, self.write)
+    }
+}
+
+impl ReadHalf {
+    /// Tells the peer to stop writing; its next write fails.
+    pub fn stop(&mut self, code: u32) {
+        let _ = self.stream.stop(VarInt::from_u32(code)); // an error says that it has ended already
+    }
+
+    /// Waits until the peer resets its writing half; never returns if the peer ends it well.
+    pub async fn reset(&mut self) {
+        if !matches!(self.stream.received_reset().await, Ok(Some(_)) | Err(_)) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl WriteHalf {
+    /// Ends the half at once: the peer reads a reset, and what is queued is lost.
+    pub fn reset(&mut self, code: u32) {
+        self.ended = true;
+        self.outbox.end(self.key, End::Reset(VarInt::from_u32(code)));
+    }
+
+    fn poll_push(&mut self, cx: &mut Context<'_>, bytes: &Bytes) -> Poll<io::Result<usize>> {
+        loop {
+            if let Some(waiting) = &mut self.waiting {
+                if waiting.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                self.waiting = None;
+            }
+            // Listening begins before trying, so that no notice is missed between the two.
+            let Some(space) = self.outbox.space(self.key) else { return Poll::Ready(Err(gone())) };
+            let space = space.notified_owned();
+            match self.outbox.push_raw(self.key, bytes) {
+                Pushed::Queued => return Poll::Ready(Ok(bytes.len())),
+                Pushed::Closed => return Poll::Ready(Err(gone())),
+                Pushed::Full => self.waiting = Some(Box::pin(space)),
+            }
+        }
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the peer stopped reading, or the connection is gone")
+}
+
+impl AsyncRead for ReadHalf {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for WriteHalf {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.ended {
+            return Poll::Ready(Err(gone()));
+        }
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        // While waiting, the bytes are copied once per attempt; attempts are as rare as the queue's drains.
+        let bytes = Bytes::copy_from_slice(&buf[..buf.len().min(MAX_WRITE)]);
+        self.poll_push(cx, &bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(())) // the writer sends what is queued without being asked
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.outbox.end(self.key, End::Finish);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for WriteHalf {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.reset(ABANDONED);
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.read).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.write).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.write).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.write).poll_shutdown(cx)
+    }
+}
+
+impl fmt::Debug for ReadHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadHalf").field("stream", &self.stream.id()).finish()
+    }
+}
+
+impl fmt::Debug for WriteHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriteHalf").field("lane", &self.key).finish_non_exhaustive()
+    }
+}

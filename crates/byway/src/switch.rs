@@ -1,0 +1,359 @@
+//! The one task that knows which peers are connected: it dials each once, keeps one link a peer, and tells the
+//! protocols who comes and goes.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use byway_proto::{
+    PeerId,
+    gate::ACCEPT_QUEUE,
+    hello::{Candidates, Control, Hello, agree},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
+use tracing::{debug, info};
+
+use crate::{
+    agent::Command as AgentCommand,
+    core::Core,
+    dial::{self, DialError, Target},
+    event::Event,
+    gone::Gone,
+    link::{Link, establish::Established, readers, writer},
+    net::routes::Via,
+};
+
+/// Requests that may wait; whoever sends the next one waits.
+const COMMANDS: usize = 256;
+
+/// Control messages of all peers that may wait.
+const CONTROL: usize = 256;
+
+/// Callers that may wait for one dial.
+const MAX_WAITERS: usize = 64;
+
+/// How long a dial that was refused as a duplicate waits for the other side's connection.
+const DUPLICATE_WAIT: Duration = Duration::from_secs(5);
+
+/// A control message, and the link it came by.
+pub(crate) type FromLink = (Arc<Link>, Control);
+
+/// What the switch is asked.
+pub(crate) enum Command {
+    Dial {
+        target: Target,
+        reply: oneshot::Sender<Result<PeerId, DialError>>,
+    },
+    /// A dial's peer has answered and proven its key.
+    Handshaken {
+        peer: PeerId,
+    },
+    Dialled {
+        peer: PeerId,
+        result: Result<(), DialError>,
+    },
+    /// May this peer's incoming connection go on?
+    Vet {
+        peer: PeerId,
+        reply: oneshot::Sender<Result<(), Gone>>,
+    },
+    /// A link's connection has ended.
+    Ended {
+        link: Arc<Link>,
+        reason: Gone,
+    },
+    /// The node's protocols or addresses have changed.
+    Announce,
+    /// A relay says that a peer registered with this instance.
+    Anew {
+        peer: PeerId,
+        instance: u64,
+    },
+}
+
+/// Reaches the switch from any task.
+#[derive(Debug, Clone)]
+pub(crate) struct SwitchRef {
+    commands: mpsc::Sender<Command>,
+    /// Links that wait to be taken in; full, the gate refuses further strangers.
+    ups: mpsc::Sender<Established>,
+    links: Arc<Mutex<BTreeMap<PeerId, Arc<Link>>>>,
+}
+
+/// The receiving ends of a [`SwitchRef`].
+pub(crate) struct Inlets {
+    commands: mpsc::Receiver<Command>,
+    ups: mpsc::Receiver<Established>,
+}
+
+impl SwitchRef {
+    pub(crate) fn new() -> (Self, Inlets) {
+        let (commands, commands_in) = mpsc::channel(COMMANDS);
+        let (ups, ups_in) = mpsc::channel(ACCEPT_QUEUE);
+        (SwitchRef { commands, ups, links: Arc::default() }, Inlets { commands: commands_in, ups: ups_in })
+    }
+
+    /// Sends a request; lost if the node is closing.
+    pub(crate) async fn send(&self, command: Command) {
+        let _ = self.commands.send(command).await;
+    }
+
+    pub(crate) async fn dial(&self, target: Target) -> Result<PeerId, DialError> {
+        let (reply, result) = oneshot::channel();
+        self.send(Command::Dial { target, reply }).await;
+        result.await.unwrap_or(Err(DialError::Closed))
+    }
+
+    pub(crate) async fn vet(&self, peer: PeerId) -> Result<(), Gone> {
+        let (reply, verdict) = oneshot::channel();
+        self.send(Command::Vet { peer, reply }).await;
+        verdict.await.unwrap_or(Err(Gone::Closed))
+    }
+
+    pub(crate) async fn up(&self, established: Established) {
+        let _ = self.ups.send(established).await; // only a closing node takes none
+    }
+
+    /// How many links wait to be taken in.
+    pub(crate) fn waiting(&self) -> usize {
+        self.ups.max_capacity() - self.ups.capacity()
+    }
+
+    /// The connected peers, in the order of their ids.
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn link(&self, peer: PeerId) -> Option<Arc<Link>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned()
+    }
+}
+
+/// A dial under way.
+#[derive(Default)]
+struct Dial {
+    waiters: Vec<oneshot::Sender<Result<PeerId, DialError>>>,
+    /// The peer has answered it, so an incoming connection of the same peer is the duplicate.
+    handshaken: bool,
+}
+
+struct Switch {
+    core: Arc<Core>,
+    dials: BTreeMap<PeerId, Dial>,
+    control: mpsc::Sender<FromLink>,
+    generation: u64,
+}
+
+/// Runs the switch until the node is closed.
+pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets) {
+    let (control, mut from_links) = mpsc::channel(CONTROL);
+    let mut switch = Switch { core: Arc::clone(&core), dials: BTreeMap::new(), control, generation: 0 };
+    loop {
+        tokio::select! {
+            biased;
+            () = core.tasks.stopped() => break,
+            Some(command) = inlets.commands.recv() => switch.command(command),
+            Some(established) = inlets.ups.recv() => switch.up(established),
+            Some((link, message)) = from_links.recv() => switch.control(&link, message).await,
+            () = core.net.changed() => switch.announce(),
+        }
+    }
+    let links = std::mem::take(&mut *core.switch.links.lock().unwrap_or_else(PoisonError::into_inner));
+    for link in links.into_values() {
+        link.close(Gone::Closed);
+        core.registry.gone(&link, &Gone::Closed);
+    }
+    core.registry.close();
+}
+
+impl Switch {
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Dial { target, reply } => self.dial(target, reply),
+            Command::Handshaken { peer } => {
+                if let Some(dial) = self.dials.get_mut(&peer) {
+                    dial.handshaken = true;
+                }
+            }
+            Command::Dialled { peer, result } => self.dialled(peer, result),
+            Command::Vet { peer, reply } => drop(reply.send(self.vet(peer))),
+            Command::Ended { link, reason } => self.ended(&link, reason),
+            Command::Announce => self.announce(),
+            Command::Anew { peer, instance } => {
+                if let Some(link) = self.core.switch.link(peer).filter(|link| link.hello().instance != instance) {
+                    link.close(Gone::Restarted);
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self, target: Target, reply: oneshot::Sender<Result<PeerId, DialError>>) {
+        let peer = target.peer;
+        if peer == self.core.id() {
+            return drop(reply.send(Err(DialError::SelfDial)));
+        }
+        if self.core.switch.link(peer).is_some() {
+            return drop(reply.send(Ok(peer)));
+        }
+        let under_way = self.dials.contains_key(&peer);
+        let dial = self.dials.entry(peer).or_default();
+        if dial.waiters.len() >= MAX_WAITERS {
+            return drop(reply.send(Err(DialError::TooMany(peer))));
+        }
+        dial.waiters.push(reply);
+        if !under_way {
+            let core = Arc::clone(&self.core);
+            self.core.tasks.spawn(async move {
+                let handshaken = || drop(core.switch.commands.try_send(Command::Handshaken { peer }));
+                let result = match dial::dial(&core, target, handshaken).await {
+                    Ok(established) => {
+                        core.switch.up(established).await;
+                        Ok(())
+                    }
+                    Err(DialError::Hello { reason: Gone::Duplicate, .. }) => {
+                        time::sleep(DUPLICATE_WAIT).await;
+                        Err(DialError::Hello { peer, reason: Gone::Duplicate })
+                    }
+                    Err(error) => Err(error),
+                };
+                core.switch.send(Command::Dialled { peer, result }).await;
+            });
+        }
+    }
+
+    fn dialled(&mut self, peer: PeerId, result: Result<(), DialError>) {
+        // A success is told when its link is taken in.
+        let Err(error) = result else { return };
+        if let Some(dial) = self.dials.remove(&peer) {
+            dial.waiters.into_iter().for_each(|waiter| drop(waiter.send(Err(error.clone()))));
+        }
+    }
+
+    /// Of two simultaneous dials the one of the smaller id is kept; a dial that nobody has answered yet may never be.
+    fn vet(&self, peer: PeerId) -> Result<(), Gone> {
+        let ours_wins = self.core.id() < peer && self.dials.get(&peer).is_some_and(|dial| dial.handshaken);
+        if ours_wins { Err(Gone::Duplicate) } else { Ok(()) }
+    }
+
+    /// Takes a link in, unless one to the same peer is to be kept.
+    fn up(&mut self, established: Established) {
+        let Established { link, recv, codec } = established;
+        let peer = link.peer;
+        let core = Arc::clone(&self.core);
+        if let Some(old) = core.switch.link(peer) {
+            let restarted = old.hello().instance != link.hello().instance;
+            let old_wins = old.dialled != link.dialled
+                && old.connection.close_reason().is_none()
+                && old.dialled == (core.id() < peer);
+            if !restarted && old_wins {
+                link.close(Gone::Duplicate);
+                core.retire(&link.track);
+                return self.resolve(peer);
+            }
+            let reason = if restarted { Gone::Restarted } else { Gone::Replaced };
+            old.close(reason.clone());
+            self.ended(&old, reason);
+        }
+        core.switch.links.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Arc::clone(&link));
+        core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox)));
+        core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
+        let (watched, watcher) = (Arc::clone(&link), Arc::clone(&core));
+        core.tasks.spawn(async move {
+            let reason = watched.ended().await;
+            watcher.switch.send(Command::Ended { link: watched, reason }).await;
+        });
+        info!(peer = ?peer, dialled = link.dialled, "peer connected");
+        core.registry.agreed(&link, &link.agreed.borrow());
+        core.events.send(Event::PeerUp { peer });
+        self.tell_candidates(&link);
+        self.resolve(peer);
+    }
+
+    fn resolve(&mut self, peer: PeerId) {
+        if let Some(dial) = self.dials.remove(&peer) {
+            dial.waiters.into_iter().for_each(|waiter| drop(waiter.send(Ok(peer))));
+        }
+    }
+
+    /// Forgets a link; harmless if it was forgotten before.
+    fn ended(&mut self, link: &Arc<Link>, reason: Gone) {
+        let core = &self.core;
+        let mut links = core.switch.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if !links.get(&link.peer).is_some_and(|known| Arc::ptr_eq(known, link)) {
+            return;
+        }
+        links.remove(&link.peer);
+        drop(links);
+        info!(peer = ?link.peer, %reason, "peer gone");
+        link.outbox.close();
+        core.registry.gone(link, &reason);
+        core.events.send(Event::PeerDown { peer: link.peer, reason });
+        core.retire(&link.track);
+    }
+
+    async fn control(&mut self, link: &Arc<Link>, message: Control) {
+        match message {
+            Control::Hello(hello) => self.hello(link, hello),
+            Control::Candidates(candidates) => self.candidates(link, candidates).await,
+            Control::Goodbye(_) => {} // the connection's own close says why
+            other => debug!(peer = ?link.peer, ?other, "control message is not for a peer"),
+        }
+    }
+
+    /// A peer has registered or unregistered a protocol.
+    fn hello(&self, link: &Arc<Link>, hello: Hello) {
+        if hello.instance != link.hello().instance {
+            return link.close(Gone::Misbehaved("its instance changed within a connection".into()));
+        }
+        *link.hello() = hello;
+        self.agree(link);
+    }
+
+    fn agree(&self, link: &Arc<Link>) {
+        let theirs = link.hello().clone();
+        match agree(&self.core.hello(false), &theirs) {
+            Ok(agreed) => {
+                self.core.registry.agreed(link, &agreed);
+                link.agreed.send_replace(agreed);
+            }
+            Err(refusal) => link.close(Gone::Refused(refusal)),
+        }
+    }
+
+    /// Tells every peer what this node speaks, and where it may be reached, now.
+    fn announce(&mut self) {
+        for link in self.core.switch.links() {
+            link.control(&Control::Hello(self.core.hello(false)));
+            self.agree(&link);
+            self.tell_candidates(&link);
+        }
+    }
+
+    fn tell_candidates(&mut self, link: &Link) {
+        self.generation += 1;
+        let addrs = self.core.addrs(knows_this_machine(link));
+        if !addrs.is_empty() {
+            link.control(&Control::Candidates(Candidates { addrs, generation: self.generation }));
+        }
+    }
+
+    async fn candidates(&self, link: &Arc<Link>, candidates: Candidates) {
+        let loopback = knows_this_machine(link);
+        let addrs = candidates.addrs.into_iter().filter(|addr| self.core.may_probe(*addr, loopback));
+        for addr in addrs.collect::<Vec<SocketAddr>>() {
+            let (track, via) = (Arc::clone(&link.track), Via::Direct(addr));
+            self.core.agent.send(AgentCommand::AddRoute { track, via }).await;
+        }
+    }
+}
+
+/// Whether a link proves that both nodes run on one machine: it, or its relay, is reached over loopback.
+fn knows_this_machine(link: &Link) -> bool {
+    link.track.vias().iter().any(|via| via.remote().ip().is_loopback())
+}

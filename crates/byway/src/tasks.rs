@@ -1,0 +1,56 @@
+//! Every task of a node, so that closing the node can wait for all of them.
+
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinSet, time};
+
+/// The tasks of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct Tasks {
+    set: Arc<Mutex<JoinSet<()>>>,
+    stop: Arc<watch::Sender<bool>>,
+}
+
+impl Tasks {
+    pub(crate) fn new() -> Self {
+        Tasks { set: Arc::default(), stop: Arc::new(watch::Sender::new(false)) }
+    }
+
+    /// Runs `future` until it ends or the node's tasks are aborted.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        while set.try_join_next().is_some() {} // what has ended needs no place
+        if !*self.stop.borrow() {
+            set.spawn(future);
+        }
+    }
+
+    /// Runs `future` even while stopping: the QUIC endpoint still says goodbye then.
+    pub(crate) fn spawn_driver(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner).spawn(future);
+    }
+
+    /// Tells all tasks to stop.
+    pub(crate) fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Waits until the tasks were told to stop.
+    pub(crate) async fn stopped(&self) {
+        let mut stop = self.stop.subscribe();
+        // An error says that the sender is gone, and with it the node.
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    /// Waits for all tasks to end, at most for `deadline`, then aborts the rest.
+    pub(crate) async fn join(&self, deadline: Duration) {
+        let mut set = std::mem::take(&mut *self.set.lock().unwrap_or_else(PoisonError::into_inner));
+        if time::timeout(deadline, async { while set.join_next().await.is_some() {} }).await.is_err() {
+            set.shutdown().await;
+        }
+    }
+}
