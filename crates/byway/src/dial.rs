@@ -11,6 +11,7 @@ use crate::{
     link::establish::{self, ControlStream, Established},
     net::{routes::Via, track::Track},
     quic::endpoint::HandshakeError,
+    relay::client::Wanted,
 };
 
 /// Addresses of one peer that a dial sends its first packets to: each gets a copy of everything until one answers.
@@ -163,7 +164,8 @@ fn begin(core: &Arc<Core>, target: &Target, track: &Arc<Track>, notes: &Arc<Note
     // A peer known by its key alone may be registered where this node is.
     let relays = if target.relays.is_empty() { core.config.relays.clone() } else { target.relays.clone() };
     for relay in relays.iter().take(MAX_DIAL_RELAYS) {
-        core.relays.open(core, relay, target.peer, track, notes);
+        let wanted = Wanted { peer: target.peer, track: Arc::downgrade(track), notes: Arc::clone(notes) };
+        core.relays.open(core, relay, wanted);
         ways += 1;
     }
     ways

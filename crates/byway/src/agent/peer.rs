@@ -112,7 +112,7 @@ impl AgentPeer {
                     Via::Direct(addr) => Some(addr),
                     Via::Relay(..) => None,
                 };
-                self.send(mux, datagram.via, ProbeKind::Pong { observed }, probe.txid, 0);
+                self.send(mux, datagram.via, ProbeKind::Pong { observed }, probe.txid);
                 if let Some(route) = route {
                     self.paths.handle_input(Input::Ping { route, doubt }, now);
                 }
@@ -153,9 +153,10 @@ impl AgentPeer {
             match output {
                 Output::Ping { route, txid, doubt, padded } => {
                     let via = self.track.lock().slot(route).map(|slot| slot.via);
-                    let pad = if padded { usize::from(MAX_MTU) } else { 0 };
+                    let len = if padded { usize::from(MAX_MTU) } else { 0 };
+                    let (seq, kind) = (self.seq + 1, ProbeKind::Ping { doubt });
                     if let Some(via) = via {
-                        self.send(mux, via, ProbeKind::Ping { doubt }, txid.to_be_bytes(), pad);
+                        self.send_padded(mux, via, Probe { seq, kind, txid: txid.to_be_bytes() }, len);
                     }
                 }
                 Output::Plan(plan) => self.apply(plan),
@@ -210,14 +211,18 @@ impl AgentPeer {
         for (txid, route) in due {
             let via = self.track.lock().slot(route).map(|slot| slot.via);
             if let Some(via) = via {
-                self.send(mux, via, ProbeKind::Ping { doubt: false }, txid.to_be_bytes(), 0);
+                self.send(mux, via, ProbeKind::Ping { doubt: false }, txid.to_be_bytes());
             }
         }
     }
 
-    fn send(&mut self, mux: &Mux, via: Via, kind: ProbeKind, txid: [u8; 8], pad: usize) {
-        self.seq += 1;
-        mux.send_control(via, &probe::encode(&Probe { seq: self.seq, kind, txid }, &self.key, pad));
+    fn send(&mut self, mux: &Mux, via: Via, kind: ProbeKind, txid: [u8; 8]) {
+        self.send_padded(mux, via, Probe { seq: self.seq + 1, kind, txid }, 0);
+    }
+
+    fn send_padded(&mut self, mux: &Mux, via: Via, probe: Probe, len: usize) {
+        self.seq = probe.seq;
+        mux.send_control(via, &probe::encode(&probe, &self.key, len));
     }
 
     /// Whether something left unanswered between the machine's last look and its falling asleep.

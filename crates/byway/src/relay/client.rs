@@ -92,9 +92,17 @@ struct State {
     alias: Option<SocketAddr>,
 }
 
+/// A peer that is to be reached through a relay, for one connection.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) peer: PeerId,
+    pub(crate) track: Weak<Track>,
+    pub(crate) notes: Arc<Notes>,
+}
+
 enum Command {
-    /// Reach `peer` through this relay, for the connection of `track`.
-    Open { peer: PeerId, track: Weak<Track>, notes: Arc<Notes> },
+    /// Reach a peer through this relay.
+    Open(Wanted),
     /// The connection with this alias is over.
     Release { alias: SocketAddr },
 }
@@ -109,18 +117,11 @@ impl Relays {
         self.client(core, relay, true);
     }
 
-    /// Asks for a way to `peer` through `relay`; the agent is told of it once there is one.
-    pub(crate) fn open(
-        &self,
-        core: &Arc<Core>,
-        relay: &PeerAddr,
-        peer: PeerId,
-        track: &Arc<Track>,
-        notes: &Arc<Notes>,
-    ) {
-        let command = Command::Open { peer, track: Arc::downgrade(track), notes: Arc::clone(notes) };
+    /// Asks for a way to a peer through `relay`; the agent is told of it once there is one.
+    pub(crate) fn open(&self, core: &Arc<Core>, relay: &PeerAddr, wanted: Wanted) {
+        let notes = Arc::clone(&wanted.notes);
         match self.client(core, relay, false) {
-            Some(client) if client.try_send(command).is_ok() => {}
+            Some(client) if client.try_send(Command::Open(wanted)).is_ok() => {}
             Some(_) => notes.add(format!("relay {:?} is busy with other dials", relay.id)),
             None => notes.add(format!("relay {:?} is one more than the {MAX_CLIENTS} that a node uses", relay.id)),
         }
@@ -189,9 +190,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// A way to one peer through the relay.
 struct Allocation {
-    peer: PeerId,
-    track: Weak<Track>,
-    notes: Arc<Notes>,
+    wanted: Wanted,
     /// To be opened again at this time.
     reopen: Option<Instant>,
 }
@@ -221,7 +220,7 @@ impl Client {
             info!(relay = ?self.relay.id, %why, "not registered at the relay");
             self.core.events.send(Event::RelayDown { relay: self.relay.id, why: why.clone() });
             for allocation in self.allocations.values() {
-                allocation.notes.add(format!("relay {:?}: {why}", self.relay.id));
+                allocation.wanted.notes.add(format!("relay {:?}: {why}", self.relay.id));
             }
             let state = State { words: format!("{why}; trying again"), ..State::default() };
             *lock(&self.state) = state;
@@ -394,30 +393,29 @@ impl Client {
 
     fn note(&mut self, command: Command) {
         match command {
-            Command::Open { peer, track, notes } if self.allocations.len() < MAX_ALLOCATIONS => {
-                let id = AllocId(self.core.draw());
-                self.allocations.insert(id, Allocation { peer, track, notes, reopen: None });
+            Command::Open(wanted) if self.allocations.len() < MAX_ALLOCATIONS => {
+                self.allocations.insert(AllocId(self.core.draw()), Allocation { wanted, reopen: None });
             }
-            Command::Open { notes, .. } => {
-                notes.add(format!("relay {:?} carries {MAX_ALLOCATIONS} connections already", self.relay.id));
+            Command::Open(wanted) => {
+                wanted.notes.add(format!("relay {:?} carries {MAX_ALLOCATIONS} connections already", self.relay.id));
             }
             Command::Release { alias } => {
-                let is_over = |a: &Allocation| a.track.upgrade().is_none_or(|track| track.alias() == alias);
+                let is_over = |a: &Allocation| a.wanted.track.upgrade().is_none_or(|track| track.alias() == alias);
                 self.allocations.retain(|_, allocation| !is_over(allocation));
             }
         }
     }
 
     fn forget_dead(&mut self) {
-        self.allocations.retain(|_, allocation| allocation.track.strong_count() > 0);
+        self.allocations.retain(|_, allocation| allocation.wanted.track.strong_count() > 0);
     }
 
     /// Opens an allocation; data may follow at once, for the relay holds it until the message is there.
     async fn open(&mut self, link: &Link, addr: SocketAddr, id: AllocId) {
         let Some(allocation) = self.allocations.get_mut(&id) else { return };
         allocation.reopen = None;
-        link.control(&Control::Open { alloc: id, peer: allocation.peer });
-        if let Some(track) = allocation.track.upgrade() {
+        link.control(&Control::Open { alloc: id, peer: allocation.wanted.peer });
+        if let Some(track) = allocation.wanted.track.upgrade() {
             dial::add_route(&self.core, &track, Via::Relay(addr, id)).await;
         }
     }
@@ -435,7 +433,7 @@ impl Client {
         match message {
             Control::OpenFailed { alloc, reason, .. } => {
                 let Some(allocation) = self.allocations.get_mut(&alloc) else { return };
-                allocation.notes.add(format!("relay {:?}: {reason}", self.relay.id));
+                allocation.wanted.notes.add(format!("relay {:?}: {reason}", self.relay.id));
                 // The peer may be about to register; other reasons do not pass.
                 if matches!(reason, OpenFailure::NotRegistered | OpenFailure::Idle) {
                     allocation.reopen = Some(Instant::now() + REOPEN);
