@@ -23,6 +23,10 @@ pub(crate) const MAX_ROUTES: usize = RouteId::LIMIT as usize;
 /// The UDP payload in bytes that every route is trusted to carry before a padded probe proved more (RFC 9000 §14.1).
 pub(crate) const MIN_MTU: u16 = 1_200;
 
+/// Bytes that count as received on a dial's candidate before it answered: with the factor of three (RFC 9000 §8.1) a dial
+/// sends at most 16 full datagrams to an address that never answers, whoever named it.
+const DIAL_CREDIT: usize = 16 * 1_200 / 3;
+
 /// Datagrams kept for a replay: what may be lost with a route that just died.
 pub(crate) const RING: usize = 16;
 
@@ -75,7 +79,7 @@ pub(crate) struct Slot {
     pub(crate) via: Via,
     /// The largest UDP payload known to pass, without a relay's prefix.
     pub(crate) mtu: u16,
-    /// An authenticated probe was answered on it, or this node chose it for a dial.
+    /// An authenticated probe was answered on it.
     pub(crate) proven: bool,
     /// What an unproven route may be sent (RFC 9000 §8.1).
     pub(crate) credit: Credit,
@@ -191,15 +195,11 @@ impl State {
         if self.find(via).is_some() {
             return None;
         }
-        let slot = Slot {
-            via,
-            mtu: MIN_MTU,
-            proven,
-            credit: Credit::default(),
-            heard: None,
-            bytes_sent: 0,
-            bytes_received: 0,
-        };
+        let mut credit = Credit::default();
+        if self.dialled {
+            credit.received(DIAL_CREDIT);
+        }
+        let slot = Slot { via, mtu: MIN_MTU, proven, credit, heard: None, bytes_sent: 0, bytes_received: 0 };
         let free = self.slots.iter().position(Option::is_none);
         let index = match free {
             Some(index) => index,

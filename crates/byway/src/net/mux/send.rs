@@ -112,8 +112,9 @@ impl Mux {
     fn send_on(&self, state: &mut State, route: RouteId, contents: &[u8], segment: usize) -> Sent {
         let (dialled, established) = (state.dialled, state.established);
         let Some(slot) = state.slot_mut(route) else { return Sent::Yes };
-        if !slot.proven && !dialled && !slot.credit.may_send(contents.len()) {
-            self.counters.add(Dropped::Amplification, contents.len().div_ceil(segment) as u64);
+        if !slot.proven && !slot.credit.may_send(contents.len()) {
+            let why = if dialled { Dropped::DialBudget } else { Dropped::Amplification };
+            self.counters.add(why, contents.len().div_ceil(segment) as u64);
             return Sent::Yes;
         }
         let (via, mtu) = (slot.via, usize::from(slot.mtu));
