@@ -10,7 +10,7 @@ use crate::{
     gone::Gone,
     link::establish::{self, ControlStream, Established},
     net::{routes::Via, track::Track},
-    quic::endpoint::HandshakeError,
+    quic::endpoint::{HandshakeError, Role},
     relay::client::Wanted,
 };
 
@@ -136,7 +136,7 @@ pub(crate) async fn dial(
         core.mux.routes.remove(track.alias());
         return Err(DialError::NoWay(peer));
     }
-    let result = match core.endpoint.dial(&track, peer).await {
+    let result = match core.endpoint.dial(&track, peer, Role::Peer).await {
         Ok(connection) => {
             handshaken();
             hello(core, &track, connection, core.hello(false)).await.map_err(|reason| DialError::Hello { peer, reason })

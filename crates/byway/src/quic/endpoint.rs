@@ -62,11 +62,24 @@ const MAX_INCOMING: usize = 256;
 /// Bytes of handshake packets kept for one, and for all handshakes that wait for the decision.
 const INCOMING_BUFFER: (u64, u64) = (16 << 10, 1 << 20);
 
+/// How often a relay's client says something in QUIC: a relay that was restarted answers with a stateless reset, which no
+/// probe of ours would get from it.
+const RELAY_KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// What is at the other end of a dial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Peer,
+    Relay,
+}
+
 /// The endpoint, with the one client configuration that all dials share: a second one would lose the tickets.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
     quinn: quinn::Endpoint,
     client: ClientConfig,
+    /// The same for dials of relays, whose connections are kept alive by QUIC itself.
+    relay_client: ClientConfig,
     mux: Arc<Mux>,
 }
 
@@ -87,6 +100,8 @@ impl Endpoint {
     pub(crate) fn new(config: &Config, seed: &[u8; 32], mux: Arc<Mux>, tasks: &Tasks) -> Result<Self, EndpointError> {
         let identity = &config.identity;
         let (server_tls, client_tls) = tls::configs(identity, &config.clock)?;
+        let mut relay_transport = transport(config.idle_timeout)?;
+        relay_transport.keep_alive_interval(Some(RELAY_KEEP_ALIVE));
         let transport = Arc::new(transport(config.idle_timeout)?);
 
         let mut server = ServerConfig::new(
@@ -108,6 +123,9 @@ impl Endpoint {
         let first_ids = Arc::new(Mutex::new(Rng::new(seed, "initial connection ids")));
         client.transport_config(transport).version(1).initial_dst_cid_provider(Arc::new(move || draw(&first_ids)));
 
+        let mut relay_client = client.clone();
+        relay_client.transport_config(Arc::new(relay_transport));
+
         let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(identity.derive("byway 1 stateless reset key"))));
         let ids = Arc::new(Mutex::new(Rng::new(seed, "connection ids")));
         endpoint
@@ -120,12 +138,21 @@ impl Endpoint {
         let runtime = Arc::new(NodeRuntime(tasks.clone()));
         let server = config.accept.then_some(server);
         let quinn = quinn::Endpoint::new_with_abstract_socket(endpoint, server, Arc::clone(&mux) as _, runtime)?;
-        Ok(Endpoint { quinn, client, mux })
+        Ok(Endpoint { quinn, client, relay_client, mux })
     }
 
     /// Makes a connection to `peer` by the routes of `track`.
-    pub(crate) async fn dial(&self, track: &Track, peer: PeerId) -> Result<quinn::Connection, HandshakeError> {
-        let connecting = self.quinn.connect_with(self.client.clone(), track.alias(), &tls::server_name(peer))?;
+    pub(crate) async fn dial(
+        &self,
+        track: &Track,
+        peer: PeerId,
+        role: Role,
+    ) -> Result<quinn::Connection, HandshakeError> {
+        let config = match role {
+            Role::Peer => self.client.clone(),
+            Role::Relay => self.relay_client.clone(),
+        };
+        let connecting = self.quinn.connect_with(config, track.alias(), &tls::server_name(peer))?;
         let connection = self.handshake(track, connecting).await?;
         // On resumption TLS asks no verifier, so the ticket's key is compared here.
         if tls::peer_id(&connection) != Some(peer) {

@@ -29,6 +29,7 @@ use crate::{
     gone::Gone,
     link::{Link, establish::Established, readers, writer},
     net::{routes::Via, track::Track},
+    quic::endpoint::Role,
     status::RelayStatus,
     switch::{Command as SwitchCommand, FromLink},
 };
@@ -283,7 +284,7 @@ impl Client {
             track.lock().add(Via::Direct(*addr), false);
         }
         let connected = async {
-            let connection = core.endpoint.dial(&track, self.relay.id).await.map_err(|e| e.to_string())?;
+            let connection = core.endpoint.dial(&track, self.relay.id, Role::Relay).await.map_err(|e| e.to_string())?;
             dial::hello(&core, &track, connection, core.hello(true)).await.map_err(|e| e.to_string())
         };
         let result = connected.await.and_then(|established| {
