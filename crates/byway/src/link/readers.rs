@@ -80,7 +80,9 @@ async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
     };
     let mut frames =
         Frames { max: channel.max_message, partial: None, header: BytesMut::new(), batch: VecDeque::new() };
-    if let Err(gone) = messages(&link, &mut stream, inbox, &mut frames).await {
+    let read = messages(&link, &mut stream, inbox, &mut frames).await;
+    inbox.orphan(link.peer);
+    if let Err(gone) = read {
         link.close(gone);
     }
 }

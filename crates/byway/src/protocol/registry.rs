@@ -288,7 +288,6 @@ impl Registered {
         }
         members.remove(&peer);
         drop(members);
-        self.channels.values().for_each(|(_, inbox)| inbox.orphan(peer));
         self.tell(PeerEvent::Down { peer, reason: reason.clone() });
     }
 
