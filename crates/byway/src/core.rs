@@ -20,6 +20,7 @@ use crate::{
     event::Events,
     gone::Gone,
     link::{establish, readers::Scope},
+    metrics::Dropped,
     net::{Net, mux::Mux, track::Track},
     protocol::{MAX_MESSAGE, Registry},
     quic::endpoint::{Endpoint, MAX_STREAMS},
@@ -132,6 +133,27 @@ impl Core {
         });
         addrs.truncate(MAX_CANDIDATES);
         addrs
+    }
+
+    /// What was dropped or turned away since the start, by reason.
+    pub(crate) fn dropped(&self) -> Vec<(&'static str, u64)> {
+        let mut dropped: Vec<_> = Dropped::ALL.into_iter().map(|why| (why.name(), self.mux.counters.of(why))).collect();
+        {
+            let gate = self.mux.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            let counters = gate.counters();
+            dropped.extend([
+                ("handshake_retried", counters.retried),
+                ("handshake_refused", counters.refused),
+                ("handshake_failed", counters.failed),
+                ("handshake_overdue", counters.overdue),
+                ("handshake_unanswered", counters.over_answer_budget),
+            ]);
+        }
+        if let Some(shell) = &self.serving {
+            dropped.extend(shell.dropped());
+        }
+        dropped.retain(|(_, count)| *count > 0);
+        dropped
     }
 
     /// Whether this node may send to an address that a peer named.

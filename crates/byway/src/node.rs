@@ -21,7 +21,6 @@ use crate::{
     core::Core,
     dial::{DialError, Target},
     event::{EventStream, Events},
-    metrics::Dropped,
     net::{
         Net, UdpSocket,
         mux::{Clock, Mux, Sockets},
@@ -229,7 +228,6 @@ impl Node {
                 routes,
             });
         }
-        let dropped = Dropped::ALL.into_iter().map(|why| (why.name(), core.mux.counters.of(why)));
         NodeStatus {
             id: self.id(),
             agent: core.config.agent.clone(),
@@ -239,7 +237,7 @@ impl Node {
             relays: core.relays.status(core).await,
             peers,
             serving: core.serving.as_ref().map(|shell| shell.status()),
-            dropped: dropped.filter(|(_, count)| *count > 0).collect(),
+            dropped: core.dropped(),
         }
     }
 

@@ -26,7 +26,7 @@ pub struct NodeStatus {
     pub peers: Vec<PeerStatus>,
     /// What it relays for others, if it does.
     pub serving: Option<RelayServerStatus>,
-    /// Datagrams dropped since the start, by reason; reasons that never occurred are left out.
+    /// Datagrams dropped and handshakes turned away since the start, by reason; reasons that never occurred are left out.
     pub dropped: Vec<(&'static str, u64)>,
 }
 

@@ -133,6 +133,21 @@ impl RelayShell {
         }
     }
 
+    /// What was not forwarded, by reason.
+    pub(crate) fn dropped(&self) -> [(&'static str, u64); 7] {
+        let server = self.server();
+        let drops = &server.counters().drops;
+        [
+            ("relay_stranger", drops.stranger),
+            ("relay_not_in_pair", drops.not_in_pair),
+            ("relay_rate_limited", drops.rate_limited),
+            ("relay_peer_absent", drops.peer_absent),
+            ("relay_hold_full", drops.hold_full),
+            ("relay_hold_expired", drops.hold_expired),
+            ("relay_hold_orphaned", drops.hold_orphaned),
+        ]
+    }
+
     fn number(&self, link: &Arc<Link>) -> Option<u64> {
         self.links().by_number.iter().find(|(_, known)| Arc::ptr_eq(known, link)).map(|(conn, _)| *conn)
     }
