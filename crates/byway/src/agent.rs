@@ -258,6 +258,17 @@ impl Agent {
         if let (Some(path), Some(id)) = (changed, peer.told) {
             self.events.send(Event::PathChanged { peer: id, path });
         }
+        if let Some(relay) = peer.silent_relay.take() {
+            self.doubt_relay(relay);
+        }
+    }
+
+    /// A peer behind a relay has gone silent: perhaps the relay has, and its own connection is too idle to notice.
+    fn doubt_relay(&mut self, relay: SocketAddr) {
+        let link = self.mux.routes.read().by_route(Via::Direct(relay)).map(|track| track.alias());
+        if let Some(alias) = link {
+            self.with(alias, AgentPeer::doubt);
+        }
     }
 }
 

@@ -91,16 +91,18 @@ impl Core {
         Ok(())
     }
 
-    /// Gives an alias up once its connection's goodbye had time to leave.
+    /// Gives an alias up once its connection's goodbye had time to leave; its routes are no longer looked after, and
+    /// lead nobody to it, at once.
     pub(crate) fn retire(self: &Arc<Self>, track: &Arc<Track>) {
         let (core, alias) = (Arc::clone(self), track.alias());
+        core.mux.routes.forget_routes(track);
         self.tasks.spawn(async move {
+            core.agent.send(Command::Down { alias }).await;
             tokio::select! {
                 biased;
                 () = core.tasks.stopped() => return,
                 () = time::sleep(LINGER) => {}
             }
-            core.agent.send(Command::Down { alias }).await;
             core.relays.release(alias);
             core.mux.routes.remove(alias);
         });

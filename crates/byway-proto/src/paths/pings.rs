@@ -16,6 +16,10 @@ const BUSY_FOR: Duration = Duration::from_secs(5);
 /// The spacing on the selected route while busy: keeps its round-trip time, and with it the patience, up to date.
 const SELECTED_SPACING: Duration = Duration::from_secs(1);
 
+/// The spacing on the selected route after a lost ping: three in a row decide, and a relay that was restarted is found
+/// out by that alone.
+const LOST_SPACING: Duration = Duration::from_millis(300);
+
 /// The spacing on a better route: eight pongs in the two seconds that a return must span, five of which are needed.
 const BETTER_SPACING: Duration = Duration::from_millis(250);
 
@@ -106,7 +110,7 @@ impl Paths {
         let kept_warm = Some((last + self.config.warm.max(MIN_WARM), "keep-alive ping"));
         if route.id == selected.id {
             if route.misses > 0 {
-                return Some((last + SELECTED_SPACING, "ping after a lost one"));
+                return Some((last + LOST_SPACING, "ping after a lost one"));
             }
             return while_busy(SELECTED_SPACING, "ping of the selected route").or(kept_warm);
         }

@@ -1,10 +1,10 @@
 //! One peer's routes, as the agent keeps them.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use byway_proto::{
     Instant,
-    paths::{Input, Output, Paths, Plan, RouteId, RouteKind},
+    paths::{HedgeWhy, Input, Output, Paths, Plan, RouteId, RouteKind},
     wire::probe::{self, Probe, ProbeKey, ProbeKind, ReplayWindow},
 };
 use tokio::sync::oneshot;
@@ -38,6 +38,8 @@ pub(super) struct AgentPeer {
     pub(super) told: Option<byway_proto::PeerId>,
     /// The timer that is set for this peer.
     pub(super) timer: Instant,
+    /// The relay through which nothing is heard any more, until the agent has taken notice.
+    pub(super) silent_relay: Option<SocketAddr>,
     paths: Paths,
     window: ReplayWindow,
     seq: u64,
@@ -53,6 +55,7 @@ impl AgentPeer {
             track: up.track,
             told: up.told,
             timer: Instant::START,
+            silent_relay: None,
             window: ReplayWindow::new(),
             seq: 0,
             pings: VecDeque::new(),
@@ -87,10 +90,17 @@ impl AgentPeer {
         let mut state = self.track.lock();
         let sample = state.sample();
         if sample.last_sent.is_none_or(|sent| now.since(sent) > RING_LIFE) {
-            state.ring.clear();
+            state.ring.shrink();
         }
         drop(state);
         self.paths.handle_input(Input::Sample(sample), now);
+    }
+
+    /// Asks the peer whether it is still there, unless it has just shown that.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        if let Some(route) = self.paths.selected() {
+            self.paths.handle_input(Input::Ping { route, doubt: true }, now);
+        }
     }
 
     /// Takes a probe in, if it is authentic and new.
@@ -168,7 +178,14 @@ impl AgentPeer {
                     changed = self.selected(from, to);
                     debug!(alias = %self.track.alias(), %why, path = ?changed, "route selected");
                 }
-                Output::Hedged(why) => debug!(alias = %self.track.alias(), %why, "hedging"),
+                Output::Hedged(why) => {
+                    debug!(alias = %self.track.alias(), %why, "hedging");
+                    if why != HedgeWhy::Established
+                        && let Some(Via::Relay(relay, _)) = self.track.via()
+                    {
+                        self.silent_relay = Some(relay);
+                    }
+                }
                 Output::Unhedged => debug!(alias = %self.track.alias(), "no longer hedging"),
                 Output::MtuProven { route } => {
                     if let Some(slot) = self.track.lock().slot_mut(route) {

@@ -33,8 +33,9 @@ use crate::metrics::{Counters, Dropped};
 /// Datagrams for the agent that may wait: probes of 64 peers, four each.
 pub(crate) const AGENT_QUEUE: usize = 256;
 
-/// Answers to packets of unknown connections per second (stateless resets, RFC 9000 §10.3), and how many at once.
-const STRANGER_RATE: (u64, u64) = (100, 50);
+/// Answers to packets of unknown connections per second (stateless resets, RFC 9000 §10.3), and how many at once: each
+/// is shorter than its question, and a restarted relay owes one to every client.
+const STRANGER_RATE: (u64, u64) = (1_000, 200);
 
 /// The largest UDP payload that is received: an Ethernet frame's.
 pub(crate) const MAX_DATAGRAM: u16 = 1_500;

@@ -166,6 +166,13 @@ impl Routes {
         self.write().forget_route(via, track);
     }
 
+    /// Forgets that any route leads to `track`.
+    pub(crate) fn forget_routes(&self, track: &Arc<Track>) {
+        let vias = track.vias();
+        let mut table = self.write();
+        vias.into_iter().for_each(|via| table.forget_route(via, track));
+    }
+
     /// Leads probes and fragments with this key id to `track`.
     pub(crate) fn learn_probe_key(&self, id: [u8; 8], track: &Arc<Track>) {
         track.set_probe_key(id);

@@ -325,8 +325,11 @@ impl Ring {
         self.kept.iter().skip(skip).filter(move |(at, _)| now.since(*at) <= age).map(|(_, bytes)| bytes.as_slice())
     }
 
-    /// Gives the memory back while the connection is idle.
-    pub(crate) fn clear(&mut self) {
-        self.kept = VecDeque::new();
+    /// Gives the memory back while the connection is idle, all but the last datagram: a hedge sends it again, and a
+    /// restarted peer answers it with a stateless reset, which no probe of ours gets (RFC 9000 §10.3).
+    pub(crate) fn shrink(&mut self) {
+        if self.kept.len() > 1 {
+            self.kept = self.kept.pop_back().into_iter().collect();
+        }
     }
 }

@@ -133,6 +133,7 @@ impl Endpoint {
             .supported_versions(vec![1])
             .grease_quic_bit(false) // the bit tells QUIC from our own datagrams (RFC 9443)
             .rng_seed(Some(Rng::new(seed, "quic").bytes()))
+            .min_reset_interval(Duration::ZERO) // the mux limits them; one at a time would starve a relay's clients
             .max_udp_payload_size(MAX_DATAGRAM)?;
 
         let runtime = Arc::new(NodeRuntime(tasks.clone()));
