@@ -1,4 +1,5 @@
 //! A connection outlives its direct path, and its relay.
+#![allow(clippy::unwrap_used)] // a test may panic
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! What the scenarios share: nodes that speak `echo`, relays, flows of numbered messages, and bounds on virtual time.
 #![allow(dead_code)] // each test binary uses a part of it
+#![allow(clippy::unwrap_used)] // a test may panic
 
 use std::{cell::RefCell, future::Future, net::SocketAddr, time::Duration};
 
