@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,18 +12,19 @@ use tokio::{sync::watch, task::JoinSet, time};
 #[derive(Debug, Clone)]
 pub(crate) struct Tasks {
     set: Arc<Mutex<JoinSet<()>>>,
+    /// QUIC's own tasks. The endpoint's ends with its last handle only, which the node keeps: it is never waited for.
+    drivers: Arc<Mutex<JoinSet<()>>>,
     stop: Arc<watch::Sender<bool>>,
 }
 
 impl Tasks {
     pub(crate) fn new() -> Self {
-        Tasks { set: Arc::default(), stop: Arc::new(watch::Sender::new(false)) }
+        Tasks { set: Arc::default(), drivers: Arc::default(), stop: Arc::new(watch::Sender::new(false)) }
     }
 
     /// Runs `future` until it ends or the node's tasks are aborted.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        while set.try_join_next().is_some() {} // what has ended needs no place
+        let mut set = lock(&self.set);
         if !*self.stop.borrow() {
             set.spawn(future);
         }
@@ -31,7 +32,7 @@ impl Tasks {
 
     /// Runs `future` even while stopping: the QUIC endpoint still says goodbye then.
     pub(crate) fn spawn_driver(&self, future: impl Future<Output = ()> + Send + 'static) {
-        self.set.lock().unwrap_or_else(PoisonError::into_inner).spawn(future);
+        lock(&self.drivers).spawn(future);
     }
 
     /// Tells all tasks to stop.
@@ -46,11 +47,20 @@ impl Tasks {
         let _ = stop.wait_for(|stop| *stop).await;
     }
 
-    /// Waits for all tasks to end, at most for `deadline`, then aborts the rest.
+    /// Waits for all tasks to end, at most for `deadline`, then aborts the rest and QUIC's own.
     pub(crate) async fn join(&self, deadline: Duration) {
-        let mut set = std::mem::take(&mut *self.set.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut set = std::mem::take(&mut *lock(&self.set));
         if time::timeout(deadline, async { while set.join_next().await.is_some() {} }).await.is_err() {
             set.shutdown().await;
         }
+        let mut drivers = std::mem::take(&mut *lock(&self.drivers));
+        drivers.shutdown().await;
     }
+}
+
+/// Locks a set and takes out what has ended, which needs no place.
+fn lock(set: &Mutex<JoinSet<()>>) -> MutexGuard<'_, JoinSet<()>> {
+    let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
+    while set.try_join_next().is_some() {}
+    set
 }
