@@ -25,7 +25,7 @@ use crate::{
     gone::Gone,
     net::track::Track,
     protocol::{OpenError, STREAM_SHARE},
-    stream::{STREAM_QUEUE, Stream},
+    stream::{self, STREAM_QUEUE, Stream},
 };
 
 /// An established connection, after both hellos.
@@ -75,9 +75,10 @@ impl Link {
     /// Opens a byte stream that begins with `header`.
     pub(crate) async fn open_stream(&self, header: Bytes) -> Result<Stream, OpenError> {
         let (send, recv) = self.connection.open_bi().await.map_err(|error| OpenError::Gone(error.into()))?;
+        let received = stream::received(&send);
         let mut queue = FrameQueue::new(usize::MAX, STREAM_QUEUE);
         queue.push_raw(&header);
         let key = self.outbox.open_stream(STREAM_SHARE, queue, send).ok_or(OpenError::TooMany(self.peer))?;
-        Ok(Stream::new(Arc::clone(&self.outbox), key, recv))
+        Ok(Stream::new(Arc::clone(&self.outbox), key, recv, received))
     }
 }

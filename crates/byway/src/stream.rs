@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use byway_proto::schedule::ChannelKey;
-use quinn::{RecvStream, VarInt};
+use quinn::{RecvStream, SendStream, VarInt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
@@ -47,11 +47,19 @@ pub struct WriteHalf {
     key: ChannelKey,
     waiting: Option<BoxFuture<'static, ()>>,
     ended: bool,
+    /// Until it is known: whether the peer has received everything.
+    received: Result<bool, BoxFuture<'static, bool>>,
 }
 
 impl Stream {
-    pub(crate) fn new(outbox: Arc<Outbox>, key: ChannelKey, stream: RecvStream) -> Self {
-        Stream { read: ReadHalf { stream }, write: WriteHalf { outbox, key, waiting: None, ended: false } }
+    pub(crate) fn new(
+        outbox: Arc<Outbox>,
+        key: ChannelKey,
+        stream: RecvStream,
+        received: BoxFuture<'static, bool>,
+    ) -> Self {
+        let write = WriteHalf { outbox, key, waiting: None, ended: false, received: Err(received) };
+        Stream { read: ReadHalf { stream }, write }
     }
 
     /// The two halves, for two tasks.
@@ -81,6 +89,15 @@ impl WriteHalf {
         self.outbox.end(self.key, End::Reset(VarInt::from_u32(code)));
     }
 
+    /// Waits until the peer has received all bytes and the end that `shutdown` set, and then says `true`; `false` if that
+    /// cannot happen any more. Closing the node before loses what the peer has not received.
+    pub async fn acknowledged(&mut self) -> bool {
+        if let Err(received) = &mut self.received {
+            self.received = Ok(received.await);
+        }
+        matches!(self.received, Ok(true))
+    }
+
     fn poll_push(&mut self, cx: &mut Context<'_>, bytes: &Bytes) -> Poll<io::Result<usize>> {
         loop {
             if let Some(waiting) = &mut self.waiting {
@@ -99,6 +116,12 @@ impl WriteHalf {
             }
         }
     }
+}
+
+/// Tells whether the peer has received all of a stream, once that is known.
+pub(crate) fn received(stream: &SendStream) -> BoxFuture<'static, bool> {
+    let stopped = stream.stopped();
+    Box::pin(async move { matches!(stopped.await, Ok(None)) })
 }
 
 fn gone() -> io::Error {

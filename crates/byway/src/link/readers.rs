@@ -13,7 +13,7 @@ use crate::{
     link::queue::FrameQueue,
     net::mux::Mux,
     protocol::{Registered, Registry, STREAM_SHARE},
-    stream::{STREAM_QUEUE, Stream},
+    stream::{self, STREAM_QUEUE, Stream},
     tasks::Tasks,
 };
 
@@ -183,9 +183,10 @@ async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream
         let _ = send.reset(VarInt::from_u32(BUSY));
         return;
     };
+    let received = stream::received(&send);
     let queue = FrameQueue::new(usize::MAX, STREAM_QUEUE);
     if let Some(key) = link.outbox.open_stream(STREAM_SHARE, queue, send) {
-        place.send((link.peer, Stream::new(Arc::clone(&link.outbox), key, recv)));
+        place.send((link.peer, Stream::new(Arc::clone(&link.outbox), key, recv, received)));
     }
 }
 
