@@ -41,6 +41,7 @@ mod status;
 mod stream;
 mod switch;
 mod tasks;
+pub mod tunnel;
 
 pub use byway_proto::{
     PeerAddr, PeerId, Ticket,
