@@ -1,2 +1,54 @@
-//! The byway command.
-fn main() {}
+//! The command line of Byway: serve here, reach there, relay in between.
+
+mod args;
+mod cmd;
+mod config;
+mod control;
+mod daemon;
+mod datadir;
+mod failure;
+mod grants;
+mod http;
+mod known;
+mod output;
+mod session;
+mod signals;
+mod store;
+mod target;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::{args::Cli, failure::Failure, output::Output};
+
+fn main() {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.json);
+    start_log(cli.global.verbose);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(cmd::run(cli)),
+        Err(error) => Err(Failure::here(format!("the system gives no threads: {error}; close other programs"))),
+    };
+    let code = match result {
+        Ok(()) => 0,
+        Err(failure) => {
+            output.failure(&failure);
+            u8::from(failure.code)
+        }
+    };
+    // Dropping the runtime would wait for a read of standard input that may never end.
+    std::process::exit(i32::from(code));
+}
+
+/// Logs to standard error: warnings, and more for each `-v` or as `BYWAY_LOG` says.
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => "error",
+        1 => "info",
+        2 => "byway=debug,byway_proto=debug,info",
+        _ => "byway=trace,byway_proto=trace,debug",
+    };
+    let filter = EnvFilter::try_from_env("BYWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

@@ -1,0 +1,92 @@
+//! The commands, one file each.
+
+pub(crate) mod demo;
+pub(crate) mod demo_http;
+pub(crate) mod id;
+pub(crate) mod ping;
+pub(crate) mod pipe;
+pub(crate) mod reach;
+pub(crate) mod relay;
+pub(crate) mod serve;
+pub(crate) mod status;
+pub(crate) mod up;
+
+use crate::{
+    args::{Cli, Command, Global, RelayChoice},
+    config::Settings,
+    control::{Needs, Request},
+    failure::{Exit, Failure},
+    output::Output,
+    session::{self, Session},
+    signals::Stop,
+};
+
+/// What every command has.
+pub(crate) struct Shell {
+    pub(crate) global: Global,
+    pub(crate) output: Output,
+    pub(crate) stop: Stop,
+}
+
+/// How following a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Followed {
+    /// The work is done.
+    Done,
+    /// The user has stopped it.
+    Stopped,
+}
+
+/// Runs the command of the command line.
+pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
+    let output = Output::new(cli.global.json);
+    let stop = Stop::listen(cli.global.until_stdin_closes);
+    let shell = Shell { global: cli.global, output, stop };
+    match cli.command {
+        Command::Demo(args) => demo::run(shell, &args).await,
+        Command::Up => up::run(shell).await,
+        Command::Id => id::run(&shell).await,
+        Command::Serve(args) => serve::run(shell, args).await,
+        Command::Reach(args) => reach::run(shell, args).await,
+        Command::Pipe(args) => pipe::run(shell, args).await,
+        Command::Ping(args) => ping::run(shell, args).await,
+        Command::Status => status::run(shell).await,
+        Command::Relay(args) => relay::run(shell, &args).await,
+        Command::DemoHttp(args) => demo_http::run(shell, args.seed).await,
+    }
+}
+
+impl Shell {
+    /// Attaches to the node, and starts it if need be.
+    async fn open(&self, command: &str, choice: &RelayChoice) -> Result<Session, Failure> {
+        let dir = session::data_dir(&self.global)?;
+        let settings = Settings::new(&session::config(&self.global)?, choice);
+        Session::open(&dir, command, &settings, Needs::new(&choice.relays, choice.relay_only)).await
+    }
+
+    /// Makes a request and prints its events until it is done or the user stops it, then ends the session.
+    async fn follow(&mut self, mut session: Session, request: &Request) -> Result<Followed, Failure> {
+        let result = self.print(&mut session, request).await;
+        session.end().await;
+        result
+    }
+
+    async fn print(&mut self, session: &mut Session, request: &Request) -> Result<Followed, Failure> {
+        session.request(request).await?;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.requested() => return Ok(Followed::Stopped),
+                event = session.next() => match event? {
+                    Some(event) => self.output.event(&event),
+                    None => return Ok(Followed::Done),
+                }
+            }
+        }
+    }
+}
+
+/// What a command that has work to finish says when the user stops it.
+fn interrupted() -> Failure {
+    Failure::new(Exit::Interrupted, "stopped before the work was done")
+}

@@ -1,0 +1,52 @@
+//! What a person reads while the demo runs.
+
+use std::time::Duration;
+
+use super::Cast;
+use crate::{cmd::status::bytes, http, output::Output};
+
+/// Tells the demo's story on standard output, and nothing where JSON was asked for.
+pub(super) struct Story(pub(super) Output);
+
+impl Story {
+    pub(super) fn cast(&self, cast: &Cast, relay_only: bool) {
+        let (http, relay, serve, reach) = (cast.http.pid, cast.relay.pid, cast.serve.pid, cast.reach.pid);
+        let address = cast.address;
+        self.say("Four processes on this machine, each on its own as if on four machines:\n");
+        self.say(&format!("  web server  {http:>7}  a page and a file of 64 MiB; knows nothing of Byway"));
+        self.say(&format!("  serve       {serve:>7}  offers it under a key; the ticket names the relay, no address"));
+        self.say(&format!("  relay       {relay:>7}  carries sealed packets and cannot read them"));
+        self.say(&format!("  reach       {reach:>7}  was given the ticket; {address} leads to the web server\n"));
+        if relay_only {
+            self.say("Neither node may leave the relay.\n");
+        }
+        self.say("After the dial:");
+    }
+
+    pub(super) fn first_byte(&self, ms: f64) {
+        self.say(&format!("{ms:>9.0} ms  the page's first byte, over the relay"));
+    }
+
+    pub(super) fn path(&self, relay_only: bool, direct_ms: Option<f64>) {
+        match direct_ms {
+            Some(ms) => {
+                self.say(&format!("{ms:>9.0} ms  the two have found a direct way, and the connection has moved to it"))
+            }
+            None if relay_only => {}
+            None => self.say("             the two have found no direct way, which is a fault here"),
+        }
+    }
+
+    pub(super) fn downloaded(&self, took: Duration, matches: bool, relayed: u64) {
+        let rate = http::FILE_LEN as f64 / took.as_secs_f64().max(1e-3) / f64::from(1 << 20);
+        let verdict = if matches { "SHA-256 as it should be" } else { "SHA-256 WRONG" };
+        self.say(&format!("\n64 MiB in {:.1} s ({rate:.0} MiB/s), {verdict}.", took.as_secs_f64()));
+        self.say(&format!("The relay has carried {} in all.", bytes(relayed)));
+    }
+
+    fn say(&self, line: &str) {
+        if !self.0.is_json() {
+            self.0.result(line);
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! `byway ping`: how long the way to a peer is.
+
+use super::{Followed, Shell, interrupted};
+use crate::{args::PingArgs, control::Request, failure::Failure};
+
+/// Pings a peer.
+pub(super) async fn run(mut shell: Shell, args: PingArgs) -> Result<(), Failure> {
+    let session = shell.open("ping", &args.relays).await?;
+    match shell.follow(session, &Request::Ping { to: args.to, count: args.count }).await? {
+        Followed::Done => Ok(()),
+        Followed::Stopped => Err(interrupted()),
+    }
+}

@@ -1,0 +1,10 @@
+//! `byway reach`: a local port that leads to a peer's service.
+
+use super::Shell;
+use crate::{args::ReachArgs, control::Request, failure::Failure};
+
+/// Keeps the port open until it is stopped.
+pub(super) async fn run(mut shell: Shell, args: ReachArgs) -> Result<(), Failure> {
+    let session = shell.open("reach", &args.relays).await?;
+    shell.follow(session, &Request::Reach { to: args.to, listen: args.listen }).await.map(drop)
+}

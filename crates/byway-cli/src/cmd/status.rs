@@ -1,0 +1,177 @@
+//! `byway status`: what the node knows and does.
+
+use comfy_table::{Table, presets::NOTHING};
+
+use super::Shell;
+use crate::{
+    control::{
+        Event, Request,
+        event::{Path, Peer, Route, Status},
+    },
+    failure::Failure,
+    output::{audience, short},
+    session::{self, Session},
+};
+
+/// Prints the status once; it needs a node that runs.
+pub(super) async fn run(shell: Shell) -> Result<(), Failure> {
+    let dir = session::data_dir(&shell.global)?;
+    let mut session = Session::attach(&dir, "status").await?;
+    session.request(&Request::Status).await?;
+    while let Some(event) = session.next().await? {
+        match event {
+            Event::Status(status) if !shell.output.is_json() => shell.output.result(&describe(&status)),
+            event => shell.output.event(&event),
+        }
+    }
+    Ok(())
+}
+
+fn describe(status: &Status) -> String {
+    let mut parts = vec![head(status)];
+    let mut part = |title: &str, columns: &[&str], rows: Vec<Vec<String>>| {
+        if !rows.is_empty() {
+            parts.push(format!("{title}\n{}", table(columns, rows)));
+        }
+    };
+    let relays = status.relays.iter().map(|relay| {
+        let address = relay.address.map_or_else(|| "-".into(), |address| address.to_string());
+        vec![short(&relay.id).into(), address, relay.state.clone(), ms(relay.rtt_ms)]
+    });
+    part("relays", &["id", "address", "state", "rtt"], relays.collect());
+    let serving = status
+        .serving
+        .iter()
+        .map(|serving| vec![serving.name.clone(), serving.to.clone(), audience(serving), serving.sessions.to_string()]);
+    part("serving", &["name", "leads to", "for", "sessions"], serving.collect());
+    let reaching = status.reaching.iter().map(|reaching| {
+        let state = if reaching.connected { "connected" } else { "dialling" };
+        let (peer, service) = (short(&reaching.peer).into(), reaching.service.clone());
+        vec![reaching.address.to_string(), peer, service, state.into(), reaching.sessions.to_string()]
+    });
+    part("reaching", &["at", "peer", "service", "state", "sessions"], reaching.collect());
+    part(
+        "peers",
+        &["id", "path", "route", "rtt", "loss", "sent", "received", "why"],
+        status.peers.iter().flat_map(peer_rows).collect(),
+    );
+    let dropped = status.dropped.iter().map(|(why, count)| vec![why.clone(), count.to_string()]);
+    part("dropped datagrams", &["reason", "count"], dropped.collect());
+    parts.join("\n\n")
+}
+
+fn head(status: &Status) -> String {
+    let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
+    let processes: Vec<String> = status.processes.iter().map(|one| format!("{} ({})", one.command, one.pid)).collect();
+    let mut rows = vec![
+        ["node".into(), status.id.clone()],
+        ["version".into(), status.version.clone()],
+        ["network".into(), status.network.clone()],
+        ["data".into(), status.data_dir.clone()],
+        ["up for".into(), format!("{:.0} s", status.uptime_s)],
+        ["listens on".into(), addresses.join(", ")],
+        ["used by".into(), processes.join(", ")],
+    ];
+    if let Some(relaying) = &status.relaying {
+        let (clients, pairs, size) = (relaying.clients, relaying.allocations, bytes(relaying.bytes));
+        rows.push(["relays for".into(), format!("{clients} nodes, {pairs} pairs; {size} so far")]);
+    }
+    table(&[], rows.into_iter().map(Vec::from).collect())
+}
+
+fn peer_rows(peer: &Peer) -> Vec<Vec<String>> {
+    let id = short(&peer.id).to_owned();
+    if peer.routes.is_empty() {
+        return vec![vec![id, peer.path.map_or("-", word).into()]];
+    }
+    peer.routes.iter().map(|route| route_row(id.clone(), route)).collect()
+}
+
+fn route_row(id: String, route: &Route) -> Vec<String> {
+    let mark = if route.selected { "in use" } else { "spare" };
+    vec![
+        id,
+        format!("{} ({mark})", word(route.path)),
+        route.remote.to_string(),
+        ms(route.rtt_ms),
+        format!("{:.0} %", route.loss * 100.0),
+        bytes(route.bytes_sent),
+        bytes(route.bytes_received),
+        route.why.clone(),
+    ]
+}
+
+fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(NOTHING);
+    if !columns.is_empty() {
+        table.set_header(columns);
+    }
+    table.add_rows(rows);
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+fn word(path: Path) -> &'static str {
+    match path {
+        Path::Direct => "direct",
+        Path::Relay => "relay",
+    }
+}
+
+fn ms(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms"))
+}
+
+/// A number of bytes as a person reads it.
+pub(super) fn bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::event::{Registration, Serving};
+
+    fn status() -> Status {
+        Status {
+            id: "ahlvvgabqkyq".into(),
+            version: "0.1.0".into(),
+            network: "byway".into(),
+            data_dir: "/d".into(),
+            uptime_s: 3.2,
+            addresses: vec!["127.0.0.1:9".parse().unwrap()],
+            relays: Vec::new(),
+            peers: Vec::new(),
+            serving: Vec::new(),
+            reaching: Vec::new(),
+            relaying: None,
+            dropped: [("junk".to_owned(), 3)].into(),
+            processes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn parts_without_content_are_left_out() {
+        let text = describe(&status());
+        assert!(text.contains("ahlvvgabqkyq") && text.contains("junk"), "{text}");
+        assert!(!text.contains("serving") && !text.contains("peers"), "{text}");
+    }
+
+    #[test]
+    fn every_part_has_its_rows() {
+        let mut status = status();
+        let relay = Registration {
+            id: "relayrelayrelay".into(),
+            address: None,
+            registered: false,
+            observed: None,
+            state: "connecting".into(),
+            rtt_ms: None,
+        };
+        status.relays.push(relay);
+        let (name, to) = ("web".into(), "tcp:a:1".into());
+        status.serving.push(Serving { name, to, open: false, holders: 1, sessions: 2 });
+        let text = describe(&status);
+        assert!(text.contains("relayrelay  ") && text.contains("connecting") && text.contains("1 peer"), "{text}");
+    }
+}

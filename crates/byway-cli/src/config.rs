@@ -1,0 +1,321 @@
+//! The configuration file: what a node is told once instead of at every start.
+
+use std::{
+    fs, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use byway::{Config, Identity, PeerAddr, RelayConfig};
+use byway_proto::ticket::is_service_name;
+use serde::{Deserialize, Deserializer, de};
+
+use crate::{args::RelayChoice, failure::Failure, store, target::Upstream};
+
+/// The UDP port of a relay that was told none: an operator opens it in a firewall before the first start.
+pub(crate) const RELAY_PORT: u16 = 4477;
+
+/// `byway.toml`; `docs/cli.md` explains each key.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FileConfig {
+    /// Only peers of the same network talk to each other.
+    pub(crate) network: Option<String>,
+    /// The UDP port; unset, the one remembered in the data directory.
+    pub(crate) port: Option<u16>,
+    /// IPv4 on or off, or the address to listen on.
+    pub(crate) ipv4: Family<Ipv4Addr>,
+    /// IPv6 on or off, or the address to listen on.
+    pub(crate) ipv6: Family<Ipv6Addr>,
+    /// Where to register.
+    #[serde(deserialize_with = "relays")]
+    pub(crate) relays: Vec<PeerAddr>,
+    /// Never reach a peer directly.
+    pub(crate) relay_only: bool,
+    /// What `byway up` serves.
+    pub(crate) serve: Vec<Served>,
+}
+
+/// A family's switch: `true`, `false` or an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "expected true, false or an address of this family in quotes")]
+pub(crate) enum Family<A> {
+    /// On at every address, or off.
+    Switch(bool),
+    /// On at one address.
+    At(A),
+}
+
+impl<A> Default for Family<A> {
+    fn default() -> Self {
+        Family::Switch(true)
+    }
+}
+
+/// An entry of `[[serve]]`: what `byway serve` takes as arguments.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Served {
+    /// The service's name in tickets.
+    #[serde(deserialize_with = "service_name")]
+    pub(crate) name: String,
+    /// Where it leads.
+    #[serde(with = "store::text")]
+    pub(crate) to: Upstream,
+    /// Let in whoever knows the ticket.
+    #[serde(default)]
+    pub(crate) open: bool,
+    /// Leave this machine's addresses out of the ticket.
+    #[serde(default)]
+    pub(crate) hide_addresses: bool,
+}
+
+impl FileConfig {
+    /// Reads the file that the user named, or the usual one if it exists.
+    pub(crate) fn load(
+        named: Option<&Path>,
+        usual: impl FnOnce() -> Result<PathBuf, Failure>,
+    ) -> Result<Self, Failure> {
+        let path = match named {
+            Some(path) => path.to_owned(),
+            None => usual()?,
+        };
+        match fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text, &path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => Ok(FileConfig::default()),
+            Err(error) => Err(Failure::usage(format!(
+                "cannot read the configuration {}: {error}; name another with --config",
+                path.display()
+            ))),
+        }
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, Failure> {
+        let config: FileConfig = toml::from_str(text).map_err(|error| {
+            let line = error.span().map(|span| 1 + text.get(..span.start).unwrap_or(text).matches('\n').count());
+            let place = line.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));
+            Failure::usage(format!("configuration {place}: {}", error.message().trim().replace('\n', "; ")))
+        })?;
+        let mut names: Vec<&str> = config.serve.iter().map(|served| served.name.as_str()).collect();
+        names.sort_unstable();
+        match names.windows(2).find_map(|pair| (pair[0] == pair[1]).then_some(pair[0])) {
+            Some(name) => Err(Failure::usage(format!(
+                "configuration {}: [[serve]] names {name:?} twice; give each service a name of its own",
+                path.display()
+            ))),
+            None => Ok(config),
+        }
+    }
+}
+
+/// What a node is started with: the configuration, and what the command line says over it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Settings {
+    network: Option<String>,
+    ipv4: Family<Ipv4Addr>,
+    ipv6: Family<Ipv6Addr>,
+    port: Port,
+    /// Relays to register at.
+    pub(crate) relays: Vec<PeerAddr>,
+    /// Never reach a peer directly.
+    pub(crate) relay_only: bool,
+    /// Relay for others.
+    pub(crate) relay: bool,
+}
+
+/// Which UDP port a node listens on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Port {
+    /// The remembered one; a relay's was given to others, so that it must be that one.
+    #[default]
+    Usual,
+    /// The remembered one if it is free.
+    Any,
+    /// This one, and no other.
+    Exactly(u16),
+}
+
+impl Settings {
+    /// A node with the relays of the configuration and of the command line.
+    pub(crate) fn new(file: &FileConfig, choice: &RelayChoice) -> Self {
+        let mut relays = file.relays.clone();
+        for relay in &choice.relays {
+            match relays.iter_mut().find(|known| known.id == relay.id) {
+                Some(known) => known.clone_from(relay),
+                None => relays.push(relay.clone()),
+            }
+        }
+        Settings {
+            network: file.network.clone(),
+            ipv4: file.ipv4,
+            ipv6: file.ipv6,
+            port: file.port.filter(|port| *port != 0).map_or(Port::Usual, Port::Exactly),
+            relays,
+            relay_only: file.relay_only || choice.relay_only,
+            relay: false,
+        }
+    }
+
+    /// A node that relays for others, at one address if one is named.
+    pub(crate) fn relaying(file: &FileConfig, listen: Option<SocketAddr>) -> Self {
+        let mut settings = Settings { relay: true, ..Settings::new(file, &RelayChoice::default()) };
+        match listen {
+            Some(SocketAddr::V4(addr)) => {
+                (settings.ipv4, settings.ipv6) = (Family::At(*addr.ip()), Family::Switch(false));
+            }
+            Some(SocketAddr::V6(addr)) => {
+                (settings.ipv4, settings.ipv6) = (Family::Switch(false), Family::At(*addr.ip()));
+            }
+            None => {}
+        }
+        if let Some(addr) = listen {
+            settings.port = if addr.port() == 0 { Port::Any } else { Port::Exactly(addr.port()) };
+        }
+        settings
+    }
+
+    /// What the library is told.
+    pub(crate) fn node_config(&self, identity: Identity, remembered: Option<u16>) -> Config {
+        let mut config = Config::new(identity);
+        if let Some(network) = &self.network {
+            config.network.clone_from(network);
+        }
+        config.ipv4 = self.ipv4.address(Ipv4Addr::UNSPECIFIED);
+        config.ipv6 = self.ipv6.address(Ipv6Addr::UNSPECIFIED);
+        (config.port, config.any_port) = match self.port {
+            Port::Exactly(port) => (port, false),
+            Port::Usual if self.relay => (remembered.unwrap_or(RELAY_PORT), false),
+            Port::Usual | Port::Any => (remembered.unwrap_or(0), true),
+        };
+        config.relays.clone_from(&self.relays);
+        config.relay = self.relay.then(RelayConfig::default);
+        config.relay_only = self.relay_only;
+        config
+    }
+}
+
+impl<A: Copy> Family<A> {
+    fn address(self, any: A) -> Option<A> {
+        match self {
+            Family::Switch(on) => on.then_some(any),
+            Family::At(address) => Some(address),
+        }
+    }
+}
+
+fn relays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PeerAddr>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let parse = |text: &String| {
+        let relay: PeerAddr = text.parse().map_err(|error| format!("relay {text:?}: {error}"))?;
+        match relay.addrs.is_empty() {
+            true => Err(format!("relay {text:?} has no address; write id@host:port, as `byway relay` prints it")),
+            false => Ok(relay),
+        }
+    };
+    texts.iter().map(parse).collect::<Result<_, _>>().map_err(de::Error::custom)
+}
+
+fn service_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    match is_service_name(&name) {
+        true => Ok(name),
+        false => Err(de::Error::custom(format!("{name:?} cannot name a service; use letters, digits and -_.:/"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<FileConfig, Failure> {
+        FileConfig::parse(text, Path::new("/etc/byway.toml"))
+    }
+
+    #[test]
+    fn every_key_is_understood() {
+        let id = byway_proto::PeerId::ed25519([7; 32]);
+        let text = format!(
+            r#"
+            network = "lab"
+            port = 4433
+            ipv4 = "192.0.2.1"
+            ipv6 = false
+            relays = ["{id}@relay.example:443"]
+            relay_only = true
+            [[serve]]
+            name = "web"
+            to = "tcp:127.0.0.1:8080"
+            [[serve]]
+            name = "ssh"
+            to = "tcp:localhost:22"
+            open = true
+            hide_addresses = true
+            "#
+        );
+        let config = parse(&text).unwrap();
+        assert_eq!((config.network.as_deref(), config.port), (Some("lab"), Some(4433)));
+        assert_eq!(config.ipv4, Family::At("192.0.2.1".parse().unwrap()));
+        assert_eq!(config.ipv6, Family::Switch(false));
+        assert_eq!(config.relays[0].id, id);
+        assert!(config.relay_only && config.serve[1].open && config.serve[1].hide_addresses);
+        assert_eq!(config.serve[0].to, "tcp:127.0.0.1:8080".parse().unwrap());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_file_and_line() {
+        let failure = parse("network = \"a\"\nprot = 1\n").unwrap_err();
+        assert!(failure.message.contains("/etc/byway.toml:2") && failure.message.contains("`prot`"), "{failure}");
+        let failure = parse("[[serve]]\nname = \"a\"\nto = \"tcp:b:1\"\nopne = true\n").unwrap_err();
+        assert!(failure.message.contains("`opne`"), "{failure}");
+    }
+
+    #[test]
+    fn wrong_values_say_what_would_be_right() {
+        for (text, hint) in [
+            ("ipv4 = \"::1\"", "address of this family"),
+            ("port = 70000", "u16"),
+            ("relays = [\"abc@1.2.3.4:5\"]", "truncated"),
+            ("[[serve]]\nname = \"a b\"\nto = \"tcp:b:1\"", "letters"),
+            ("[[serve]]\nname = \"a\"\nto = \"b:1\"", "tcp:HOST:PORT"),
+            ("[[serve]]\nname = \"a\"\nto = \"tcp:b:1\"\n[[serve]]\nname = \"a\"\nto = \"tcp:b:2\"", "twice"),
+        ] {
+            let failure = parse(text).unwrap_err();
+            assert!(failure.message.contains(hint), "{failure}");
+        }
+        let id = byway_proto::PeerId::ed25519([7; 32]);
+        assert!(parse(&format!("relays = [\"{id}\"]")).unwrap_err().message.contains("no address"));
+    }
+
+    #[test]
+    fn a_port_that_was_asked_for_is_the_only_one() {
+        let config = |settings: &Settings, remembered| {
+            let config = settings.node_config(Identity::generate(), remembered);
+            (config.port, config.any_port)
+        };
+        let plain = Settings::default();
+        assert_eq!(config(&plain, None), (0, true));
+        assert_eq!(config(&plain, Some(5)), (5, true));
+        let told = Settings::new(&parse("port = 7").unwrap(), &RelayChoice::default());
+        assert_eq!(config(&told, Some(5)), (7, false));
+        let relay =
+            |listen: Option<&str>| Settings::relaying(&FileConfig::default(), listen.map(|addr| addr.parse().unwrap()));
+        assert_eq!(config(&relay(None), None), (RELAY_PORT, false));
+        assert_eq!(config(&relay(None), Some(5)), (5, false));
+        assert_eq!(config(&relay(Some("127.0.0.1:9")), Some(5)), (9, false));
+        assert_eq!(config(&relay(Some("127.0.0.1:0")), Some(5)), (5, true));
+    }
+
+    #[test]
+    fn listening_at_one_address_switches_the_other_family_off() {
+        let settings = Settings::relaying(&FileConfig::default(), Some("[::1]:9".parse().unwrap()));
+        let config = settings.node_config(Identity::generate(), None);
+        assert_eq!((config.ipv4, config.ipv6), (None, Some(Ipv6Addr::LOCALHOST)));
+    }
+
+    #[test]
+    fn a_missing_file_is_the_default_unless_it_was_named() {
+        let nowhere = PathBuf::from("/nonexistent/byway.toml");
+        assert_eq!(FileConfig::load(None, || Ok(nowhere.clone())), Ok(FileConfig::default()));
+        assert!(FileConfig::load(Some(&nowhere), || Ok(nowhere.clone())).is_err());
+    }
+}

@@ -1,0 +1,187 @@
+//! What a node tells a command, and what a command prints with `--json`; `docs/cli.md` explains each field.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+
+/// One object of the control socket and of `--json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// Who this node is.
+    Id { id: String },
+    /// The demo's web server listens here.
+    Http { address: SocketAddr },
+    /// The node runs.
+    Node { id: String, addresses: Vec<SocketAddr> },
+    /// The node relays for others, at this address.
+    Relay { address: String },
+    /// The node is registered at a relay: peers can reach it there.
+    RelayUp { relay: String },
+    /// The node is not registered at a relay.
+    RelayDown { relay: String, message: String },
+    /// A connection with a peer began.
+    PeerUp { peer: String, path: Path },
+    /// A connection with a peer ended.
+    PeerDown { peer: String, message: String },
+    /// A service is offered, and this ticket leads to it.
+    Ticket { service: String, ticket: String, open: bool },
+    /// A peer has used the ticket; it alone can use it from now on.
+    Redeemed { service: String, peer: String },
+    /// A local port leads to a peer's service.
+    Listening { peer: String, service: String, address: SocketAddr },
+    /// The peer is being dialled.
+    Dialling { peer: String },
+    /// The peer answered, so many milliseconds after the dial began.
+    Connected { peer: String, path: Path, ms: f64 },
+    /// The connection moved to another path, so many milliseconds after the dial began.
+    Path { peer: String, path: Path, ms: f64 },
+    /// The connection is gone; a new dial follows.
+    Gone { peer: String, reason: String, message: String },
+    /// The dial failed; the next one follows after so many milliseconds.
+    Unreachable { peer: String, message: String, retry_ms: u64 },
+    /// One connection through the tunnel could not be made.
+    SessionFailed { peer: String, service: String, message: String },
+    /// The pipe is open; frames follow on the control socket.
+    Piping { peer: String },
+    /// A ping was answered.
+    Pong { peer: String, seq: u32, rtt_ms: f64, path: Path },
+    /// A ping was not answered.
+    NoPong { peer: String, seq: u32, message: String },
+    /// All pings are through; the times are `null` if none was answered.
+    Pinged { peer: String, sent: u32, answered: u32, min_ms: Option<f64>, mean_ms: Option<f64>, max_ms: Option<f64> },
+    /// What the node knows and does.
+    Status(Box<Status>),
+    /// The work is done. Never printed.
+    Done,
+    /// The command fails.
+    Error(Failure),
+}
+
+/// By what way a peer is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Path {
+    /// From machine to machine.
+    Direct,
+    /// Through a relay.
+    Relay,
+}
+
+/// What a node knows and does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) id: String,
+    pub(crate) version: String,
+    pub(crate) network: String,
+    pub(crate) data_dir: String,
+    pub(crate) uptime_s: f64,
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) relays: Vec<Registration>,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) serving: Vec<Serving>,
+    pub(crate) reaching: Vec<Reaching>,
+    pub(crate) relaying: Option<Relaying>,
+    /// Datagrams that were not carried on, by reason; reasons without any are left out.
+    pub(crate) dropped: BTreeMap<String, u64>,
+    /// The processes that use this node; the first one runs it.
+    pub(crate) processes: Vec<Process>,
+}
+
+/// A relay that the node uses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Registration {
+    pub(crate) id: String,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) registered: bool,
+    /// Where this node's datagrams come from, as the relay sees it.
+    pub(crate) observed: Option<SocketAddr>,
+    pub(crate) state: String,
+    pub(crate) rtt_ms: Option<f64>,
+}
+
+/// A connected peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Peer {
+    pub(crate) id: String,
+    pub(crate) agent: String,
+    pub(crate) path: Option<Path>,
+    pub(crate) rtt_ms: Option<f64>,
+    pub(crate) connected_s: f64,
+    pub(crate) routes: Vec<Route>,
+}
+
+/// One way to a connected peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Route {
+    pub(crate) path: Path,
+    pub(crate) remote: SocketAddr,
+    pub(crate) selected: bool,
+    pub(crate) alive: bool,
+    pub(crate) rtt_ms: Option<f64>,
+    pub(crate) loss: f64,
+    pub(crate) mtu: u16,
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) why: String,
+}
+
+/// A service that the node offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Serving {
+    pub(crate) name: String,
+    pub(crate) to: String,
+    pub(crate) open: bool,
+    /// Peers that hold a redeemed ticket.
+    pub(crate) holders: u64,
+    pub(crate) sessions: u64,
+}
+
+/// A local port that leads to a peer's service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reaching {
+    pub(crate) peer: String,
+    pub(crate) service: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) connected: bool,
+    pub(crate) sessions: u64,
+}
+
+/// What the node has relayed for others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Relaying {
+    pub(crate) clients: u64,
+    pub(crate) allocations: u64,
+    pub(crate) bytes: u64,
+    pub(crate) datagrams: u64,
+}
+
+/// A process that uses the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) command: String,
+}
+
+/// A duration as the events write it: milliseconds, to the microsecond.
+pub(crate) fn milliseconds(duration: std::time::Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Exit;
+
+    #[test]
+    fn events_have_the_documented_form() {
+        let event = Event::Connected { peer: "a".into(), path: Path::Direct, ms: 1.5 };
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(json, r#"{"event":"connected","peer":"a","path":"direct","ms":1.5}"#);
+        let event = Event::Error(Failure::new(Exit::Refused, "no"));
+        assert_eq!(serde_json::to_string(&event).unwrap(), r#"{"event":"error","code":5,"message":"no"}"#);
+        assert_eq!(serde_json::from_str::<Event>(r#"{"event":"done"}"#).unwrap(), Event::Done);
+    }
+}

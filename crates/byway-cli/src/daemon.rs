@@ -1,0 +1,260 @@
+//! The node of a data directory, and the commands attached to it.
+//!
+//! The process that holds the data directory's lock runs it, whatever command that process is; all commands, that
+//! process's own among them, speak with it over the control socket alone.
+
+mod attend;
+mod board;
+mod ping;
+mod pipe;
+mod reach;
+mod serve;
+mod status;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use byway::{
+    BindError, DialError, Gone, Identity, Node, PathKind, PeerAddr, PeerId, Ticket,
+    net::{Net, os::Os},
+    tunnel::{Tunnel, TunnelError},
+};
+use interprocess::local_socket::tokio::Listener;
+use tokio::{sync::watch, task::JoinSet, time};
+
+use self::board::Board;
+use crate::{
+    config::Settings,
+    control::{
+        event::{Path, Process, Reaching, Serving},
+        local,
+    },
+    datadir::{DataDir, Lock},
+    failure::{Exit, Failure},
+    grants::Grants,
+    known::KnownPeers,
+    target::Destination,
+};
+
+/// Processes that may be attached at once: a person's terminals and scripts, not a swarm.
+const MAX_ATTACHED: usize = 256;
+
+/// Relays in a ticket, those of attached commands included.
+const MAX_RELAYS: usize = byway::MAX_RELAYS;
+
+/// How long attached commands have to take their last word.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long a relay that was asked to end goes on for its clients, which look for another one meanwhile.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// How often a draining relay looks whether its clients have gone.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
+/// What the node and the commands' work share.
+pub(crate) struct Daemon {
+    node: Node,
+    tunnel: Tunnel,
+    net: Arc<dyn Net>,
+    dir: DataDir,
+    settings: Settings,
+    /// The configured relays, then those that commands brought.
+    relays: Mutex<Vec<PeerAddr>>,
+    grants: Mutex<Grants>,
+    known: Mutex<KnownPeers>,
+    processes: Board<Process>,
+    serving: Board<Serving>,
+    reaching: Board<Reaching>,
+    /// Why all work has to end, once it has to.
+    end: watch::Sender<Option<Failure>>,
+}
+
+/// The node while this process runs it.
+pub(crate) struct Running {
+    daemon: Arc<Daemon>,
+    attached: JoinSet<()>,
+    _lock: Lock,
+}
+
+impl Running {
+    /// Starts the node of `dir` for the command named `command`.
+    pub(crate) async fn start(dir: DataDir, lock: Lock, settings: Settings, command: &str) -> Result<Self, Failure> {
+        let identity = Identity::load_or_create(&dir.key_file()).map_err(Failure::here)?;
+        let (grants, known) = (Grants::open(&dir)?, KnownPeers::open(&dir)?);
+        let config = settings.node_config(identity, dir.remembered_port());
+        let net: Arc<dyn Net> = Arc::new(Os);
+        let node = Node::bind_on(Arc::clone(&net), config).await.map_err(|error| bind_failure(&error))?;
+        dir.remember_port(node.port())?;
+        let tunnel = Tunnel::new(&node).map_err(Failure::here)?;
+        let listener = local::bind(&dir)?;
+        let daemon = Arc::new(Daemon {
+            node,
+            tunnel,
+            net,
+            dir,
+            relays: Mutex::new(settings.relays.clone()),
+            settings,
+            grants: Mutex::new(grants),
+            known: Mutex::new(known),
+            processes: Board::default(),
+            serving: Board::default(),
+            reaching: Board::default(),
+            end: watch::Sender::new(None),
+        });
+        let mut attached = JoinSet::new();
+        attached.spawn(take_commands(Arc::clone(&daemon), listener, command.to_owned()));
+        Ok(Running { daemon, attached, _lock: lock })
+    }
+
+    /// Ends all work, tells the attached commands why, and closes the node.
+    pub(crate) async fn stop(mut self, command: &str) {
+        self.drain().await;
+        let pid = std::process::id();
+        let why = format!(
+            "the node was stopped with the process that ran it (`byway {command}`, {pid}); start this command again"
+        );
+        self.daemon.end.send_replace(Some(Failure::new(Exit::NoNode, why)));
+        let farewell = async { while self.attached.join_next().await.is_some() {} };
+        if time::timeout(FAREWELL, farewell).await.is_err() {
+            self.attached.shutdown().await;
+        }
+        self.daemon.node.close().await;
+        if let Ok(socket) = self.daemon.dir.socket() {
+            let _ = std::fs::remove_file(socket); // the next process would replace it
+        }
+    }
+
+    /// Lets a relay's clients look for another one before it goes.
+    async fn drain(&self) {
+        let node = &self.daemon.node;
+        if !self.daemon.settings.relay {
+            return;
+        }
+        node.drain(DRAIN);
+        let gone = async {
+            while node.status().await.serving.is_some_and(|relay| relay.clients > 0) {
+                time::sleep(DRAIN_POLL).await;
+            }
+        };
+        let _ = time::timeout(DRAIN, gone).await;
+    }
+}
+
+/// Attends to commands until the node ends.
+async fn take_commands(daemon: Arc<Daemon>, listener: Listener, owner: String) {
+    let mut commands = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            _ = daemon.ended() => break,
+            Some(_) = commands.join_next() => {}
+            accepted = local::accept(&listener), if commands.len() < MAX_ATTACHED => match accepted {
+                Ok(connection) => drop(commands.spawn(attend::attend(Arc::clone(&daemon), connection, owner.clone()))),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take a command");
+                    time::sleep(DRAIN_POLL).await; // out of file descriptors, most likely
+                }
+            }
+        }
+    }
+    while commands.join_next().await.is_some() {}
+}
+
+impl Daemon {
+    /// Waits until all work has to end.
+    async fn ended(&self) -> Failure {
+        let mut end = self.end.subscribe();
+        let why = end.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
+            None => std::future::pending().await, // nobody can end it any more
+        }
+    }
+
+    /// All that is known of a destination.
+    fn find(&self, destination: &Destination) -> Result<Ticket, Failure> {
+        lock(&self.known).find(destination, SystemTime::now())
+    }
+
+    /// What another machine needs to reach a service here.
+    fn ticket(&self, service: &str, secret: Option<[u8; 16]>, hide_addresses: bool) -> Result<Ticket, Failure> {
+        let mut ticket = self.node.ticket();
+        ticket.relays.clone_from(&lock(&self.relays));
+        if hide_addresses {
+            ticket.addrs.clear();
+        }
+        if hide_addresses && ticket.relays.is_empty() {
+            let why = "a ticket without addresses needs a relay; name one with --relay, or in the configuration";
+            return Err(Failure::usage(why));
+        }
+        ticket.service = Some(service.to_owned());
+        ticket.secret = secret;
+        Ok(ticket)
+    }
+
+    /// Registers at relays that a command brought.
+    fn use_relays(&self, texts: &[String]) -> Result<(), Failure> {
+        for text in texts {
+            let relay: PeerAddr = text.parse().map_err(|error| Failure::usage(format!("relay {text:?}: {error}")))?;
+            let mut relays = lock(&self.relays);
+            if relays.iter().any(|known| known.id == relay.id) {
+                continue;
+            }
+            if relays.len() >= MAX_RELAYS {
+                return Err(Failure::usage(format!("the node uses {MAX_RELAYS} relays already, which is the most")));
+            }
+            self.node.add_relay(&relay);
+            relays.push(relay);
+        }
+        Ok(())
+    }
+
+    /// By what way a peer is connected now; the relay unless it is known to be better.
+    async fn path(&self, peer: PeerId) -> Path {
+        let status = self.node.status().await;
+        let path = status.peers.iter().find(|status| status.id == peer).and_then(|status| status.path);
+        path.map_or(Path::Relay, Path::from)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<PathKind> for Path {
+    fn from(kind: PathKind) -> Self {
+        match kind {
+            PathKind::Direct => Path::Direct,
+            _ => Path::Relay,
+        }
+    }
+}
+
+fn bind_failure(error: &BindError) -> Failure {
+    match error {
+        BindError::Config(error) => Failure::usage(error),
+        BindError::PortInUse(_) => Failure::here(format!("{error}, with `port` in the configuration or --listen")),
+        error => Failure::here(error),
+    }
+}
+
+fn dial_failure(error: &DialError) -> Failure {
+    let code = match error {
+        DialError::SelfDial => Exit::Usage,
+        DialError::Hello { reason: Gone::Refused(_), .. } => Exit::Refused,
+        DialError::TooMany(_) | DialError::Closed => Exit::Failed,
+        _ => Exit::Unreachable,
+    };
+    Failure::new(code, error)
+}
+
+fn tunnel_failure(error: &TunnelError) -> Failure {
+    let code = match error {
+        TunnelError::Name(_) => Exit::Usage,
+        TunnelError::Absent(_) | TunnelError::Gone(_) | TunnelError::Timeout => Exit::Unreachable,
+        _ => Exit::Refused,
+    };
+    Failure::new(code, error)
+}

@@ -1,0 +1,138 @@
+//! What the node knows and does, once or as it happens.
+
+use std::{sync::Arc, time::Duration};
+
+use byway::{Event as NodeEvent, NodeStatus, PeerStatus, RelayStatus, RouteReport};
+
+use super::{Daemon, attend::Report};
+use crate::{
+    control::{
+        Event,
+        event::{Peer, Registration, Relaying, Route, Status, milliseconds},
+    },
+    failure::{Failure, printable},
+};
+
+/// Reads the state of everything.
+pub(super) async fn read(daemon: &Daemon) -> Status {
+    let node: NodeStatus = daemon.node.status().await;
+    Status {
+        id: node.id.to_string(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        network: node.network,
+        data_dir: daemon.dir.path().display().to_string(),
+        uptime_s: seconds(node.uptime),
+        addresses: node.addrs,
+        relays: node.relays.iter().map(registration).collect(),
+        peers: node.peers.into_iter().map(peer).collect(),
+        serving: daemon.serving.read(),
+        reaching: daemon.reaching.read(),
+        relaying: node.serving.map(|relay| Relaying {
+            clients: relay.clients as u64,
+            allocations: relay.allocations as u64,
+            bytes: relay.bytes,
+            datagrams: relay.datagrams,
+        }),
+        dropped: node.dropped.into_iter().map(|(why, count)| (why.to_owned(), count)).collect(),
+        processes: daemon.processes.read(),
+    }
+}
+
+fn registration(relay: &RelayStatus) -> Registration {
+    Registration {
+        id: relay.id.to_string(),
+        address: relay.addr,
+        registered: relay.registered,
+        observed: relay.observed,
+        state: printable(&relay.state),
+        rtt_ms: relay.rtt.map(milliseconds),
+    }
+}
+
+fn peer(peer: PeerStatus) -> Peer {
+    Peer {
+        id: peer.id.to_string(),
+        agent: printable(&peer.agent),
+        path: peer.path.map(Into::into),
+        rtt_ms: peer.rtt.map(milliseconds),
+        connected_s: seconds(peer.connected),
+        routes: peer.routes.into_iter().map(route).collect(),
+    }
+}
+
+fn route(route: RouteReport) -> Route {
+    Route {
+        path: route.path.into(),
+        remote: route.remote,
+        selected: route.selected,
+        alive: route.alive,
+        rtt_ms: route.rtt.map(milliseconds),
+        loss: route.loss,
+        mtu: route.mtu,
+        bytes_sent: route.bytes_sent,
+        bytes_received: route.bytes_received,
+        why: route.why,
+    }
+}
+
+/// To the millisecond.
+fn seconds(duration: Duration) -> f64 {
+    duration.as_millis() as f64 / 1e3
+}
+
+/// Tells what happens until the node ends.
+pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Failure> {
+    let mut events = daemon.node.events();
+    let status = daemon.node.status().await;
+    report.tell(Event::Node { id: status.id.to_string(), addresses: status.addrs.clone() });
+    if daemon.settings.relay {
+        let address = daemon.relay_address();
+        report.tell(Event::Relay { address });
+    }
+    tell_relays(&status, &report);
+    while let Some(event) = events.recv().await {
+        match event {
+            NodeEvent::PeerUp { peer } => {
+                report.tell(Event::PeerUp { peer: peer.to_string(), path: daemon.path(peer).await });
+            }
+            NodeEvent::PeerDown { peer, reason } => {
+                report.tell(Event::PeerDown { peer: peer.to_string(), message: reason.to_string() });
+            }
+            event => tell_relay(&event, &report),
+        }
+    }
+    Err(Failure::here("the node is closed"))
+}
+
+/// Tells how the node stands with its relays until it ends.
+pub(super) async fn watch_relays(daemon: Arc<Daemon>, report: Report) -> Result<(), Failure> {
+    let mut events = daemon.node.events();
+    tell_relays(&daemon.node.status().await, &report);
+    while let Some(event) = events.recv().await {
+        tell_relay(&event, &report);
+    }
+    Err(Failure::here("the node is closed"))
+}
+
+fn tell_relays(status: &NodeStatus, report: &Report) {
+    for relay in status.relays.iter().filter(|relay| relay.registered) {
+        report.tell(Event::RelayUp { relay: relay.id.to_string() });
+    }
+}
+
+fn tell_relay(event: &NodeEvent, report: &Report) {
+    match event {
+        NodeEvent::RelayUp { relay } => report.tell(Event::RelayUp { relay: relay.to_string() }),
+        NodeEvent::RelayDown { relay, why } => {
+            report.tell(Event::RelayDown { relay: relay.to_string(), message: printable(why) });
+        }
+        _ => {}
+    }
+}
+
+impl Daemon {
+    /// What others have to name to use this node as their relay.
+    fn relay_address(&self) -> String {
+        byway::PeerAddr::new(self.node.id(), self.node.addrs()).to_string()
+    }
+}
