@@ -53,6 +53,7 @@ mod nat;
 mod noise;
 mod rule;
 mod socket;
+pub mod table;
 mod tcp;
 #[cfg(test)]
 mod tests;

@@ -44,3 +44,17 @@ fn peers_behind_two_nats_meet_at_the_relay_and_then_directly() {
         exchange(&mut a, &mut b).await;
     });
 }
+
+#[test]
+fn two_nodes_that_dial_each_other_at_once_keep_one_connection_within_a_second() {
+    scenario(3, secs(60), |world| async move {
+        let (mut a, mut b) = (peer(&world.host("a"), config(1)).await, peer(&world.host("b"), config(2)).await);
+        let start = Instant::now();
+        let (to_b, to_a) = tokio::join!(a.node.dial(b.node.ticket()), b.node.dial(a.node.ticket()));
+        to_b.unwrap();
+        to_a.unwrap();
+        assert!(start.elapsed() < secs(1), "took {:?}", start.elapsed());
+        tokio::time::sleep(secs(1)).await; // the other connection is gone
+        exchange(&mut a, &mut b).await;
+    });
+}

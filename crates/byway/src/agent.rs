@@ -197,7 +197,7 @@ impl Agent {
         let now = self.mux.now();
         let peer = AgentPeer::new(up, &seed, now);
         self.mux.routes.learn_probe_key(peer.key.id, &peer.track);
-        for via in peer.track.vias() {
+        for via in peer.track.heard_vias() {
             self.mux.routes.learn_route(via, &peer.track);
         }
         self.peers.insert(alias, peer);
@@ -207,9 +207,8 @@ impl Agent {
     fn add_route(&mut self, track: &Arc<Track>, via: Via) {
         let alias = track.alias();
         if self.peers.contains_key(&alias) {
-            let mux = Arc::clone(&self.mux);
             self.with(alias, |peer, now| {
-                peer.add_route(&mux, via, true, now);
+                peer.add_route(via, true, now);
             });
             return;
         }
@@ -265,8 +264,9 @@ impl Agent {
 
     /// A peer behind a relay has gone silent: perhaps the relay has, and its own connection is too idle to notice.
     fn doubt_relay(&mut self, relay: SocketAddr) {
-        let link = self.mux.routes.read().by_route(Via::Direct(relay)).map(|track| track.alias());
-        if let Some(alias) = link {
+        let links: Vec<SocketAddr> =
+            self.mux.routes.read().by_route(Via::Direct(relay)).iter().map(|track| track.alias()).collect();
+        for alias in links {
             self.with(alias, AgentPeer::doubt);
         }
     }

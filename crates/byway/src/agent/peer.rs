@@ -78,9 +78,8 @@ impl AgentPeer {
     }
 
     /// Adds a way to the peer, unless it is there already.
-    pub(super) fn add_route(&mut self, mux: &Mux, via: Via, trusted: bool, now: Instant) -> Option<RouteId> {
+    pub(super) fn add_route(&mut self, via: Via, trusted: bool, now: Instant) -> Option<RouteId> {
         let route = self.track.lock().add(via, false)?;
-        mux.routes.learn_route(via, &self.track);
         self.paths.handle_input(added(route, via, trusted), now);
         Some(route)
     }
@@ -116,7 +115,7 @@ impl AgentPeer {
                 // An authentic ping from a new source is a new way to the peer: its NAT has a new mapping, or it punched.
                 let route = match known {
                     Some(route) => Some(route),
-                    None => self.add_route(mux, datagram.via, false, now),
+                    None => self.add_route(datagram.via, false, now),
                 };
                 let observed = match datagram.via {
                     Via::Direct(addr) => Some(addr),
@@ -132,8 +131,8 @@ impl AgentPeer {
                 self.answer_user(txid, route, now);
                 self.paths.handle_input(Input::Pong { route, txid }, now);
                 // Only a pong to a ping of ours proves a route: a peer must not prove a forged source.
-                if let Some(slot) = self.track.lock().slot_mut(route) {
-                    slot.proven |= self.paths.proven().contains(route);
+                if self.paths.proven().contains(route) && self.track.prove(route) {
+                    mux.routes.learn_route(datagram.via, &self.track);
                 }
             }
         }

@@ -31,6 +31,10 @@ const STRANGER_LIFE: Duration = Duration::from_secs(15);
 /// Most connection ids of one alias that lead to it; a handshake needs two (RFC 9000 §7.2), a Retry adds one.
 pub(crate) const MAX_CIDS: usize = 8;
 
+/// Most connections that share a route; the oldest make room. Two nodes may each have dialled the other, and each may be
+/// the other's relay.
+const MAX_SHARING: usize = 4;
+
 /// Most relays from which relayed datagrams are taken: two warm ones, and those that tickets named.
 pub(crate) const MAX_RELAYS: usize = 16;
 
@@ -74,8 +78,9 @@ pub(crate) struct Table {
     /// Connection ids of another length, which a dialling peer chose for its first packets.
     by_initial: HashMap<Vec<u8>, Arc<Track>>,
     by_probe_key: HashMap<[u8; 8], Arc<Track>, BuildHasherDefault<Unguessable>>,
-    /// Established peers' routes: a stateless reset carries no connection id that is known.
-    by_route: HashMap<Via, Arc<Track>>,
+    /// Established connections by route, the newest last: QUIC deals connection ids out that only the peer gets to see,
+    /// and a stateless reset carries none.
+    by_route: HashMap<Via, Vec<Arc<Track>>>,
     strangers: VecDeque<(Instant, SocketAddr)>,
     relays: Vec<SocketAddr>,
 }
@@ -156,9 +161,29 @@ impl Routes {
         }
     }
 
-    /// Leads packets that carry no known connection id but came by `via` to `track`.
+    /// Leads packets that carry no known connection id but came by `via` to `track`, which was heard there.
     pub(crate) fn learn_route(&self, via: Via, track: &Arc<Track>) {
-        self.write().by_route.insert(via, Arc::clone(track));
+        let mut table = self.write();
+        let sharing = table.by_route.entry(via).or_default();
+        sharing.retain(|known| !Arc::ptr_eq(known, track));
+        if sharing.len() >= MAX_SHARING {
+            sharing.remove(0);
+        }
+        sharing.push(Arc::clone(track));
+    }
+
+    /// The connection to which a packet with an unknown connection id goes that came by `via`.
+    ///
+    /// Either the peer has left the id of the handshake for one that it was told in secret, as servers do, once and for
+    /// all: then further packets with this id are this connection's, too. Or it is a stateless reset, whose id is random
+    /// (RFC 9000 §10.3). So of several connections it goes to the one with the fewest ids, the newest of these.
+    pub(crate) fn adopt_cid(&self, cid: [u8; CID_LEN], via: Via) -> Option<Arc<Track>> {
+        let mut table = self.write();
+        let track = table.by_route(via).iter().rev().min_by_key(|track| track.cid_count()).cloned()?;
+        if track.remember_cid(&cid) {
+            table.by_cid.insert(cid, Arc::clone(&track));
+        }
+        Some(track)
     }
 
     /// Forgets that `via` leads to `track`.
@@ -219,14 +244,15 @@ impl Table {
         own.or_else(|| self.by_initial.get(cid))
     }
 
-    /// The established peer that has this route.
-    pub(crate) fn by_route(&self, via: Via) -> Option<&Arc<Track>> {
-        self.by_route.get(&via)
+    /// The established connections that were heard on this route, the newest last.
+    pub(crate) fn by_route(&self, via: Via) -> &[Arc<Track>] {
+        self.by_route.get(&via).map_or(&[], Vec::as_slice)
     }
 
     fn forget_route(&mut self, via: Via, track: &Arc<Track>) {
-        // A restarted peer's new connection may own the route by now.
-        if self.by_route.get(&via).is_some_and(|owner| Arc::ptr_eq(owner, track)) {
+        let Some(sharing) = self.by_route.get_mut(&via) else { return };
+        sharing.retain(|known| !Arc::ptr_eq(known, track));
+        if sharing.is_empty() {
             self.by_route.remove(&via);
         }
     }

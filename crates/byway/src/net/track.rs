@@ -159,6 +159,10 @@ impl Track {
         self.lock().cids.clone()
     }
 
+    pub(super) fn cid_count(&self) -> usize {
+        self.lock().cids.len()
+    }
+
     /// Where this peer's packets go now, if any route is known.
     pub(crate) fn via(&self) -> Option<Via> {
         let state = self.lock();
@@ -168,6 +172,16 @@ impl Track {
 
     pub(crate) fn vias(&self) -> Vec<Via> {
         self.lock().routes().map(|(_, slot)| slot.via).collect()
+    }
+
+    /// The ways by which something came from this peer.
+    pub(crate) fn heard_vias(&self) -> Vec<Via> {
+        self.lock().routes().filter(|(_, slot)| slot.heard.is_some()).map(|(_, slot)| slot.via).collect()
+    }
+
+    /// Notes that a route is the peer's; `true` if that is new.
+    pub(crate) fn prove(&self, route: RouteId) -> bool {
+        self.lock().slot_mut(route).is_some_and(|slot| !std::mem::replace(&mut slot.proven, true))
     }
 
     pub(crate) fn probe_key(&self) -> Option<[u8; 8]> {

@@ -208,15 +208,12 @@ impl Mux {
             self.counters.count(Dropped::Junk);
             return None;
         };
-        let table = self.routes.read();
-        if let Some(track) = table.by_cid(&cid) {
+        if let Some(track) = self.routes.read().by_cid(&cid) {
             return self.deliver(track, via, datagram.len(), now);
         }
-        // Perhaps a stateless reset, for it carries a connection id that nobody knows (RFC 9000 §10.3).
-        if let Some(track) = table.by_route(via) {
-            return self.deliver(track, via, datagram.len(), now);
+        if let Some(track) = self.routes.adopt_cid(cid, via) {
+            return self.deliver(&track, via, datagram.len(), now);
         }
-        drop(table);
         // QUIC answers it with a stateless reset, by the way it came: a peer learns so that this node was restarted.
         if !self.may_answer_stranger(now) {
             return None;

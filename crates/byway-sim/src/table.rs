@@ -1,0 +1,3 @@
+//! The project's own measurements, as `byway-sim` prints them: each is a scenario and the row it makes.
+
+pub mod scale;
