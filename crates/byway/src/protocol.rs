@@ -159,6 +159,16 @@ pub struct Sent {
     pub absent: usize,
 }
 
+impl Sent {
+    fn count(&mut self, pushed: Pushed) {
+        match pushed {
+            Pushed::Queued => self.queued += 1,
+            Pushed::Full => self.full += 1,
+            Pushed::Closed => self.absent += 1,
+        }
+    }
+}
+
 /// Why a message was not sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -190,11 +200,9 @@ impl Sender {
         let mut sent = Sent::default();
         let Some(protocol) = self.protocol.get() else { return sent };
         match to {
-            To::Peer(peer) => self.put(protocol.member(*peer).as_ref(), &message, &mut sent),
-            To::Peers(peers) => {
-                peers.iter().for_each(|peer| self.put(protocol.member(*peer).as_ref(), &message, &mut sent));
-            }
-            To::All => protocol.each_member(|member| self.put(Some(member), &message, &mut sent)),
+            To::Peer(peer) => sent.count(self.push(protocol, *peer, &message)),
+            To::Peers(peers) => peers.iter().for_each(|peer| sent.count(self.push(protocol, *peer, &message))),
+            To::All => protocol.each_member(|member| sent.count(self.push_to(member, &message))),
         }
         sent
     }
@@ -207,31 +215,28 @@ impl Sender {
         let absent = || SendError::Absent(peer);
         let protocol = self.protocol.get().ok_or_else(absent)?;
         loop {
-            let member = protocol.member(peer).ok_or_else(absent)?;
-            match member.push(&self.channel, &message) {
-                Pushed::Queued => return Ok(()),
-                Pushed::Closed => return Err(absent()),
-                Pushed::Full => {
-                    let Some(space) = member.space(&self.channel) else { continue };
-                    // Listening begins before trying again, so that no notice is missed between the two.
-                    let space = space.notified();
-                    match member.push(&self.channel, &message) {
-                        Pushed::Queued => return Ok(()),
-                        Pushed::Closed => return Err(absent()),
-                        Pushed::Full => space.await,
-                    }
+            let mut pushed = self.push(protocol, peer, &message);
+            if pushed == Pushed::Full {
+                let space = protocol.with_member(peer, |member| member.space(&self.channel));
+                let Some(space) = space.ok_or_else(absent)? else { continue };
+                // Listening begins before trying again, so that no notice is missed between the two.
+                let space = space.notified();
+                pushed = self.push(protocol, peer, &message);
+                if pushed == Pushed::Full {
+                    space.await;
+                    continue;
                 }
             }
+            return if pushed == Pushed::Queued { Ok(()) } else { Err(absent()) };
         }
     }
 
-    fn put(&self, member: Option<&Member>, message: &Bytes, sent: &mut Sent) {
-        let too_large = message.len() > self.channel.max_message;
-        match member.map(|member| if too_large { Pushed::Full } else { member.push(&self.channel, message) }) {
-            Some(Pushed::Queued) => sent.queued += 1,
-            Some(Pushed::Full) => sent.full += 1,
-            Some(Pushed::Closed) | None => sent.absent += 1,
-        }
+    fn push(&self, protocol: &Registered, peer: PeerId, message: &Bytes) -> Pushed {
+        protocol.with_member(peer, |member| self.push_to(member, message)).unwrap_or(Pushed::Closed)
+    }
+
+    fn push_to(&self, member: &Member, message: &Bytes) -> Pushed {
+        if message.len() > self.channel.max_message { Pushed::Full } else { member.push(&self.channel, message) }
     }
 }
 

@@ -139,7 +139,9 @@ impl Outbox {
         if !push(&mut lane.queue) {
             return Pushed::Full;
         }
-        state.ready(key);
+        if !lane.busy {
+            state.ready(key);
+        }
         Pushed::Queued
     }
 

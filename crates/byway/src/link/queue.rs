@@ -7,8 +7,11 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 /// Messages up to this many bytes are copied next to each other: cheaper than a chunk of their own.
 const INLINE: usize = 1_024;
 
-/// Small messages are collected into chunks of this many bytes.
+/// Memory that small messages share, one behind the other: a chunk ends with it, or where the writer took what was there.
 const CHUNK: usize = 16 << 10;
+
+/// As [`CHUNK`], while nothing else waits: all that a quiet lane keeps.
+const QUIET_CHUNK: usize = 2 << 10;
 
 /// The most bytes in front of a message: a variable-length integer (RFC 9000 §16).
 pub(crate) const MAX_HEADER: usize = 8;
@@ -54,6 +57,7 @@ impl FrameQueue {
         if !self.has_room() {
             return false;
         }
+        self.make_room(MAX_HEADER + message.len());
         let before = self.tail.len();
         put_varint(&mut self.tail, message.len() as u64);
         self.bytes += self.tail.len() - before;
@@ -66,6 +70,7 @@ impl FrameQueue {
         if !self.has_room() {
             return false;
         }
+        self.make_room(bytes.len());
         self.append(bytes);
         true
     }
@@ -102,9 +107,6 @@ impl FrameQueue {
         self.tail_messages += 1;
         if bytes.len() <= INLINE {
             self.tail.extend_from_slice(bytes);
-            if self.tail.len() >= CHUNK {
-                self.flush();
-            }
         } else {
             let messages = std::mem::take(&mut self.tail_messages);
             self.flush();
@@ -112,11 +114,19 @@ impl FrameQueue {
         }
     }
 
+    /// Makes the tail take `len` more bytes, or the header of what is too large for it, without moving what it holds.
+    fn make_room(&mut self, len: usize) {
+        let len = len.min(MAX_HEADER + INLINE);
+        if self.tail.capacity() - self.tail.len() < len {
+            self.flush();
+            self.tail = BytesMut::with_capacity(if self.chunks.is_empty() { QUIET_CHUNK } else { CHUNK });
+        }
+    }
+
     fn flush(&mut self) {
         if !self.tail.is_empty() {
             let messages = std::mem::take(&mut self.tail_messages);
             self.chunks.push_back((self.tail.split().freeze(), messages));
-            self.tail.reserve(CHUNK);
         }
     }
 }
@@ -176,6 +186,36 @@ mod tests {
             assert!(all.is_empty());
             assert_eq!(queue.messages, 0);
         }
+    }
+
+    #[test]
+    fn headers_of_large_messages_share_their_memory() {
+        let mut queue = FrameQueue::new(100, 1 << 20);
+        for _ in 0..3 {
+            assert!(queue.push(&Bytes::from(vec![0; 65_536])));
+        }
+        let headers: Vec<_> = queue.chunks.iter().step_by(2).map(|(header, _)| header.as_ptr()).collect();
+        assert!(headers.windows(2).all(|pair| pair[1] as usize == pair[0] as usize + 4), "{headers:?}");
+    }
+
+    #[test]
+    fn a_quiet_lane_keeps_little_memory_and_a_busy_one_moves_nothing() {
+        let mut queue = FrameQueue::new(10_000, 1 << 20);
+        let message = Bytes::from_static(&[7; 100]);
+        for _ in 0..100 {
+            assert!(queue.push(&message));
+            assert!(queue.tail.capacity() <= QUIET_CHUNK);
+            queue.take(usize::MAX, &mut VecDeque::new());
+        }
+        assert!(queue.push(&message));
+        let mut start = queue.tail.as_ptr();
+        for _ in 0..1_000 {
+            let chunks = queue.chunks.len();
+            assert!(queue.push(&message));
+            assert!(queue.chunks.len() > chunks || queue.tail.as_ptr() == start);
+            start = queue.tail.as_ptr();
+        }
+        assert!(queue.chunks.iter().all(|(chunk, _)| chunk.len() <= CHUNK));
     }
 
     #[test]

@@ -260,6 +260,12 @@ impl Registered {
         self.members().get(&peer).cloned()
     }
 
+    /// Does something with the peer, if it is connected and speaks the protocol; without a clone, for it is done for
+    /// every message.
+    pub(crate) fn with_member<T>(&self, peer: PeerId, act: impl FnOnce(&Member) -> T) -> Option<T> {
+        self.members().get(&peer).map(act)
+    }
+
     /// Does something with every peer that speaks the protocol.
     pub(crate) fn each_member(&self, mut act: impl FnMut(&Member)) {
         self.members().values().for_each(&mut act);

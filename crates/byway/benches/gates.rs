@@ -1,0 +1,167 @@
+//! The benchmarks of the gates: Byway beside the bare libraries, over real loopback sockets, in one process.
+//!
+//! `cargo xtask bench [--only NAME] [--json]`. Each side of a connection has a thread and a current-thread runtime of its
+//! own. The runs of all libraries take turns, so that a slow moment of the machine hits all of them; a row is the
+//! median. Lost, doubled or reordered messages end the benchmark with a panic; a low ratio does not, for the machine may
+//! be busy.
+
+#![expect(clippy::print_stdout, reason = "rows go to stdout, progress to stderr")]
+
+#[path = "gates/bare.rs"]
+mod bare;
+#[path = "gates/end.rs"]
+mod end;
+#[path = "gates/load.rs"]
+mod load;
+#[path = "gates/node.rs"]
+mod node;
+#[path = "gates/tls.rs"]
+mod tls;
+
+use std::{env, process::ExitCode, time::Duration};
+
+use self::{
+    bare::{noq::Noq, quinn::Quinn},
+    end::{Figure, run},
+    load::{Load, Work},
+    node::Byway,
+};
+
+/// Runs of each library, of which the median counts.
+const RUNS: usize = 5;
+
+/// Runs of ping-pong: more and shorter, for its 99th percentile feels everything else that the machine does.
+const PINGPONG_RUNS: usize = 15;
+
+/// What there is to run.
+const BENCHES: [Bench; 5] = [
+    Bench { rows: &["bulk"], measure: bulk },
+    Bench { rows: &["messages-64B"], measure: || messages("messages-64B", Load::messages(64, 4_000_000)) },
+    Bench { rows: &["messages-1KiB"], measure: || messages("messages-1KiB", Load::messages(1 << 10, 500_000)) },
+    Bench { rows: &["messages-64KiB"], measure: || messages("messages-64KiB", Load::messages(64 << 10, 10_000)) },
+    Bench { rows: &["pingpong-p50", "pingpong-p99"], measure: pingpong },
+];
+
+/// Bytes of one bulk run, as the gate has it.
+const BULK: u64 = 1 << 30;
+
+/// Round trips of one ping-pong run.
+const ROUND_TRIPS: usize = 5_000;
+
+/// The names of rows, which `--only` chooses from, and what measures them.
+struct Bench {
+    rows: &'static [&'static str],
+    measure: fn() -> Vec<Row>,
+}
+
+/// One line of the result; a `ratio` above 1 says that ours is better.
+struct Row {
+    bench: &'static str,
+    unit: &'static str,
+    ours: f64,
+    peer: &'static str,
+    theirs: f64,
+    ratio: f64,
+}
+
+fn main() -> ExitCode {
+    let (only, json) = match arguments(env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    for Bench { rows, measure } in BENCHES {
+        if rows.iter().any(|name| wanted(name)) {
+            eprintln!("{}", rows.join(", "));
+            measure().iter().filter(|row| wanted(row.bench)).for_each(|row| row.print(json));
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// What `--only` names, and whether `--json` was given.
+fn arguments(mut given: impl Iterator<Item = String>) -> Result<(Option<String>, bool), String> {
+    let (mut only, mut json) = (None, false);
+    while let Some(argument) = given.next() {
+        match argument.as_str() {
+            "--json" => json = true,
+            "--bench" => {} // cargo's own
+            "--only" => only = given.next(),
+            _ => return Err(format!("unknown argument {argument}; there are --only NAME and --json")),
+        }
+    }
+    let names = BENCHES.map(|bench| bench.rows).concat();
+    match only {
+        Some(only) if !names.contains(&only.as_str()) => Err(format!("no benchmark {only}; there are {names:?}")),
+        only => Ok((only, json)),
+    }
+}
+
+fn bulk() -> Vec<Row> {
+    let work = Work::Send(Load::bulk(BULK));
+    let mib = |figure: &Figure| (BULK >> 20) as f64 / figure.cpu.as_secs_f64();
+    let [ours, quinn, noq] = interleaved(RUNS, [run::<Byway>, run::<Quinn>, run::<Noq>], work)
+        .map(|figures| median(figures.iter().map(mib)));
+    let row = |peer, theirs| Row { bench: "bulk", unit: "MiB/CPU-s", ours, peer, theirs, ratio: ours / theirs };
+    vec![row("quinn", quinn), row("noq", noq)]
+}
+
+fn messages(bench: &'static str, load: Load) -> Vec<Row> {
+    let [ours, theirs] = interleaved(RUNS, [run::<Byway>, run::<Quinn>], Work::Send(load));
+    for (who, figures) in [("byway", &ours), ("quinn", &theirs)] {
+        let p99 = median(figures.iter().map(|figure| millis(figure.percentile(0.99))));
+        let cpu = median(figures.iter().map(|figure| figure.cpu.as_secs_f64() * 1e9 / load.measured() as f64));
+        eprintln!("{bench}: {who}: p99 latency {p99:.3} ms with full queues, {cpu:.0} CPU-ns a message");
+    }
+    let rate = |figure: &Figure| load.measured() as f64 / figure.wall.as_secs_f64();
+    let [ours, theirs] = [ours, theirs].map(|figures| median(figures.iter().map(rate)));
+    vec![Row { bench, unit: "messages/s", ours, peer: "quinn", theirs, ratio: ours / theirs }]
+}
+
+fn pingpong() -> Vec<Row> {
+    let [ours, theirs] = interleaved(PINGPONG_RUNS, [run::<Byway>, run::<Quinn>], Work::PingPong(ROUND_TRIPS));
+    let row = |bench, share| {
+        let [ours, theirs] =
+            [&ours, &theirs].map(|figures| median(figures.iter().map(|f| 1e3 * millis(f.percentile(share)))));
+        Row { bench, unit: "µs", ours, peer: "quinn", theirs, ratio: theirs / ours }
+    };
+    vec![row("pingpong-p50", 0.50), row("pingpong-p99", 0.99)]
+}
+
+/// The figures of as many runs of each library; each round begins with another one.
+fn interleaved<const N: usize>(runs: usize, libraries: [fn(Work) -> Figure; N], work: Work) -> [Vec<Figure>; N] {
+    let mut figures = [const { Vec::new() }; N];
+    for round in 0..runs {
+        for turn in 0..N {
+            let which = (round + turn) % N;
+            figures[which].push(libraries[which](work));
+        }
+    }
+    figures
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+impl Row {
+    fn print(&self, json: bool) {
+        let Row { bench, unit, ours, peer, theirs, ratio } = self;
+        if json {
+            println!(
+                r#"{{"bench":"{bench}","unit":"{unit}","ours":{ours:.1},"peer":"{peer}","theirs":{theirs:.1},"ratio":{ratio:.3}}}"#
+            );
+        } else {
+            println!("{bench:<16} {ours:>12.1} {unit:<11} {peer:<6} {theirs:>12.1}   ratio {ratio:.3}");
+        }
+    }
+}
