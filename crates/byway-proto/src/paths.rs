@@ -131,7 +131,10 @@ impl Paths {
             Some(_) => [self.hedge_timeout(), None],
             None => [self.next_look().map(|at| (at, "look for answers")), self.ping_timeout()],
         };
-        work.into_iter().chain([self.drop_timeout()]).flatten().min_by_key(|(at, _)| *at)
+        // a lost keep-alive is followed up at once, not when the next one is due
+        let lost = self.selected_route().filter(|_| self.hedge.is_none()).and_then(Route::next_expiry);
+        let lost = lost.map(|at| (at, "pong overdue"));
+        work.into_iter().chain([lost, self.drop_timeout()]).flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Whether the machine will look at the track by itself; if not, the mux must wake the agent (for an

@@ -44,7 +44,7 @@ async fn pair(world: &World, relay_only: bool) -> Pair {
 fn messages_go_on_over_the_relay_while_the_direct_path_is_cut() {
     for seed in 0..5 {
         scenario(seed, secs(120), |world| async move {
-            let Pair { hosts, mut a, mut b, .. } = pair(&world, false).await;
+            let Pair { hosts, mut a, mut b, relay: _relay } = pair(&world, false).await;
             let cut = async {
                 time::sleep(secs(2)).await;
                 let cut = world.cut(&hosts[0], &hosts[1]);
@@ -65,7 +65,7 @@ fn messages_go_on_over_the_relay_while_the_direct_path_is_cut() {
 fn messages_go_on_while_one_direction_of_the_direct_path_is_cut() {
     for (seed, forward) in [(0, true), (1, false), (2, true), (3, false)] {
         scenario(seed, secs(120), |world| async move {
-            let Pair { hosts, mut a, mut b, .. } = pair(&world, false).await;
+            let Pair { hosts, mut a, mut b, relay: _relay } = pair(&world, false).await;
             let cut = async {
                 time::sleep(secs(2)).await;
                 let (from, to) = if forward { (0, 1) } else { (1, 0) };
@@ -86,7 +86,7 @@ fn messages_go_on_while_one_direction_of_the_direct_path_is_cut() {
 #[test]
 fn a_one_way_flow_survives_the_death_of_its_direct_path() {
     scenario(7, secs(120), |world| async move {
-        let Pair { hosts, a, mut b, .. } = pair(&world, false).await;
+        let Pair { hosts, a, mut b, relay: _relay } = pair(&world, false).await;
         let cut = async {
             time::sleep(secs(2)).await;
             let cut = world.cut(&hosts[0], &hosts[1]);
@@ -165,7 +165,7 @@ fn the_standby_route_works_again_after_the_relay_came_back() {
 #[test]
 fn a_relay_that_stays_away_does_not_disturb_a_direct_connection() {
     scenario(1, secs(300), |world| async move {
-        let Pair { hosts, mut a, mut b, .. } = pair(&world, false).await;
+        let Pair { hosts, mut a, mut b, relay: _relay } = pair(&world, false).await;
         let down = async {
             time::sleep(secs(2)).await;
             hosts[2].set_down();

@@ -186,16 +186,26 @@ impl Route {
         }
     }
 
+    /// When the next ping that is not answered until then counts as lost.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        let waiting = self.pings.iter().filter(|ping| !ping.overdue && !ping.padded);
+        waiting.map(|ping| ping.sent + self.overdue_after()).min()
+    }
+
+    fn overdue_after(&self) -> Duration {
+        (self.patience() * 2).min(MAX_RTT)
+    }
+
     /// Counts pings that should have been answered by now as lost.
     pub(super) fn expire(&mut self, now: Instant) {
-        let overdue_after = (self.patience() * 2).min(MAX_RTT);
+        let overdue_after = self.overdue_after();
         let mut pings = core::mem::take(&mut self.pings);
         // room for the two pings that may follow, so that sending them changes no measure that it was decided by
         while pings.len() > MAX_PINGS - 2 {
             pings.pop_front().into_iter().for_each(|ping| self.lose(&ping));
         }
         for ping in &mut pings {
-            if now.since(ping.sent) > overdue_after {
+            if now.since(ping.sent) >= overdue_after {
                 self.lose(ping);
                 ping.overdue = true;
             }

@@ -146,6 +146,16 @@ fn lone_route_is_pinged_and_replayed_on_until_it_answers() {
 }
 
 #[test]
+fn lost_keep_alive_is_followed_up_before_the_next_one_is_due() {
+    let mut one = Driven::established();
+    while !pinged(&one.next()).contains(&A) {}
+    let pinged_at = one.now;
+    while !one.next().contains(&Output::Hedged(HedgeWhy::PingsLost)) {
+        assert!(one.now < pinged_at + ms(1_500), "three lost pings are not found out");
+    }
+}
+
+#[test]
 fn route_that_never_answers_is_dropped_after_ten_seconds() {
     let mut one = Driven::established();
     one.add(RouteId(5), RouteKind::Direct);
