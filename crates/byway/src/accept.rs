@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, PoisonError};
 
-use byway_proto::gate::{HandshakeId, Source, Verdict};
+use byway_proto::gate::{DropReason, HANDSHAKE_TOTAL, HandshakeId, Source, Verdict};
+use tokio::time;
 use tracing::debug;
 
 use crate::{
@@ -26,19 +27,28 @@ pub(crate) async fn run(core: Arc<Core>) {
             continue;
         };
         match admit(&core, &track, incoming.remote_address_validated()) {
-            Verdict::Accept(handshake) => match incoming.accept() {
-                Ok(connecting) => core.tasks.spawn(greet(Arc::clone(&core), track, connecting, handshake)),
-                Err(error) => {
-                    debug!(%error, "handshake not begun");
-                    core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner).handshake_failed(handshake);
+            Verdict::Accept(handshake) => {
+                track.lock().admitted = true;
+                match incoming.accept() {
+                    Ok(connecting) => core.tasks.spawn(greet(Arc::clone(&core), track, connecting, handshake)),
+                    Err(error) => {
+                        debug!(%error, "handshake not begun");
+                        core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner).handshake_failed(handshake);
+                        core.mux.routes.remove(track.alias());
+                    }
                 }
-            },
+            }
+            // The token names the alias; it is drawn again for the same source, should this one be forgotten.
             Verdict::Retry if incoming.may_retry() => drop(incoming.retry()),
             Verdict::Refuse(reason) => {
                 debug!(?reason, "stranger refused");
                 incoming.refuse();
+                core.mux.routes.remove(track.alias());
             }
-            Verdict::Retry | Verdict::Drop(_) => incoming.ignore(),
+            Verdict::Retry | Verdict::Drop(_) => {
+                incoming.ignore();
+                core.mux.routes.remove(track.alias());
+            }
         }
     }
 }
@@ -47,7 +57,7 @@ fn admit(core: &Core, track: &Track, validated: bool) -> Verdict {
     let source = match track.via() {
         Some(Via::Relay(relay, id)) => Source::relayed(relay, id),
         Some(Via::Direct(addr)) => Source::of(addr),
-        None => return Verdict::Drop(byway_proto::gate::DropReason::SourceBudget),
+        None => return Verdict::Drop(DropReason::SourceBudget),
     };
     let mut gate = core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner);
     gate.set_accept_queue(core.switch.waiting());
@@ -59,7 +69,8 @@ async fn greet(core: Arc<Core>, track: Arc<Track>, connecting: quinn::Connecting
         let connection = core.endpoint.handshake(&track, connecting).await.map_err(|e| Gone::Lost(e.to_string()))?;
         hello(&core, &track, connection).await
     };
-    let greeted = greeted.await;
+    // Whatever the other side does, or leaves undone, it is a peer by then or gone.
+    let greeted = time::timeout(HANDSHAKE_TOTAL, greeted).await.unwrap_or(Err(Gone::TimedOut));
     {
         let mut gate = core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner);
         match &greeted {
@@ -69,8 +80,9 @@ async fn greet(core: Arc<Core>, track: Arc<Track>, connecting: quinn::Connecting
     }
     match greeted {
         Ok(established) if established.link.agreed.borrow().relay => {
-            if let Some(shell) = &core.serving {
-                shell.accept(&core, established);
+            match &core.serving {
+                Some(shell) => shell.accept(&core, established),
+                None => core.retire(&track), // not agreed by a node that does not relay
             }
         }
         Ok(established) => core.switch.up(established).await,

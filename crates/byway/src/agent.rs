@@ -12,8 +12,7 @@ use std::{
 use byway_proto::{
     Instant, Rng,
     paths::{Input, PathsConfig, RouteKind},
-    schedule::Bucket,
-    wire::{probe, stun},
+    wire::probe,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -34,9 +33,6 @@ use crate::{
 
 /// Requests to the agent that may wait; whoever sends the next one waits.
 const COMMANDS: usize = 64;
-
-/// STUN answers per second, and at once; each is shorter than 100 bytes.
-const STUN_RATE: (u64, u64) = (200, 100);
 
 /// Datagrams taken from the queue before other duties get a turn.
 const BATCH: usize = 32;
@@ -105,8 +101,6 @@ struct Agent {
     peers: BTreeMap<SocketAddr, AgentPeer>,
     /// When each machine wants to be called; one entry for each peer that has a timer.
     timers: BTreeSet<(Instant, SocketAddr)>,
-    /// Answer STUN requests: a relay does.
-    stun: Option<Bucket>,
 }
 
 /// Starts the agent's task.
@@ -118,15 +112,8 @@ pub(crate) fn spawn(
     tasks: &Tasks,
 ) -> AgentRef {
     let (sender, commands) = mpsc::channel(COMMANDS);
-    let stun = mux.relay.get().map(|_| Bucket::new(STUN_RATE.0, STUN_RATE.1, mux.now()));
-    let agent = Agent {
-        mux,
-        events,
-        seed: Rng::new(seed, "agent").bytes(),
-        peers: BTreeMap::new(),
-        timers: BTreeSet::new(),
-        stun,
-    };
+    let agent =
+        Agent { mux, events, seed: Rng::new(seed, "agent").bytes(), peers: BTreeMap::new(), timers: BTreeSet::new() };
     tasks.spawn(agent.run(commands, datagrams, tasks.clone()));
     AgentRef(sender)
 }
@@ -187,7 +174,10 @@ impl Agent {
                 let report = self.peers.get(&alias).map(|peer| peer.report(self.mux.now())).unwrap_or_default();
                 let _ = reply.send(report); // whoever asked may have given up
             }
-            Command::Ping { alias, reply } => self.with(alias, |peer, now| peer.ping(reply, now)),
+            Command::Ping { alias, reply } => {
+                let mux = Arc::clone(&self.mux);
+                self.with(alias, |peer, now| peer.ping(&mux, reply, now));
+            }
         }
     }
 
@@ -213,17 +203,16 @@ impl Agent {
             return;
         }
         // Not established yet: a dial's further candidate gets what was sent so far.
-        let added = track.lock().add(via, false);
+        let added = {
+            let mut state = track.lock();
+            if state.established || !state.dialled { None } else { state.add(via, false) }
+        };
         if let Some(route) = added {
             self.mux.replay(track, route, usize::MAX, self.mux.now().since_start());
         }
     }
 
     fn datagram(&mut self, datagram: &ControlDatagram) {
-        if let Some(txid) = stun::parse_request(&datagram.bytes) {
-            self.answer_stun(txid, datagram);
-            return;
-        }
         let Some(id) = probe::peek_key_id(&datagram.bytes) else { return };
         let track = self.mux.routes.read().by_probe_key(id).cloned();
         let Some(track) = track else { return };
@@ -231,23 +220,15 @@ impl Agent {
         self.with(track.alias(), |peer, now| peer.probe(&mux, datagram, now));
     }
 
-    /// Tells a client which address its datagrams come from (RFC 8489 §3); never relayed, for it would be the relay's.
-    fn answer_stun(&mut self, txid: [u8; 12], datagram: &ControlDatagram) {
-        let (Via::Direct(from), Some(bucket)) = (datagram.via, &mut self.stun) else { return };
-        if bucket.take(1, datagram.at) {
-            self.mux.send_control(datagram.via, &stun::binding_response(txid, from));
-        }
-    }
-
     /// Lets a peer's machine act, carries out what it decides, and sets its next timer.
     fn with(&mut self, alias: SocketAddr, act: impl FnOnce(&mut AgentPeer, Instant)) {
         let now = self.mux.now();
         let Some(peer) = self.peers.get_mut(&alias) else { return };
         act(peer, now);
-        let mut changed = peer.carry_out(&self.mux, now);
+        let mut changed = peer.carry_out(&self.mux);
         if peer.fell_asleep_too_early() {
             peer.sample(now);
-            changed = peer.carry_out(&self.mux, now).or(changed);
+            changed = peer.carry_out(&self.mux).or(changed);
         }
         self.timers.remove(&(peer.timer, alias));
         if let Some(at) = peer.next_timer(now) {

@@ -42,15 +42,23 @@ pub enum Dropped {
     SpillQueue,
     /// A copy beyond the budget of a dial.
     DialBudget,
-    /// Too large for its route, and not to be split before the connection is established.
+    /// Too large for its route, and not to be split before the connection is established; or larger than any peer sends.
     TooLarge,
     /// The alias names no connection any more.
     DeadAlias,
+    /// A packet of a connection that this node never had.
+    UnknownConnection,
+    /// A probe of no connection.
+    UnknownProbe,
+    /// A probe that its connection's key did not make, or that came before.
+    BadProbe,
+    /// Too many STUN requests to answer them all.
+    StunRate,
 }
 
 impl Dropped {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Dropped; 20] = [
+    pub const ALL: [Dropped; 24] = [
         Dropped::Junk,
         Dropped::ForgedAlias,
         Dropped::NoSocket,
@@ -71,6 +79,10 @@ impl Dropped {
         Dropped::DialBudget,
         Dropped::TooLarge,
         Dropped::DeadAlias,
+        Dropped::UnknownConnection,
+        Dropped::UnknownProbe,
+        Dropped::BadProbe,
+        Dropped::StunRate,
     ];
 
     /// The reason's name in `status --json`.
@@ -96,6 +108,10 @@ impl Dropped {
             Dropped::DialBudget => "dial_budget",
             Dropped::TooLarge => "too_large",
             Dropped::DeadAlias => "dead_alias",
+            Dropped::UnknownConnection => "unknown_connection",
+            Dropped::UnknownProbe => "unknown_probe",
+            Dropped::BadProbe => "bad_probe",
+            Dropped::StunRate => "stun_rate",
         }
     }
 }

@@ -21,9 +21,10 @@ use crate::{
     core::Core,
     dial::{DialError, Target},
     event::{EventStream, Events},
+    gone::Gone,
     net::{
         Net, UdpSocket,
-        mux::{Clock, Mux, Sockets},
+        mux::{Clock, Mux, Sockets, Welcome},
         os::Os,
         routes::Routes,
     },
@@ -49,7 +50,33 @@ const PORT_ATTEMPTS: usize = 16;
 pub struct Node {
     core: Arc<Core>,
     started: Instant,
-    closed: Arc<AtomicBool>,
+    life: Arc<Life>,
+}
+
+/// Ends with the last handle to a node; the node's tasks do not share it.
+#[derive(Debug)]
+struct Life {
+    core: Arc<Core>,
+    closed: AtomicBool,
+}
+
+impl Life {
+    /// Stops all tasks, and lets QUIC say goodbye to all peers; `false` if that was done before.
+    fn end(&self) -> bool {
+        let first = !self.closed.swap(true, Ordering::Relaxed);
+        if first {
+            self.core.tasks.stop();
+            self.core.endpoint.close(VarInt::from_u32(Gone::Closed.to_goodbye().code));
+        }
+        first
+    }
+}
+
+impl Drop for Life {
+    /// Tasks end by themselves once they are told to, and QUIC's own with the last connection.
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 /// Why a node cannot start.
@@ -111,7 +138,12 @@ impl Node {
         let (clock, tasks, events) = (Clock::start(), Tasks::new(), Events::new());
         let routes = Routes::new(&seed, config.identity.derive("byway 1 alias key"));
         let gate = Gate::new(config.gate.clone(), Rng::new(&seed, "gate").bytes());
-        let (mux, datagrams) = Mux::new(sockets, routes, gate, clock, config.relay_only);
+        let welcome = match (config.accept, config.relay_only) {
+            (false, _) => Welcome::Nobody,
+            (true, true) => Welcome::Relayed,
+            (true, false) => Welcome::Everyone,
+        };
+        let (mux, datagrams) = Mux::new(sockets, routes, gate, clock, welcome);
         let serving = config.relay.clone().map(|relay| RelayShell::new(relay, &mux));
         let endpoint = Endpoint::new(&config, &seed, Arc::clone(&mux), &tasks)?;
         let agent = agent::spawn(Arc::clone(&mux), datagrams, events.clone(), &seed, &tasks);
@@ -143,7 +175,8 @@ impl Node {
         for relay in &core.config.relays {
             core.relays.add_home(&core, relay);
         }
-        Ok(Node { core, started: Instant::now(), closed: Arc::default() })
+        let life = Arc::new(Life { core: Arc::clone(&core), closed: AtomicBool::new(false) });
+        Ok(Node { core, started: Instant::now(), life })
     }
 
     /// The node's public key, which is its name.
@@ -179,7 +212,7 @@ impl Node {
 
     /// Registers a protocol; peers that are connected already learn of it.
     pub fn register(&self, protocol: Protocol) -> Result<Peers, RegisterError> {
-        if self.closed.load(Ordering::Relaxed) {
+        if self.life.closed.load(Ordering::Relaxed) {
             return Err(RegisterError::Closed);
         }
         let peers = self.core.registry.register(protocol)?;
@@ -238,6 +271,7 @@ impl Node {
             peers,
             serving: core.serving.as_ref().map(|shell| shell.status()),
             dropped: core.dropped(),
+            aliases: core.mux.routes.read().len(),
         }
     }
 
@@ -248,15 +282,13 @@ impl Node {
         }
     }
 
-    /// Says goodbye to all peers and ends all tasks, within four seconds; closing twice does nothing.
+    /// Says goodbye to all peers and ends all tasks, within four seconds; closing twice does nothing. Dropping the last
+    /// handle does the same without waiting for it.
     pub async fn close(&self) {
-        if self.closed.swap(true, Ordering::Relaxed) {
-            return;
+        if self.life.end() {
+            self.core.endpoint.closed(CLOSE_DEADLINE).await;
+            self.core.tasks.join(CLOSE_DEADLINE).await;
         }
-        self.core.tasks.stop();
-        let goodbye = crate::gone::Gone::Closed.to_goodbye();
-        self.core.endpoint.close(VarInt::from_u32(goodbye.code), b"", CLOSE_DEADLINE).await;
-        self.core.tasks.join(CLOSE_DEADLINE).await;
     }
 }
 

@@ -28,6 +28,8 @@ pub struct NodeStatus {
     pub serving: Option<RelayServerStatus>,
     /// Datagrams dropped and handshakes turned away since the start, by reason; reasons that never occurred are left out.
     pub dropped: Vec<(&'static str, u64)>,
+    /// Connections that the packet path knows: those of peers and relays, those being made, and those that ended just now.
+    pub aliases: usize,
 }
 
 /// A relay as this node uses it.

@@ -154,16 +154,22 @@ struct Switch {
 pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets) {
     let (control, mut from_links) = mpsc::channel(CONTROL);
     let mut switch = Switch { core: Arc::clone(&core), dials: BTreeMap::new(), control, generation: 0 };
+    // Kept over the turns: a change that falls between two waits would be missed, for each begins with what it finds.
+    let mut changed = core.net.changed();
     loop {
         tokio::select! {
             biased;
             () = core.tasks.stopped() => break,
+            () = &mut changed => {
+                changed = core.net.changed();
+                switch.announce();
+            }
             Some(command) = inlets.commands.recv() => switch.command(command),
             Some(established) = inlets.ups.recv() => switch.up(established),
             Some((link, message)) = from_links.recv() => switch.control(&link, message).await,
-            () = core.net.changed() => switch.announce(),
         }
     }
+    drop(changed);
     let links = std::mem::take(&mut *core.switch.links.lock().unwrap_or_else(PoisonError::into_inner));
     for link in links.into_values() {
         link.close(Gone::Closed);

@@ -58,9 +58,15 @@ impl Tasks {
     }
 }
 
-/// Locks a set and takes out what has ended, which needs no place.
+/// The set, without what has ended, which needs no place in it.
 fn lock(set: &Mutex<JoinSet<()>>) -> MutexGuard<'_, JoinSet<()>> {
     let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
-    while set.try_join_next().is_some() {}
+    while let Some(ended) = set.try_join_next() {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            tracing::error!(%error, "a task of the node panicked, which is a bug; please report it");
+        }
+    }
     set
 }

@@ -13,6 +13,7 @@ use tracing::debug;
 use super::{PingReport, Up, added, kind_of};
 use crate::{
     event::PathKind,
+    metrics::Dropped,
     net::{
         mux::{ControlDatagram, Mux},
         routes::Via,
@@ -104,10 +105,10 @@ impl AgentPeer {
 
     /// Takes a probe in, if it is authentic and new.
     pub(super) fn probe(&mut self, mux: &Mux, datagram: &ControlDatagram, now: Instant) {
-        let Ok(probe) = probe::decode(&datagram.bytes, &self.key) else { return };
-        if !self.window.accept(probe.seq) {
-            return;
-        }
+        let decoded = probe::decode(&datagram.bytes, &self.key).ok();
+        let Some(probe) = decoded.filter(|probe| self.window.accept(probe.seq)) else {
+            return mux.counters.count(Dropped::BadProbe);
+        };
         let txid = u64::from_be_bytes(probe.txid);
         let known = self.track.lock().find(datagram.via);
         match probe.kind {
@@ -139,13 +140,14 @@ impl AgentPeer {
     }
 
     /// Sends a ping for the user on the selected route.
-    pub(super) fn ping(&mut self, reply: oneshot::Sender<PingReport>, now: Instant) {
+    pub(super) fn ping(&mut self, mux: &Mux, reply: oneshot::Sender<PingReport>, now: Instant) {
         self.pings.retain(|(_, at, ..)| now.since(*at) < USER_PING_LIFE);
-        if let Some(route) = self.paths.selected().filter(|_| self.pings.len() < MAX_USER_PINGS) {
-            // The machine draws its transaction ids at random over the whole range; these count from the top.
-            let txid = u64::MAX - self.seq;
-            self.pings.push_back((txid, now, route, reply));
-        }
+        let Some(route) = self.paths.selected().filter(|_| self.pings.len() < MAX_USER_PINGS) else { return };
+        let Some(via) = self.track.lock().slot(route).map(|slot| slot.via) else { return };
+        // The machine draws its transaction ids at random over the whole range; these count from the top.
+        let txid = u64::MAX - self.seq;
+        self.pings.push_back((txid, now, route, reply));
+        self.send(mux, via, ProbeKind::Ping { doubt: false }, txid.to_be_bytes());
     }
 
     fn answer_user(&mut self, txid: u64, route: RouteId, now: Instant) {
@@ -156,7 +158,7 @@ impl AgentPeer {
     }
 
     /// Does what the machine decided; the kind of path, if another one carries the connection now.
-    pub(super) fn carry_out(&mut self, mux: &Mux, now: Instant) -> Option<PathKind> {
+    pub(super) fn carry_out(&mut self, mux: &Mux) -> Option<PathKind> {
         let mut changed = None;
         while let Some(output) = self.paths.poll_output() {
             match output {
@@ -201,7 +203,6 @@ impl AgentPeer {
                 }
             }
         }
-        self.send_user_pings(mux, now);
         self.track.lock().watched = self.paths.watching();
         changed
     }
@@ -219,17 +220,6 @@ impl AgentPeer {
         let kind = |route| state.slot(route).map(|slot| PathKind::from(kind_of(slot.via)));
         let (before, after) = (from.and_then(kind), kind(to));
         after.filter(|_| before != after)
-    }
-
-    fn send_user_pings(&mut self, mux: &Mux, now: Instant) {
-        let due: Vec<_> =
-            self.pings.iter().filter(|(_, at, ..)| *at == now).map(|(txid, _, route, _)| (*txid, *route)).collect();
-        for (txid, route) in due {
-            let via = self.track.lock().slot(route).map(|slot| slot.via);
-            if let Some(via) = via {
-                self.send(mux, via, ProbeKind::Ping { doubt: false }, txid.to_be_bytes());
-            }
-        }
     }
 
     fn send(&mut self, mux: &Mux, via: Via, kind: ProbeKind, txid: [u8; 8]) {

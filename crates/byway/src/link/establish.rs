@@ -36,7 +36,7 @@ pub(crate) struct ControlStream {
 impl ControlStream {
     /// The dialling side opens it; it is the connection's first stream.
     pub(crate) async fn open(connection: &Connection) -> Result<Self, Gone> {
-        let (send, recv) = connection.open_bi().await?;
+        let (send, recv) = time::timeout(HELLO_TIMEOUT, connection.open_bi()).await.map_err(|_| Gone::TimedOut)??;
         Ok(ControlStream { send, recv, codec: ControlCodec::new() })
     }
 

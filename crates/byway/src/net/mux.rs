@@ -17,13 +17,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use byway_proto::{Instant, gate::Gate, relay::RelayServer, schedule::Bucket};
+use byway_proto::{Instant, gate::Gate, relay::RelayServer, schedule::Bucket, wire::stun};
 use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use tokio::sync::{Notify, mpsc};
 
+use self::send::Sent;
 use super::{
     BoxFuture, UdpSocket,
     routes::{Routes, Via},
@@ -36,6 +37,9 @@ pub(crate) const AGENT_QUEUE: usize = 256;
 /// Answers to packets of unknown connections per second (stateless resets, RFC 9000 §10.3), and how many at once: each
 /// is shorter than its question, and a restarted relay owes one to every client.
 const STRANGER_RATE: (u64, u64) = (1_000, 200);
+
+/// STUN answers per second, and at once; each is shorter than 100 bytes.
+const STUN_RATE: (u64, u64) = (200, 100);
 
 /// The largest UDP payload that is received: an Ethernet frame's.
 pub(crate) const MAX_DATAGRAM: u16 = 1_500;
@@ -64,7 +68,6 @@ impl Clock {
 pub(crate) struct ControlDatagram {
     pub(crate) via: Via,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) at: Instant,
 }
 
 /// Our sockets, seen by QUIC as one.
@@ -73,17 +76,34 @@ pub(crate) struct Mux {
     pub(crate) routes: Routes,
     pub(crate) counters: Counters,
     pub(crate) clock: Clock,
-    /// Strangers are answered through relays only.
-    relay_only: bool,
+    welcome: Welcome,
     pub(crate) gate: Mutex<Gate>,
     /// Set while this node relays for others.
-    pub(crate) relay: OnceLock<Arc<Mutex<RelayServer>>>,
+    pub(crate) relay: OnceLock<Arc<Relaying>>,
     /// Tells the agent that a peer has something unanswered.
     pub(crate) woken: Woken,
     control: mpsc::Sender<ControlDatagram>,
     strangers: Mutex<Bucket>,
+    stun: Mutex<Bucket>,
     spill: Mutex<VecDeque<(SocketAddr, Vec<u8>)>>,
     turn: AtomicUsize,
+}
+
+/// Whose handshakes are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Welcome {
+    Everyone,
+    /// Those that come through a relay.
+    Relayed,
+    Nobody,
+}
+
+/// The relay of this node, as the packet path uses it.
+#[derive(Debug)]
+pub(crate) struct Relaying {
+    pub(crate) server: Mutex<RelayServer>,
+    /// Told when the machine's timer may have changed.
+    pub(crate) changed: Notify,
 }
 
 /// One socket per address family.
@@ -136,7 +156,7 @@ impl Mux {
         routes: Routes,
         gate: Gate,
         clock: Clock,
-        relay_only: bool,
+        welcome: Welcome,
     ) -> (Arc<Mux>, mpsc::Receiver<ControlDatagram>) {
         let (control, agent) = mpsc::channel(AGENT_QUEUE);
         let mux = Mux {
@@ -144,12 +164,13 @@ impl Mux {
             routes,
             counters: Counters::default(),
             clock,
-            relay_only,
+            welcome,
             gate: Mutex::new(gate),
             relay: OnceLock::new(),
             woken: Woken::default(),
             control,
             strangers: Mutex::new(Bucket::new(STRANGER_RATE.0, STRANGER_RATE.1, clock.now())),
+            stun: Mutex::new(Bucket::new(STUN_RATE.0, STUN_RATE.1, clock.now())),
             spill: Mutex::default(),
             turn: AtomicUsize::new(0),
         };
@@ -157,10 +178,23 @@ impl Mux {
     }
 
     /// Hands a datagram to the agent, or counts it.
-    fn to_agent(&self, via: Via, bytes: &[u8], at: Instant) {
-        let datagram = ControlDatagram { via, bytes: bytes.to_vec(), at };
+    fn to_agent(&self, via: Via, bytes: &[u8]) {
+        let datagram = ControlDatagram { via, bytes: bytes.to_vec() };
         if self.control.try_send(datagram).is_err() {
             self.counters.count(Dropped::AgentQueue);
+        }
+    }
+
+    /// Tells a client of this relay which address its datagrams come from (RFC 8489 §3); never one that is relayed itself,
+    /// for that would be its relay's.
+    fn answer_stun(&self, via: Via, datagram: &[u8], now: Instant) {
+        let (Via::Direct(from), Some(_), Some(txid)) = (via, self.relay.get(), stun::parse_request(datagram)) else {
+            return self.counters.count(Dropped::Junk);
+        };
+        if self.stun.lock().unwrap_or_else(PoisonError::into_inner).take(1, now) {
+            self.send_control(via, &stun::binding_response(txid, from));
+        } else {
+            self.counters.count(Dropped::StunRate);
         }
     }
 
@@ -186,7 +220,14 @@ impl AsyncUdpSocket for Mux {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.send(transmit)
+        let asked = TURN.replace(Turn::Nobody) == Turn::Asked;
+        let Sent::Blocked(socket) = self.send(transmit) else { return Ok(()) };
+        if asked {
+            TURN.set(Turn::Blocked(socket));
+        } else {
+            self.counters.count(Dropped::SocketFull); // an answer to a stranger, which QUIC does not repeat
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     fn poll_recv(
@@ -217,10 +258,20 @@ impl AsyncUdpSocket for Mux {
     }
 }
 
+/// Which connection's turn it is. QUIC asks the connection's poller, sends, and if that was refused asks again, all on one
+/// thread; but no call says which connection it is for, and answers to strangers are sent without asking.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Turn {
+    #[default]
+    Nobody,
+    /// A poller was asked last, and let its connection send.
+    Asked,
+    /// This socket refused what that connection sent.
+    Blocked(usize),
+}
+
 thread_local! {
-    /// The socket that just refused a datagram. QUIC asks its connection's poller right after that, on the same thread,
-    /// and neither call says which connection it is for.
-    static BLOCKED: Cell<Option<usize>> = const { Cell::new(None) };
+    static TURN: Cell<Turn> = const { Cell::new(Turn::Nobody) };
 }
 
 /// Waits for the socket that blocked one connection; always ready otherwise.
@@ -233,18 +284,20 @@ impl UdpPoller for Poller {
     fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let waiting = this.waiting.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(socket) = BLOCKED.take().and_then(|number| this.sockets.nth(number)) {
+        if let Turn::Blocked(number) = TURN.take()
+            && let Some(socket) = this.sockets.nth(number)
+        {
             *waiting = Some(Arc::clone(socket).writable());
         }
-        let Some(future) = waiting else { return Poll::Ready(Ok(())) };
-        match future.as_mut().poll(cx) {
-            Poll::Pending => Poll::Pending,
-            // A failing socket must not end the connection: the next send counts its error.
-            Poll::Ready(_) => {
-                *waiting = None;
-                Poll::Ready(Ok(()))
-            }
+        if let Some(future) = waiting
+            && future.as_mut().poll(cx).is_pending()
+        {
+            return Poll::Pending;
         }
+        // A failing socket must not end the connection: the next send counts its error.
+        *waiting = None;
+        TURN.set(Turn::Asked);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -253,3 +306,6 @@ impl fmt::Debug for Poller {
         f.write_str("Poller")
     }
 }
+
+#[cfg(test)]
+mod tests;

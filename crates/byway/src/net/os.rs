@@ -43,11 +43,7 @@ impl Net for Os {
         let socket: std::net::UdpSocket = socket.into();
         let state = UdpSocketState::new((&socket).into())?;
         set_buffers(&state, &socket);
-        Ok(Arc::new(OsUdpSocket {
-            max_gso: state.max_gso_segments(),
-            state: Mutex::new(Arc::new(state)),
-            io: net::UdpSocket::from_std(socket)?,
-        }))
+        Ok(Arc::new(OsUdpSocket { state: Mutex::new(Arc::new(state)), io: net::UdpSocket::from_std(socket)? }))
     }
 
     fn connect_tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn TcpStream>>> {
@@ -109,9 +105,8 @@ fn set_buffers(state: &UdpSocketState, socket: &std::net::UdpSocket) {
 #[derive(Debug)]
 struct OsUdpSocket {
     io: net::UdpSocket,
-    /// Rebuilt when the kernel refused a plain datagram: one refusal turns offload off for good in the old state.
+    /// Rebuilt when a refusal was the destination's fault: each turns offload off for good in the old state.
     state: Mutex<Arc<UdpSocketState>>,
-    max_gso: usize,
 }
 
 impl OsUdpSocket {
@@ -125,14 +120,40 @@ impl OsUdpSocket {
             *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
         }
     }
+
+    fn send(&self, state: &UdpSocketState, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || state.try_send((&self.io).into(), transmit))
+    }
+
+    /// Sends without offload. What follows the first datagram is lost where the socket is full: to say so would send the
+    /// first one twice.
+    fn send_each(&self, state: &UdpSocketState, transmit: &Transmit<'_>, segment: usize) -> io::Result<()> {
+        let mut datagrams = transmit.contents.chunks(segment);
+        let mut send = |contents| self.send(state, &Transmit { contents, segment_size: None, ..*transmit });
+        datagrams.next().map_or(Ok(()), &mut send)?;
+        datagrams.for_each(|datagram| drop(send(datagram)));
+        Ok(())
+    }
 }
 
 impl UdpSocket for OsUdpSocket {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let state = self.state();
-        let sent = self.io.try_io(Interest::WRITABLE, || state.try_send((&self.io).into(), transmit));
-        if sent.is_err() && state.max_gso_segments() < self.max_gso {
-            self.rebuild();
+        let segment = transmit.segment_size.filter(|segment| *segment < transmit.contents.len());
+        let offload = state.max_gso_segments() > 1;
+        let mut sent = match segment.filter(|_| !offload) {
+            Some(segment) => self.send_each(&state, transmit, segment),
+            None => self.send(&state, transmit),
+        };
+        // The kernel says the same of an offload that it lacks and of a destination that cannot be: a datagram by itself
+        // tells which.
+        if offload && state.max_gso_segments() == 1 {
+            if let Some(segment) = segment {
+                sent = self.send_each(&state, transmit, segment);
+            }
+            if sent.is_err() {
+                self.rebuild();
+            }
         }
         sent
     }
@@ -162,7 +183,7 @@ impl UdpSocket for OsUdpSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.max_gso
+        self.state().max_gso_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -222,5 +243,65 @@ impl TcpListener for OsTcpListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    /// More segments than the kernel takes at once (UDP_MAX_SEGMENTS is 64 or 128).
+    const TOO_MANY: usize = 200;
+
+    #[tokio::test]
+    async fn a_batch_that_the_kernel_does_not_segment_is_sent_datagram_by_datagram() {
+        let (from, to) = (socket().await, socket().await);
+        for _ in 0..2 {
+            let contents = [7; 10 * TOO_MANY];
+            from.try_send(&transmit(to.local_addr().unwrap(), &contents, Some(10))).unwrap();
+            assert_eq!(receive(&*to).await, contents.len());
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_destination_that_cannot_be_does_not_cost_the_socket_its_offload() {
+        let (from, to) = (socket().await, socket().await);
+        let segments = from.max_transmit_segments();
+        let outside = SocketAddr::from(([192, 0, 2, 1], 4_000)); // a loopback socket cannot send there: EINVAL
+        for segment in [None, Some(10)] {
+            from.try_send(&transmit(outside, &[7; 100], segment)).unwrap_err();
+            assert_eq!(from.max_transmit_segments(), segments);
+        }
+        from.try_send(&transmit(to.local_addr().unwrap(), &[7; 100], Some(10))).unwrap();
+        assert_eq!(receive(&*to).await, 100);
+    }
+
+    async fn socket() -> Arc<dyn UdpSocket> {
+        let socket = Os.bind_udp((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        Arc::clone(&socket).writable().await.unwrap(); // the runtime does not know that before
+        socket
+    }
+
+    fn transmit(destination: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> Transmit<'_> {
+        Transmit { destination, ecn: None, contents, segment_size, src_ip: None }
+    }
+
+    /// Bytes that arrive until nothing does for a while.
+    async fn receive(socket: &dyn UdpSocket) -> usize {
+        let mut total = 0;
+        let mut buf = vec![0; 65_536];
+        let mut meta = [RecvMeta::default()];
+        let mut one = async || {
+            let mut bufs = [IoSliceMut::new(&mut buf)];
+            std::future::poll_fn(|cx| socket.poll_recv(cx, &mut bufs, &mut meta)).await.unwrap();
+            meta[0].len
+        };
+        while let Ok(len) = tokio::time::timeout(Duration::from_millis(100), one()).await {
+            total += len;
+        }
+        total
     }
 }

@@ -22,14 +22,17 @@ use super::track::Track;
 /// The first 64 bits of every alias: the discard-only prefix, which no network routes.
 const ALIAS_PREFIX: [u16; 4] = [0x100, 0, 0, 0];
 
-/// Most aliases whose peer has not finished a handshake; the oldest make room. Bounds what strangers can occupy.
+/// Most aliases of which QUIC makes no connection yet; the oldest make room. Bounds what strangers can occupy.
 pub(crate) const MAX_STRANGERS: usize = 1_024;
 
-/// How long a stranger's alias is kept at least: the longest handshake plus the life of a Retry token.
+/// How long a stranger's alias is kept if there is room: as long as a Retry token is good.
 const STRANGER_LIFE: Duration = Duration::from_secs(15);
 
 /// Most connection ids of one alias that lead to it; a handshake needs two (RFC 9000 §7.2), a Retry adds one.
 pub(crate) const MAX_CIDS: usize = 8;
+
+/// Bytes of a connection id that are its tag.
+const CID_TAG: usize = 3;
 
 /// Most connections that share a route; the oldest make room. Two nodes may each have dialled the other, and each may be
 /// the other's relay.
@@ -114,9 +117,25 @@ impl Routes {
         track
     }
 
-    /// The alias of a stranger: its host bits are a keyed hash of where it comes from, so that a token that QUIC gave
-    /// to it is worth nothing elsewhere; the port tells its connections apart.
-    pub(crate) fn stranger(&self, via: Via, now: Instant) -> Arc<Track> {
+    /// The alias of a stranger: a keyed hash of where it comes from, so that a token that QUIC gave to it is worth nothing
+    /// elsewhere, and is still good after the alias has made room for others. Where several connections come from one
+    /// address, the port tells them apart.
+    ///
+    /// `None` if one address has a connection for every port there is.
+    pub(crate) fn stranger(&self, via: Via, now: Instant) -> Option<Arc<Track>> {
+        let (host, first) = self.hash(via);
+        let mut table = self.write();
+        let ports = (0..=u16::MAX).map(|n| first.wrapping_add(n)).filter(|port| *port != 0);
+        let alias = ports.map(|port| alias(host, port)).find(|alias| table.by_alias(*alias).is_none())?;
+        let track = Arc::new(Track::accepted(alias, via, now));
+        table.insert(&track);
+        table.strangers.push_back((now, alias));
+        table.evict_strangers(now);
+        Some(track)
+    }
+
+    /// Host bits that depend on the source's IP, or its relay and allocation, and a port that depends on its port too.
+    fn hash(&self, via: Via) -> (u64, u16) {
         let mut hash = blake3::Hasher::new_keyed(&self.key);
         match via.remote().ip() {
             IpAddr::V4(ip) => hash.update(&ip.octets()),
@@ -125,24 +144,10 @@ impl Routes {
         if let Via::Relay(_, id) = via {
             hash.update(&id.0.to_be_bytes());
         }
-        let (host, _) = hash
-            .finalize()
-            .as_bytes()
-            .split_first_chunk()
-            .map(|(h, r)| (u64::from_be_bytes(*h), r))
-            .expect("32 bytes hold 8");
-        let mut table = self.write();
-        let port = loop {
-            let port = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).below(u64::from(u16::MAX)) as u16 + 1;
-            if table.by_alias(alias(host, port)).is_none() {
-                break port;
-            }
-        };
-        let track = Arc::new(Track::accepted(alias(host, port), via, now));
-        table.insert(&track);
-        table.strangers.push_back((now, track.alias()));
-        table.evict_strangers(now);
-        track
+        let host = *hash.finalize().as_bytes().first_chunk().expect("32 bytes hold 8");
+        hash.update(&via.remote().port().to_be_bytes());
+        let port = *hash.finalize().as_bytes().first_chunk().expect("32 bytes hold 2");
+        (u64::from_be_bytes(host), u16::from_be_bytes(port))
     }
 
     /// Leads packets with this connection id, which our own generator drew, to `track`.
@@ -172,11 +177,31 @@ impl Routes {
         sharing.push(Arc::clone(track));
     }
 
-    /// The connection to which a packet with an unknown connection id goes that came by `via`.
+    /// A connection id for QUIC to deal out: random, with a tag by which this node knows it again, also after a restart.
+    pub(crate) fn draw_cid(&self) -> [u8; CID_LEN] {
+        let mut cid = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+        self.tag_cid(&mut cid);
+        cid
+    }
+
+    /// Whether this node once drew a connection id. Who has not seen it cannot make one up but by chance, one in 2^24.
+    pub(crate) fn is_own_cid(&self, cid: [u8; CID_LEN]) -> bool {
+        let mut tagged = cid;
+        self.tag_cid(&mut tagged);
+        tagged == cid
+    }
+
+    fn tag_cid(&self, cid: &mut [u8; CID_LEN]) {
+        let (random, tag) = cid.split_at_mut(CID_LEN - CID_TAG);
+        let hash = blake3::Hasher::new_keyed(&self.key).update(b"connection id").update(random).finalize();
+        tag.copy_from_slice(&hash.as_bytes()[..CID_TAG]);
+    }
+
+    /// The connection to which a packet with an unknown connection id of ours goes that came by `via`.
     ///
-    /// Either the peer has left the id of the handshake for one that it was told in secret, as servers do, once and for
-    /// all: then further packets with this id are this connection's, too. Or it is a stateless reset, whose id is random
-    /// (RFC 9000 §10.3). So of several connections it goes to the one with the fewest ids, the newest of these.
+    /// The peer has left the id of the handshake for one that it was told in secret, as servers do, once and for all:
+    /// further packets with this id are this connection's, too. Of several it is the one with the fewest ids, the newest
+    /// of these.
     pub(crate) fn adopt_cid(&self, cid: [u8; CID_LEN], via: Via) -> Option<Arc<Track>> {
         let mut table = self.write();
         let track = table.by_route(via).iter().rev().min_by_key(|track| track.cid_count()).cloned()?;
@@ -228,6 +253,11 @@ impl Routes {
 }
 
 impl Table {
+    /// How many aliases there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_alias.len()
+    }
+
     /// The peer that an alias names.
     pub(crate) fn by_alias(&self, alias: SocketAddr) -> Option<&Arc<Track>> {
         self.by_alias.get(&alias_key(alias)?)
@@ -274,31 +304,37 @@ impl Table {
 
     fn remove(&mut self, alias: SocketAddr) {
         let Some(track) = alias_key(alias).and_then(|key| self.by_alias.remove(&key)) else { return };
+        // Another connection may own by now, or may always have owned, what once led here.
+        let is_its = |owner: Option<&Arc<Track>>| owner.is_some_and(|owner| Arc::ptr_eq(owner, &track));
         for cid in track.cids() {
-            if let Ok(own) = <[u8; CID_LEN]>::try_from(cid.as_slice()) {
+            if let Ok(own) = <[u8; CID_LEN]>::try_from(cid.as_slice())
+                && is_its(self.by_cid.get(&own))
+            {
                 self.by_cid.remove(&own);
             }
-            self.by_initial.remove(&cid);
+            if is_its(self.by_initial.get(&cid)) {
+                self.by_initial.remove(&cid);
+            }
+        }
+        if let Some(id) = track.probe_key().filter(|id| is_its(self.by_probe_key.get(id))) {
+            self.by_probe_key.remove(&id);
         }
         for via in track.vias() {
             self.forget_route(via, &track);
         }
-        if let Some(id) = track.probe_key() {
-            self.by_probe_key.remove(&id);
-        }
+        self.strangers.retain(|(_, stranger)| *stranger != alias);
     }
 
-    /// Forgets strangers who never finished a handshake: the old ones, and the oldest when there are too many.
+    /// Forgets strangers of whom QUIC makes no connection: the old ones, and the oldest when there are too many.
     fn evict_strangers(&mut self, now: Instant) {
         while let Some(&(since, alias)) = self.strangers.front() {
-            let is_stranger = self.by_alias(alias).is_some_and(|track| !track.is_established());
-            let is_old = now.since(since) > STRANGER_LIFE;
-            if is_stranger && !is_old && self.strangers.len() <= MAX_STRANGERS {
-                return;
-            }
-            self.strangers.pop_front();
-            if is_stranger {
+            // The gate bounds the admitted ones: a flood of strangers must not push out a handshake that is under way.
+            if self.by_alias(alias).is_none_or(|track| track.is_admitted()) {
+                self.strangers.pop_front();
+            } else if now.since(since) > STRANGER_LIFE || self.strangers.len() > MAX_STRANGERS {
                 self.remove(alias);
+            } else {
+                return;
             }
         }
     }
@@ -350,5 +386,101 @@ impl Hasher for Unguessable {
 
     fn write_usize(&mut self, n: usize) {
         self.write_u64(n as u64); // the length that arrays hash first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_of_a_thousand_connections() {
+        let routes = routes();
+        for n in 0..1_000 {
+            let (via, track) = match n % 3 {
+                0 => (Via::Direct(addr(n)), routes.dial(at(n))),
+                1 => (Via::Direct(addr(n)), routes.stranger(Via::Direct(addr(n)), at(n)).unwrap()),
+                _ => (relayed(n), routes.stranger(relayed(n), at(n)).unwrap()),
+            };
+            routes.learn_initial(&[n as u8; 20], &track);
+            routes.learn_initial(&u64::from(n).to_be_bytes(), &track);
+            routes.learn_cid(&u64::from(n + 5_000).to_be_bytes(), &track);
+            routes.learn_probe_key(u64::from(n).to_be_bytes(), &track);
+            track.lock().add(via, false);
+            track.lock().admitted = true;
+            routes.learn_route(via, &track);
+            if n >= 100 {
+                routes.remove(track.alias());
+            }
+        }
+        let aliases: Vec<SocketAddr> = routes.read().by_alias.values().map(|track| track.alias()).collect();
+        assert_eq!(aliases.len(), 100);
+        aliases.into_iter().for_each(|alias| routes.remove(alias));
+        let table = routes.read();
+        let sizes = [table.by_alias.len(), table.by_cid.len(), table.by_initial.len(), table.by_probe_key.len()];
+        assert_eq!((sizes, table.by_route.len(), table.strangers.len()), ([0; 4], 0, 0));
+    }
+
+    #[test]
+    fn a_flood_of_strangers_pushes_out_no_handshake_under_way() {
+        let routes = routes();
+        let honest = routes.stranger(Via::Direct(addr(1)), at(0)).unwrap();
+        honest.lock().admitted = true;
+        for n in 2..10_000 {
+            routes.stranger(Via::Direct(addr(n)), at(n)).unwrap();
+        }
+        assert!(routes.read().by_alias(honest.alias()).is_some());
+        assert!(routes.read().len() <= MAX_STRANGERS + 2);
+        assert!(routes.read().strangers.len() <= MAX_STRANGERS + 1);
+    }
+
+    #[test]
+    fn a_retry_is_good_although_its_alias_was_forgotten() {
+        let routes = routes();
+        let first = routes.stranger(Via::Direct(addr(1)), at(0)).unwrap().alias();
+        for n in 2..10_000 {
+            routes.stranger(Via::Direct(addr(n)), at(n)).unwrap();
+        }
+        assert!(routes.read().by_alias(first).is_none());
+        assert_eq!(routes.stranger(Via::Direct(addr(1)), at(10_000)).unwrap().alias(), first);
+        // QUIC tells connections from one address apart by the alias.
+        let second = routes.stranger(Via::Direct(addr(1)), at(10_000)).unwrap().alias();
+        assert_eq!((second.ip(), second == first), (first.ip(), false));
+        assert_ne!(routes.stranger(relayed(1), at(10_000)).unwrap().alias().ip(), first.ip());
+    }
+
+    #[test]
+    fn connection_ids_are_known_again_and_not_made_up() {
+        let (before, after) = (routes(), Routes::new(&[9; 32], [2; 32]));
+        let drawn: Vec<_> = (0..1_000).map(|_| before.draw_cid()).collect();
+        assert!(drawn.iter().all(|cid| after.is_own_cid(*cid)));
+        assert!(!drawn.iter().any(|cid| Routes::new(&[9; 32], [3; 32]).is_own_cid(*cid)));
+        assert!(!(0..10_000_u64).any(|n| after.is_own_cid((n << 24).to_be_bytes())));
+    }
+
+    #[test]
+    fn what_a_stranger_chose_does_not_remove_what_is_anothers() {
+        let routes = routes();
+        let (victim, stranger) = (routes.dial(at(0)), routes.stranger(Via::Direct(addr(1)), at(0)).unwrap());
+        routes.learn_initial(&[7; 8], &stranger);
+        routes.learn_cid(&[7; 8], &victim);
+        routes.remove(stranger.alias());
+        assert!(routes.read().by_cid(&[7; 8]).is_some());
+    }
+
+    fn routes() -> Routes {
+        Routes::new(&[1; 32], [2; 32])
+    }
+
+    fn addr(n: u32) -> SocketAddr {
+        (std::net::Ipv4Addr::from_bits(0x0b00_0000 + n), 4_000).into()
+    }
+
+    fn relayed(n: u32) -> Via {
+        Via::Relay(addr(0), AllocId(n.into()))
+    }
+
+    fn at(ms: u32) -> Instant {
+        Instant::after_start(Duration::from_millis(ms.into()))
     }
 }

@@ -11,6 +11,7 @@ use byway_proto::{
     Instant,
     gate::{Backlog, Credit},
     paths::{Plan, RouteId, SMALL, Sample},
+    schedule::Bucket,
     wire::fragment::Reassembly,
 };
 use tokio::sync::Notify;
@@ -38,6 +39,10 @@ const RING_WINDOW: Duration = Duration::from_millis(1);
 /// no bound. 8,192 full datagrams are 12 MB, one window of a 1 Gbit/s line at 100 ms.
 const MAX_BACKLOG: u64 = 8_192;
 
+/// Packets of unknown connections that QUIC sees from one peer's route per second, and at once: one of them may be a
+/// stateless reset, and a restarted peer sends one for each packet that it gets.
+const RESET_RATE: (u64, u64) = (10, 10);
+
 /// One alias's state on the packet path.
 #[derive(Debug)]
 pub(crate) struct Track {
@@ -54,6 +59,8 @@ pub(crate) struct Track {
 pub(crate) struct State {
     /// This node dialled: its routes are candidates it chose itself.
     pub(crate) dialled: bool,
+    /// QUIC makes a connection of it: whoever ends that connection gives the alias up.
+    pub(crate) admitted: bool,
     pub(crate) established: bool,
     pub(crate) slots: Vec<Option<Slot>>,
     /// The route that carries the connection; `None` before the handshake is done.
@@ -64,13 +71,21 @@ pub(crate) struct State {
     /// The agent looks at this track by itself; otherwise the first unanswered datagram wakes it.
     pub(crate) watched: bool,
     pub(crate) ring: Ring,
-    pub(crate) backlog: Backlog,
-    backlog_asked: bool,
+    intake: Intake,
     pub(crate) reassembly: Reassembly,
     pub(crate) fragments: u32,
     pub(crate) retried: bool,
     cids: Vec<Vec<u8>>,
     probe_key: Option<[u8; 8]>,
+}
+
+/// What QUIC may still be handed for one alias.
+#[derive(Debug)]
+struct Intake {
+    backlog: Backlog,
+    /// The backlog is being measured.
+    asked: bool,
+    resets: Bucket,
 }
 
 /// A route as the packet path needs it.
@@ -118,6 +133,7 @@ impl Track {
     fn new(alias: SocketAddr, dialled: bool, now: Instant) -> Self {
         let state = State {
             dialled,
+            admitted: dialled,
             established: false,
             slots: Vec::new(),
             selected: None,
@@ -125,8 +141,11 @@ impl Track {
             unanswered: Unanswered::default(),
             watched: false,
             ring: Ring { window_start: now, ..Ring::default() },
-            backlog: Backlog::new(MAX_BACKLOG, now),
-            backlog_asked: false,
+            intake: Intake {
+                backlog: Backlog::new(MAX_BACKLOG, now),
+                asked: false,
+                resets: Bucket::new(RESET_RATE.0, RESET_RATE.1, now),
+            },
             reassembly: Reassembly::default(),
             fragments: 0,
             retried: false,
@@ -144,15 +163,16 @@ impl Track {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is_established(&self) -> bool {
-        self.lock().established
+    /// Whether QUIC makes, or has made, a connection of it.
+    pub(crate) fn is_admitted(&self) -> bool {
+        self.lock().admitted
     }
 
     /// Notes that the connection has taken `datagrams` since it was made.
     pub(crate) fn consumed(&self, datagrams: u64, now: Instant) {
         let mut state = self.lock();
-        state.backlog.consumed(datagrams, now);
-        state.backlog_asked = false;
+        state.intake.backlog.consumed(datagrams, now);
+        state.intake.asked = false;
     }
 
     pub(crate) fn cids(&self) -> Vec<Vec<u8>> {
@@ -231,6 +251,8 @@ impl State {
         if let Some(slot) = self.slots.get_mut(usize::from(route.0)) {
             *slot = None;
         }
+        // The next route with this id is another one.
+        self.selected.take_if(|selected| *selected == route);
     }
 
     pub(crate) fn find(&self, via: Via) -> Option<RouteId> {
@@ -305,9 +327,15 @@ impl State {
 
     /// Whether one more datagram may wait inside QUIC, and whether its queue should be measured now.
     pub(crate) fn admit(&mut self) -> (bool, bool) {
-        let ask = self.backlog.waiting() > MAX_BACKLOG / 4 && !self.backlog_asked;
-        self.backlog_asked |= ask;
-        (self.backlog.deliver(), ask)
+        let ask = self.intake.backlog.waiting() > MAX_BACKLOG / 4 && !self.intake.asked;
+        self.intake.asked |= ask;
+        (self.intake.backlog.deliver(), ask)
+    }
+
+    /// Whether QUIC may look for a stateless reset once more. What is none is never counted by the connection, so it is
+    /// kept out of the backlog: otherwise whoever forges the peer's address could fill that up.
+    pub(crate) fn may_be_reset(&mut self, now: Instant) -> bool {
+        self.intake.resets.take(1, now)
     }
 }
 

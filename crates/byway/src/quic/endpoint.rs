@@ -127,7 +127,7 @@ impl Endpoint {
         relay_client.transport_config(Arc::new(relay_transport));
 
         let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(identity.derive("byway 1 stateless reset key"))));
-        let ids = Arc::new(Mutex::new(Rng::new(seed, "connection ids")));
+        let ids = Arc::clone(&mux);
         endpoint
             .cid_generator(move || Box::new(Ids(Arc::clone(&ids))))
             .supported_versions(vec![1])
@@ -193,9 +193,13 @@ impl Endpoint {
         }
     }
 
-    /// Ends all connections, and waits until the peers had a chance to hear of it.
-    pub(crate) async fn close(&self, code: VarInt, reason: &[u8], deadline: Duration) {
-        self.quinn.close(code, reason);
+    /// Ends all connections.
+    pub(crate) fn close(&self, code: VarInt) {
+        self.quinn.close(code, b"");
+    }
+
+    /// Waits until the peers had a chance to hear that the connections have ended.
+    pub(crate) async fn closed(&self, deadline: Duration) {
         let _ = time::timeout(deadline, self.quinn.wait_idle()).await;
     }
 }
@@ -251,12 +255,12 @@ fn draw(rng: &Mutex<Rng>) -> ConnectionId {
     ConnectionId::new(&id)
 }
 
-/// Draws connection ids of a fixed length, by which the mux finds their peers.
-struct Ids(Arc<Mutex<Rng>>);
+/// Has the mux draw connection ids, by which it finds their peers.
+struct Ids(Arc<Mux>);
 
 impl ConnectionIdGenerator for Ids {
     fn generate_cid(&mut self) -> ConnectionId {
-        draw(&self.0)
+        ConnectionId::new(&self.0.routes.draw_cid())
     }
 
     fn cid_len(&self) -> usize {

@@ -10,7 +10,7 @@ use std::{
 
 use byway_proto::{
     PeerAddr, PeerId,
-    addr::HostAddr,
+    addr::{HostAddr, candidate::is_probeable},
     hello::{Control, OpenFailure},
     paths::PathsConfig,
     wire::relay_data::AllocId,
@@ -115,13 +115,14 @@ impl Relays {
 
     /// Registers at a relay, and stays registered.
     pub(crate) fn add_home(&self, core: &Arc<Core>, relay: &PeerAddr) {
-        self.client(core, relay, true);
+        Self::client(&mut self.clients(), core, relay, true);
     }
 
     /// Asks for a way to a peer through `relay`; the agent is told of it once there is one.
     pub(crate) fn open(&self, core: &Arc<Core>, relay: &PeerAddr, wanted: Wanted) {
         let notes = Arc::clone(&wanted.notes);
-        match self.client(core, relay, false) {
+        let mut clients = self.clients(); // held until the request is queued, so that the task does not go before
+        match Self::client(&mut clients, core, relay, false) {
             Some(client) if client.try_send(Command::Open(wanted)).is_ok() => {}
             Some(_) => notes.add(format!("relay {:?} is busy with other dials", relay.id)),
             None => notes.add(format!("relay {:?} is one more than the {MAX_CLIENTS} that a node uses", relay.id)),
@@ -160,8 +161,12 @@ impl Relays {
         all.into_iter().map(|(status, _)| status).collect()
     }
 
-    fn client(&self, core: &Arc<Core>, relay: &PeerAddr, home: bool) -> Option<mpsc::Sender<Command>> {
-        let mut clients = self.clients();
+    fn client(
+        clients: &mut BTreeMap<PeerId, Entry>,
+        core: &Arc<Core>,
+        relay: &PeerAddr,
+        home: bool,
+    ) -> Option<mpsc::Sender<Command>> {
         if let Some(entry) = clients.get(&relay.id).filter(|entry| !entry.commands.is_closed()) {
             return Some(entry.commands.clone());
         }
@@ -217,8 +222,14 @@ impl Client {
                 () = tasks.stopped() => return,
                 outcome = self.session(&mut pause) => outcome,
             };
-            let Err(why) = outcome else { return self.remove() };
-            info!(relay = ?self.relay.id, %why, "not registered at the relay");
+            let Err(why) = outcome else {
+                if self.remove() {
+                    return;
+                }
+                continue;
+            };
+            info!(relay = ?self.relay.id, "not registered at the relay");
+            debug!(relay = ?self.relay.id, %why, "why not"); // it may tell the relay's name
             self.core.events.send(Event::RelayDown { relay: self.relay.id, why: why.clone() });
             for allocation in self.allocations.values() {
                 allocation.wanted.notes.add(format!("relay {:?}: {why}", self.relay.id));
@@ -227,8 +238,10 @@ impl Client {
             *lock(&self.state) = state;
             let wake = Instant::now() + pause;
             pause = (pause * 2).min(RETRY.1);
-            if tokio::select! { biased; () = tasks.stopped() => true, given_up = self.wait(wake) => given_up } {
-                return self.remove();
+            let given_up =
+                tokio::select! { biased; () = tasks.stopped() => return, given_up = self.wait(wake) => given_up };
+            if given_up && self.remove() {
+                return;
             }
         }
     }
@@ -248,8 +261,14 @@ impl Client {
         }
     }
 
-    fn remove(self) {
-        self.core.relays.clients().remove(&self.relay.id);
+    /// Takes this task off the list, so that the next request starts another one; `false` if a request came meanwhile.
+    fn remove(&mut self) -> bool {
+        let mut clients = self.core.relays.clients();
+        let idle = self.commands.is_empty();
+        if idle {
+            clients.remove(&self.relay.id);
+        }
+        idle
     }
 
     /// Connects, registers, and serves requests until the connection ends; `Ok` if the relay is no longer needed.
@@ -313,7 +332,8 @@ impl Client {
                 }
             }
         }
-        addrs.retain(|addr| self.core.mux.sockets.towards(*addr).is_some());
+        // A ticket may name any relay, and a relay's name may lead anywhere.
+        addrs.retain(|addr| self.core.mux.sockets.towards(*addr).is_some() && is_probeable(*addr, true).is_ok());
         addrs.truncate(MAX_ADDRS);
         if addrs.is_empty() { Err("it has no address that this node can send to".into()) } else { Ok(addrs) }
     }

@@ -17,7 +17,7 @@ use crate::{
     core::Core,
     gone::Gone,
     link::{Link, establish::Established, readers, writer},
-    net::mux::Mux,
+    net::mux::{Mux, Relaying},
     status::RelayServerStatus,
     switch::FromLink,
 };
@@ -27,11 +27,9 @@ const CONTROL: usize = 256;
 
 /// The relay of a node.
 pub(crate) struct RelayShell {
-    server: Arc<Mutex<RelayServer>>,
+    relaying: Arc<Relaying>,
     links: Mutex<Links>,
     control: mpsc::Sender<FromLink>,
-    /// Told when the machine's timer may have changed.
-    changed: Notify,
 }
 
 #[derive(Default)]
@@ -43,11 +41,12 @@ struct Links {
 impl RelayShell {
     /// A relay whose data the mux forwards from now on.
     pub(crate) fn new(config: RelayConfig, mux: &Mux) -> (Arc<Self>, mpsc::Receiver<FromLink>) {
-        let server = Arc::new(Mutex::new(RelayServer::new(config, mux.now())));
+        let server = Mutex::new(RelayServer::new(config, mux.now()));
+        let relaying = Arc::new(Relaying { server, changed: Notify::new() });
         // A mux is made for one node, which makes one relay.
-        let _ = mux.relay.set(Arc::clone(&server));
+        let _ = mux.relay.set(Arc::clone(&relaying));
         let (control, from_links) = mpsc::channel(CONTROL);
-        (Arc::new(RelayShell { server, links: Mutex::default(), control, changed: Notify::new() }), from_links)
+        (Arc::new(RelayShell { relaying, links: Mutex::default(), control }), from_links)
     }
 
     fn links(&self) -> MutexGuard<'_, Links> {
@@ -55,7 +54,7 @@ impl RelayShell {
     }
 
     fn server(&self) -> MutexGuard<'_, RelayServer> {
-        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+        self.relaying.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves clients until the node is closed.
@@ -68,7 +67,7 @@ impl RelayShell {
                 () = time::sleep_until(next.unwrap_or_else(time::Instant::now)), if next.is_some() => {
                     self.input(&core, Input::Timeout);
                 }
-                () = self.changed.notified() => {}
+                () = self.relaying.changed.notified() => {}
                 Some((link, message)) = from_links.recv() => {
                     if let Some(conn) = self.number(&link) {
                         self.input(&core, Input::Control { conn, message });
@@ -81,7 +80,7 @@ impl RelayShell {
     /// Takes in a client's link.
     pub(crate) fn accept(self: &Arc<Self>, core: &Arc<Core>, established: Established) {
         let Established { link, recv, codec } = established;
-        let Some(via) = link.track.via() else { return };
+        let Some(via) = link.track.via() else { return core.retire(&link.track) };
         let conn = {
             let mut links = self.links();
             links.next += 1;
@@ -178,7 +177,7 @@ impl RelayShell {
                 other => tracing::warn!(?other, "the relay wants something that its shell does not know"),
             }
         }
-        self.changed.notify_one();
+        self.relaying.changed.notify_one();
     }
 }
 

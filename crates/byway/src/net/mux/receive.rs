@@ -11,16 +11,17 @@ use std::{
 use byway_proto::{
     Instant,
     gate::Source,
+    paths::RouteId,
     relay::{Forward, Load},
     wire::{
-        self, Kind, fragment,
+        self, Kind, fragment, probe,
         quic::{self, CID_LEN, LongHeader, LongKind},
         relay_data::{self, PREFIX_LEN},
     },
 };
 use quinn::udp::RecvMeta;
 
-use super::Mux;
+use super::{MAX_DATAGRAM, Mux, Welcome};
 use crate::{
     metrics::Dropped,
     net::{
@@ -121,6 +122,11 @@ impl Mux {
         let mut start = 0;
         while start < len {
             let end = len.min(start + stride);
+            if end - start > usize::from(MAX_DATAGRAM) {
+                self.counters.count(Dropped::TooLarge); // no peer sends that much, and every queue counts datagrams
+                start = end;
+                continue;
+            }
             if wire::classify(&buf[start..end]) == Kind::RelayData
                 && let Some(forwarded) = self.forward_run(source, &buf[start..len], stride, now)
             {
@@ -188,8 +194,19 @@ impl Mux {
         match kind {
             Kind::QuicShort => self.sort_short(via, datagram, now),
             Kind::QuicLong => self.sort_long(via, datagram, now),
-            Kind::Probe | Kind::Stun => {
-                self.to_agent(via, datagram, now);
+            Kind::Probe => {
+                // What no key of ours made must not take the agent's time and room.
+                let known =
+                    probe::peek_key_id(datagram).is_some_and(|id| self.routes.read().by_probe_key(id).is_some());
+                if known {
+                    self.to_agent(via, datagram);
+                } else {
+                    self.counters.count(Dropped::UnknownProbe);
+                }
+                None
+            }
+            Kind::Stun => {
+                self.answer_stun(via, datagram, now);
                 None
             }
             Kind::Fragment => {
@@ -211,6 +228,9 @@ impl Mux {
         if let Some(track) = self.routes.read().by_cid(&cid) {
             return self.deliver(track, via, datagram.len(), now);
         }
+        if !self.routes.is_own_cid(cid) {
+            return self.sort_reset(via, datagram, now);
+        }
         if let Some(track) = self.routes.adopt_cid(cid, via) {
             return self.deliver(&track, via, datagram.len(), now);
         }
@@ -221,10 +241,32 @@ impl Mux {
         match via {
             Via::Direct(source) => Some(source),
             Via::Relay(..) => {
-                let track = self.routes.stranger(via, now);
+                let track = self.routes.stranger(via, now)?;
                 self.deliver(&track, via, datagram.len(), now)
             }
         }
+    }
+
+    /// A packet whose connection id this node never drew may still be a stateless reset (RFC 9000 §10.3) for one of the
+    /// connections on this route; each has to be asked, for QUIC knows the token by the alias.
+    fn sort_reset(&self, via: Via, datagram: &[u8], now: Instant) -> Option<SocketAddr> {
+        let table = self.routes.read();
+        let sharing = table.by_route(via);
+        if sharing.is_empty() {
+            self.counters.count(Dropped::UnknownConnection);
+            return None;
+        }
+        let mut asked = None;
+        for track in sharing {
+            if !track.lock().may_be_reset(now) {
+                self.counters.count(Dropped::StrangerRate);
+            } else if asked.is_none() {
+                asked = Some(track.alias());
+            } else {
+                self.spill(track.alias(), datagram.to_vec());
+            }
+        }
+        asked
     }
 
     fn sort_long(&self, via: Via, datagram: &[u8], now: Instant) -> Option<SocketAddr> {
@@ -241,31 +283,33 @@ impl Mux {
             self.counters.count(Dropped::SecondRetry);
             return None;
         }
-        self.attach(&track, via, now);
-        self.deliver(&track, via, datagram.len(), now)
+        let new = self.attach(&track, via);
+        let alias = self.deliver(&track, via, datagram.len(), now);
+        if let Some(route) = new {
+            // After the datagram itself was credited to the route.
+            self.replay(&track, route, usize::MAX, now.since_start());
+        }
+        alias
     }
 
-    /// A handshake may come by several routes at once; each is answered, within what it may be sent.
-    fn attach(&self, track: &Arc<Track>, via: Via, now: Instant) {
+    /// A handshake may come by several routes at once; each is answered, within what it may be sent. Tells the route that
+    /// lacks the answers given so far.
+    fn attach(&self, track: &Track, via: Via) -> Option<RouteId> {
         let mut state = track.lock();
         if state.established {
-            return;
+            return None;
         }
-        let Some(route) = state.add(via, false) else { return };
-        if let Some(slot) = state.slot_mut(route) {
-            // The datagram itself is credited here, so that the replay below may use it.
-            slot.credit.received(MIN_INITIAL);
-        }
-        let answers = !state.dialled;
-        drop(state);
-        if answers {
-            self.replay(track, route, usize::MAX, now.since_start());
-        }
+        let route = state.add(via, false)?;
+        (!state.dialled).then_some(route)
     }
 
     /// Lets a stranger's Initial begin a handshake, if the gate allows it.
     fn begin(&self, via: Via, header: &LongHeader<'_>, len: usize, now: Instant) -> Option<Arc<Track>> {
-        let wanted = via.is_relay() || !self.relay_only;
+        let wanted = match self.welcome {
+            Welcome::Everyone => true,
+            Welcome::Relayed => via.is_relay(),
+            Welcome::Nobody => false,
+        };
         if header.kind != LongKind::Initial || len < MIN_INITIAL || !wanted {
             self.counters.count(Dropped::UnknownHandshake);
             return None;
@@ -279,7 +323,7 @@ impl Mux {
             self.counters.count(Dropped::InitialRate);
             return None;
         }
-        let track = self.routes.stranger(via, now);
+        let track = self.routes.stranger(via, now)?;
         self.routes.learn_initial(header.dcid, &track);
         Some(track)
     }
@@ -323,8 +367,9 @@ impl Mux {
         let whole = state.reassembly.push(half, now);
         drop(state);
         let Some(whole) = whole else { return };
-        let is_quic = matches!(wire::classify(&whole), Kind::QuicShort | Kind::QuicLong);
-        if let Some(alias) = self.deliver(&track, via, whole.len(), now).filter(|_| is_quic) {
+        if !matches!(wire::classify(&whole), Kind::QuicShort | Kind::QuicLong) {
+            self.counters.count(Dropped::Junk);
+        } else if let Some(alias) = self.deliver(&track, via, whole.len(), now) {
             self.spill(alias, whole);
         }
     }
@@ -341,16 +386,19 @@ impl Mux {
             .sum();
         let run = &segments[..len];
         let count = run.len().div_ceil(stride);
-        let mut server = relay.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut server = relay.server.lock().unwrap_or_else(PoisonError::into_inner);
         match server.forward(source, id, Load { len: run.len(), segments: count }, now) {
             Forward::To(to) => {
                 drop(server);
                 self.forward(to, run, (count > 1).then_some(stride));
             }
             // What cannot be held is counted by the machine.
-            Forward::Hold => run.chunks(stride).for_each(|datagram| {
-                let _ = server.hold(source, id, datagram, now);
-            }),
+            Forward::Hold => {
+                for datagram in run.chunks(stride) {
+                    let _ = server.hold(source, id, datagram, now);
+                }
+                relay.changed.notify_one();
+            }
             // A relay may itself be another relay's client.
             Forward::Drop(_) if self.routes.read().is_relay(source) => return None,
             Forward::Drop(_) => self.counters.add(Dropped::NotForwarded, count as u64),

@@ -9,7 +9,7 @@ use byway_proto::{
 };
 use quinn::udp::Transmit;
 
-use super::{BLOCKED, Mux};
+use super::Mux;
 use crate::{
     metrics::Dropped,
     net::{
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What became of one route's copy of a batch.
-enum Sent {
+pub(super) enum Sent {
     /// It left, or was lost on the way: QUIC deals with loss.
     Yes,
     /// The socket with this number is full.
@@ -27,14 +27,14 @@ enum Sent {
 }
 
 impl Mux {
-    /// Sends what QUIC hands over. Only `WouldBlock` is ever an error here: any other would end the connection.
-    pub(super) fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    /// Sends what QUIC hands over. No error is passed on: it would end the connection.
+    pub(super) fn send(&self, transmit: &Transmit<'_>) -> Sent {
         if !is_alias(transmit.destination) {
-            return self.finish(self.put(transmit.destination, transmit.contents, transmit.segment_size));
+            return self.put(transmit.destination, transmit.contents, transmit.segment_size);
         }
         let Some(track) = self.routes.read().by_alias(transmit.destination).cloned() else {
             self.counters.count(Dropped::DeadAlias);
-            return Ok(());
+            return Sent::Yes;
         };
         if transmit.contents.first().is_some_and(|first| first & 0x80 != 0)
             && let Some(header) = quic::parse_long(transmit.contents)
@@ -45,7 +45,7 @@ impl Mux {
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         let mut state = track.lock();
         let wake = match self.send_on_routes(&mut state, transmit.contents, segment) {
-            Sent::Blocked(socket) => return self.finish(Sent::Blocked(socket)),
+            blocked @ Sent::Blocked(_) => return blocked,
             Sent::Yes => {
                 state.ring.keep(transmit.contents, segment, now);
                 state.sent(segment.min(transmit.contents.len()), now)
@@ -55,7 +55,7 @@ impl Mux {
         if wake {
             self.woken.push(track.alias());
         }
-        Ok(())
+        Sent::Yes
     }
 
     /// Sends again what was sent last, on one route; `age` leaves out what is older.
@@ -169,16 +169,6 @@ impl Mux {
                 tracing::trace!(%error, "datagram not sent");
                 self.counters.count(Dropped::SendError);
                 Sent::Yes
-            }
-        }
-    }
-
-    fn finish(&self, sent: Sent) -> io::Result<()> {
-        match sent {
-            Sent::Yes => Ok(()),
-            Sent::Blocked(socket) => {
-                BLOCKED.set(Some(socket));
-                Err(io::ErrorKind::WouldBlock.into())
             }
         }
     }
