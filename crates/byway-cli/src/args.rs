@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use byway_proto::{PeerAddr, ticket::is_service_name};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::target::{Destination, Upstream};
+use crate::target::Upstream;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -106,7 +106,7 @@ pub(crate) struct ServeArgs {
 pub(crate) struct ReachArgs {
     /// A ticket, or PEER/NAME of a peer known from one
     #[arg(value_name = "TICKET | PEER/NAME")]
-    pub(crate) to: Destination,
+    pub(crate) to: String,
     /// The local address to open [default: the port used last, at 127.0.0.1]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
@@ -118,7 +118,7 @@ pub(crate) struct ReachArgs {
 pub(crate) struct PipeArgs {
     /// A ticket, or PEER/NAME of a peer known from one; without it, a ticket is printed and one peer taken
     #[arg(value_name = "TICKET | PEER/NAME")]
-    pub(crate) to: Option<Destination>,
+    pub(crate) to: Option<String>,
     /// Leave this machine's addresses out of the ticket: peers begin at the relay
     #[arg(long, conflicts_with = "to")]
     pub(crate) hide_addresses: bool,
@@ -130,7 +130,7 @@ pub(crate) struct PipeArgs {
 pub(crate) struct PingArgs {
     /// A ticket, or the id of a known peer
     #[arg(value_name = "TICKET | PEER")]
-    pub(crate) to: Destination,
+    pub(crate) to: String,
     /// How many pings to send
     #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) count: u32,
@@ -201,10 +201,9 @@ mod tests {
             "byway serve web 127.0.0.1:80",
             "byway serve a,b tcp:127.0.0.1:80",
             "byway serve web tcp:127.0.0.1:80 --relay 127.0.0.1:1",
-            "byway reach byway1abc",
-            "byway reach peer/name",
-            "byway ping x",
+            "byway reach",
             "byway ping",
+            "byway pipe x --hide-addresses",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

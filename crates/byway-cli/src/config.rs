@@ -15,6 +15,9 @@ use crate::{args::RelayChoice, failure::Failure, store, target::Upstream};
 /// The UDP port of a relay that was told none: an operator opens it in a firewall before the first start.
 pub(crate) const RELAY_PORT: u16 = 4477;
 
+/// How much of a wrong line an error repeats, in characters.
+const MAX_QUOTED: usize = 60;
+
 /// `byway.toml`; `docs/cli.md` explains each key.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -92,9 +95,11 @@ impl FileConfig {
 
     fn parse(text: &str, path: &Path) -> Result<Self, Failure> {
         let config: FileConfig = toml::from_str(text).map_err(|error| {
-            let line = error.span().map(|span| 1 + text.get(..span.start).unwrap_or(text).matches('\n').count());
-            let place = line.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));
-            Failure::usage(format!("configuration {place}: {}", error.message().trim().replace('\n', "; ")))
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let number = before.matches('\n').count();
+            let line: String = text.lines().nth(number).unwrap_or_default().trim().chars().take(MAX_QUOTED).collect();
+            let (path, what) = (path.display(), error.message().trim().replace('\n', "; "));
+            Failure::usage(format!("configuration {path}, line {} ({line}): {what}", number + 1))
         })?;
         let mut names: Vec<&str> = config.serve.iter().map(|served| served.name.as_str()).collect();
         names.sort_unstable();
@@ -264,7 +269,7 @@ mod tests {
     #[test]
     fn an_unknown_key_is_named_with_its_file_and_line() {
         let failure = parse("network = \"a\"\nprot = 1\n").unwrap_err();
-        assert!(failure.message.contains("/etc/byway.toml:2") && failure.message.contains("`prot`"), "{failure}");
+        assert!(failure.message.contains("/etc/byway.toml, line 2") && failure.message.contains("`prot`"), "{failure}");
         let failure = parse("[[serve]]\nname = \"a\"\nto = \"tcp:b:1\"\nopne = true\n").unwrap_err();
         assert!(failure.message.contains("`opne`"), "{failure}");
     }
@@ -272,7 +277,7 @@ mod tests {
     #[test]
     fn wrong_values_say_what_would_be_right() {
         for (text, hint) in [
-            ("ipv4 = \"::1\"", "address of this family"),
+            ("ipv4 = \"::1\"", "(ipv4 = \"::1\"): expected true, false or an address of this family"),
             ("port = 70000", "u16"),
             ("relays = [\"abc@1.2.3.4:5\"]", "truncated"),
             ("[[serve]]\nname = \"a b\"\nto = \"tcp:b:1\"", "letters"),

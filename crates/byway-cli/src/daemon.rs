@@ -32,7 +32,7 @@ use crate::{
         local,
     },
     datadir::{DataDir, Lock},
-    failure::{Exit, Failure},
+    failure::{Exit, Failure, printable},
     grants::Grants,
     known::KnownPeers,
     target::Destination,
@@ -247,7 +247,15 @@ fn dial_failure(error: &DialError) -> Failure {
         DialError::TooMany(_) | DialError::Closed => Exit::Failed,
         _ => Exit::Unreachable,
     };
-    Failure::new(code, error)
+    match error {
+        DialError::Unreached { peer, what, notes } => {
+            let peer = peer.short();
+            let (what, notes) = (printable(what), printable(notes));
+            let hint = "check that it and its relay run and that UDP may pass, or ask there for a new ticket";
+            Failure::new(code, format!("{peer} was not reached ({what}{notes}); {hint}"))
+        }
+        error => Failure::new(code, printable(&error.to_string())),
+    }
 }
 
 fn tunnel_failure(error: &TunnelError) -> Failure {

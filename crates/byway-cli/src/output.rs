@@ -82,11 +82,11 @@ fn describe(event: &Event) -> Words {
     let text = match event {
         Event::Ticket { ticket, open, service } => {
             let whom = if *open {
-                "whoever knows this ticket may"
+                "whoever knows this ticket can reach"
             } else {
-                "the first peer that uses this ticket may, and no other,"
+                "the first machine that uses this ticket, and no other, can reach"
             };
-            let note = format!("{whom} reach `{service}`: byway reach <ticket>");
+            let note = format!("{whom} `{service}`, by `byway reach` and the ticket:");
             return Words::ResultAndNote(ticket.clone(), note);
         }
         Event::Relay { address } => {
@@ -121,7 +121,10 @@ fn note(event: &Event) -> String {
         Event::RelayUp { relay } => {
             format!("registered at relay {}: peers can reach this node through it", short(relay))
         }
-        Event::RelayDown { relay, message } => format!("relay {}: {message}", short(relay)),
+        Event::RelayDown { relay, message } => {
+            let hint = "check its address, that it runs, and that UDP may pass; trying again";
+            format!("not registered at relay {}: {message}; {hint}", short(relay))
+        }
         Event::PeerUp { peer, path } => format!("{} connected {}", short(peer), way(*path)),
         Event::PeerDown { peer, message } => format!("{} is gone: {message}", short(peer)),
         Event::Redeemed { service, peer } => {
@@ -136,11 +139,11 @@ fn note(event: &Event) -> String {
             format!("the direct way to {} is lost; the connection goes on over the relay", short(peer))
         }
         Event::Gone { peer, message, .. } => format!("{}: {message}; dialling again", short(peer)),
-        Event::Unreachable { peer, message, retry_ms } => {
-            format!("{}: {message}; trying again in {:.1} s", short(peer), *retry_ms as f64 / 1e3)
+        Event::Unreachable { message, retry_ms, .. } => {
+            format!("{message}; trying again in {:.1} s", *retry_ms as f64 / 1e3)
         }
         Event::SessionFailed { peer, service, message } => {
-            format!("a connection with {} for `{service}` failed: {message}", short(peer))
+            format!("no connection with {} for `{service}`: {message}", short(peer))
         }
         Event::Piping { peer } => format!("connected to {}", short(peer)),
         _ => String::new(),

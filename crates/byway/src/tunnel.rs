@@ -134,8 +134,8 @@ impl Tunnel {
                 OpenError::TooMany(_) => TunnelError::Busy(name.to_owned()),
                 error => TunnelError::Gone(error.to_string()),
             })?;
-            header::write(&mut stream, &open).await.map_err(broken)?;
-            let answer: Answer = header::read(&mut stream).await.map_err(broken)?;
+            header::write(&mut stream, &open).await.map_err(|error| broken(&error, name))?;
+            let answer: Answer = header::read(&mut stream).await.map_err(|error| broken(&error, name))?;
             judge(&answer, name).map(|()| stream)
         };
         time::timeout(DIAL_TIMEOUT, asked).await.unwrap_or(Err(TunnelError::Timeout))
@@ -154,11 +154,11 @@ fn judge(answer: &Answer, name: &str) -> Result<(), TunnelError> {
     }
 }
 
-fn broken(error: io::Error) -> TunnelError {
+fn broken(error: &io::Error, name: &str) -> TunnelError {
     match error.kind() {
         io::ErrorKind::InvalidData => TunnelError::Malformed(error.to_string()),
-        // A reset without an answer: the peer had no time to say more.
-        io::ErrorKind::ConnectionReset => TunnelError::Gone("the peer reset the session".into()),
+        // A reset without an answer: the peer has no room even to say so.
+        io::ErrorKind::ConnectionReset => TunnelError::Busy(name.to_owned()),
         _ => TunnelError::Gone(error.to_string()),
     }
 }

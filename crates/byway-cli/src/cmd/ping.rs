@@ -5,8 +5,9 @@ use crate::{args::PingArgs, control::Request, failure::Failure};
 
 /// Pings a peer.
 pub(super) async fn run(mut shell: Shell, args: PingArgs) -> Result<(), Failure> {
+    let to = args.to.parse().map_err(Failure::usage)?;
     let session = shell.open("ping", &args.relays).await?;
-    match shell.follow(session, &Request::Ping { to: args.to, count: args.count }).await? {
+    match shell.follow(session, &Request::Ping { to, count: args.count }).await? {
         Followed::Done => Ok(()),
         Followed::Stopped => Err(interrupted()),
     }

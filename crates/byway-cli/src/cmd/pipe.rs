@@ -7,18 +7,18 @@ use crate::{
         self, Connection, Event, Request,
         frame::{self, Ending, Stuck},
     },
-    failure::{Exit, Failure},
+    failure::{Exit, Failure, printable},
     output::Output,
     session::Session,
 };
 
 /// Connects, and ends when both directions have ended.
 pub(super) async fn run(mut shell: Shell, args: PipeArgs) -> Result<(), Failure> {
-    let mut session = shell.open("pipe", &args.relays).await?;
     let request = match args.to {
-        Some(to) => Request::PipeTo { to },
+        Some(to) => Request::PipeTo { to: to.parse().map_err(Failure::usage)? },
         None => Request::PipeFrom { hide_addresses: args.hide_addresses },
     };
+    let mut session = shell.open("pipe", &args.relays).await?;
     if let Err(failure) = connect(&mut shell, &mut session, &request).await {
         session.end().await;
         return Err(failure);
@@ -54,11 +54,18 @@ fn tell(output: Output, event: &Event) {
     match (event, output.is_json()) {
         (event, true) => output.note(&serde_json::to_string(event).unwrap_or_default()),
         (Event::Ticket { ticket, .. }, false) => {
-            output.note("the first peer that uses this ticket is connected to this pipe: byway pipe <ticket>");
+            output.note(
+                "the first machine that uses this ticket is connected to this pipe, by `byway pipe` and the ticket:",
+            );
             output.note(ticket);
         }
         (event, false) => output.event(event),
     }
+}
+
+fn broke(why: &str) -> Failure {
+    let why = printable(why);
+    Failure::new(Exit::Unreachable, format!("the pipe broke: {why}; what was sent may not have arrived"))
 }
 
 async fn carry(connection: Connection) -> Result<(), Failure> {
@@ -74,14 +81,12 @@ async fn carry(connection: Connection) -> Result<(), Failure> {
     };
     let inward = async {
         match frame::recv_all(reader, tokio::io::stdout()).await {
-            Ok((Ending::Whole, mut reader)) => {
-                // The node hangs up once the peer has everything.
-                let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
-                Ok(())
-            }
-            Ok((Ending::Broken(why), _)) => {
-                Err(Failure::new(Exit::Unreachable, format!("the pipe broke: {}", crate::failure::printable(&why))))
-            }
+            // The node hangs up once the peer has everything, or says that it has not.
+            Ok((Ending::Whole, reader)) => match frame::recv_all(reader, tokio::io::sink()).await {
+                Ok((Ending::Broken(why), _)) => Err(broke(&why)),
+                _ => Ok(()),
+            },
+            Ok((Ending::Broken(why), _)) => Err(broke(&why)),
             Err(Stuck::Output(error)) => Err(Failure::here(format!("cannot write standard output: {error}"))),
             Err(Stuck::Socket(error)) => Err(control::lost(Some(&error))),
         }

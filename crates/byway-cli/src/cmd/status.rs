@@ -108,6 +108,9 @@ fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
         table.set_header(columns);
     }
     table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 

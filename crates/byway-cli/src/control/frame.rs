@@ -35,11 +35,16 @@ pub(crate) async fn send_all(mut from: impl AsyncRead + Unpin, mut to: impl Asyn
             Ok(read) => write(&mut to, DATA, &buffer[..read]).await?,
             Err(error) => {
                 let why = error.to_string();
-                write(&mut to, BROKEN, why.as_bytes().get(..MAX_FRAME).unwrap_or(why.as_bytes())).await?;
+                send_broken(&mut to, &why).await?;
                 return Ok(Ending::Broken(why));
             }
         }
     }
+}
+
+/// Says why no more bytes come; after the end of one direction, why the other one is not whole.
+pub(crate) async fn send_broken(mut to: impl AsyncWrite + Unpin, why: &str) -> io::Result<()> {
+    write(&mut to, BROKEN, why.as_bytes().get(..MAX_FRAME).unwrap_or(why.as_bytes())).await
 }
 
 /// Writes to `to` what [`send_all`] sent at the other side, and closes it at the end; what `to` refuses is an error. Gives

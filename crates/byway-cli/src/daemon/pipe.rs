@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use byway::{PeerId, Stream, tunnel::Access};
+use byway::{PeerId, Stream, WriteHalf, tunnel::Access};
 use serde_json::Value;
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    io::AsyncRead,
+    sync::{Notify, mpsc},
+};
 
 use super::{Daemon, attend::no_service, dial_failure, lock, tunnel_failure};
 use crate::{
@@ -105,38 +108,53 @@ async fn take_one(
     Ok((session.peer, session.stream))
 }
 
-/// Carries bytes both ways; the end of one direction leaves the other open.
+/// Carries bytes both ways; the end of one direction leaves the other open. Hangs up when nothing is left to say.
 async fn carry(connection: Connection, stream: Stream) {
     let (from_command, mut to_command) = connection.into_parts();
     let (mut from_peer, mut to_peer) = stream.into_split();
     let all_received = Notify::new();
     let inward = async {
-        let sent = frame::send_all(&mut from_peer, &mut to_command).await;
+        let ending = frame::send_all(&mut from_peer, &mut to_command).await;
         all_received.notify_one();
-        sent.map(drop).map_err(drop)
+        ending.map_err(|_| CommandGone)
     };
-    let outward = async {
-        match frame::recv_all(from_command, &mut to_peer).await {
-            Ok((Ending::Whole, mut from_command)) => {
-                // Once this is over the command may end its process, and with it the node that still has bytes to send.
-                let both = async {
-                    to_peer.acknowledged().await;
-                    all_received.notified().await;
-                };
-                let mut nowhere = tokio::io::sink();
-                tokio::select! {
-                    biased;
-                    () = both => Ok(()),
-                    _ = tokio::io::copy(&mut from_command, &mut nowhere) => Err(()), // the command is gone
-                }
-            }
-            Ok((Ending::Broken(_), _)) | Err(Stuck::Socket(_)) => Err(()),
-            // The peer takes no more; what it sends may still have an end.
-            Err(Stuck::Output(_)) => Ok(()),
+    let outward = send_on(from_command, &mut to_peer, &all_received);
+    match tokio::try_join!(inward, outward) {
+        // The end of what the peer sent has been told already; that it took less is told after it.
+        Ok((Ending::Whole, Ending::Broken(why))) => drop(frame::send_broken(&mut to_command, &why).await),
+        Ok(_) => {}
+        Err(CommandGone) => {
+            to_peer.reset(COMMAND_GONE);
+            from_peer.stop(COMMAND_GONE);
         }
-    };
-    if tokio::try_join!(inward, outward).is_err() {
-        to_peer.reset(COMMAND_GONE);
-        from_peer.stop(COMMAND_GONE);
     }
 }
+
+/// Sends the command's bytes to the peer, and waits until it has them all.
+async fn send_on(
+    from_command: impl AsyncRead + Unpin,
+    to_peer: &mut WriteHalf,
+    all_received: &Notify,
+) -> Result<Ending, CommandGone> {
+    let mut from_command = match frame::recv_all(from_command, &mut *to_peer).await {
+        Ok((Ending::Whole, from_command)) => from_command,
+        Ok((Ending::Broken(_), _)) | Err(Stuck::Socket(_)) => return Err(CommandGone),
+        Err(Stuck::Output(error)) => return Ok(Ending::Broken(error.to_string())),
+    };
+    // Once this is over the command may end its process, and with it the node that still has bytes to send.
+    let both = async {
+        let whole = to_peer.acknowledged().await;
+        all_received.notified().await;
+        whole
+    };
+    let mut nowhere = tokio::io::sink();
+    tokio::select! {
+        biased;
+        whole = both => Ok(if whole { Ending::Whole } else { Ending::Broken("the peer did not take everything".into()) }),
+        _ = tokio::io::copy(&mut from_command, &mut nowhere) => Err(CommandGone),
+    }
+}
+
+/// The command has closed its socket, or cannot go on.
+#[derive(Debug)]
+struct CommandGone;

@@ -47,9 +47,6 @@ const SESSION_RETRY: Duration = Duration::from_millis(50);
 /// Pauses between dials: the first, and the longest, which bounds how late a peer that came back is noticed.
 const DIAL_RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
-/// How long one dial may take: a peer that starts meanwhile is met by the next one, not by a late retransmission.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(4);
-
 /// When the connection began, while there is one.
 type Link = Option<Instant>;
 
@@ -178,9 +175,7 @@ impl Way {
     /// Dials once, and asks the first time whether the service may be used, so that the user learns it now.
     async fn connect(&self, admitted: &mut bool, began: Instant, link: &watch::Sender<Link>) -> Result<Path, Failure> {
         let (node, peer) = (&self.daemon.node, self.ticket.peer);
-        let dialled = time::timeout(DIAL_TIMEOUT, node.dial(&self.ticket)).await;
-        let silent = || Failure::new(Exit::Unreachable, "no answer; check that it runs, and that its relay does");
-        dialled.map_err(|_| silent())?.map_err(|error| dial_failure(&error))?;
+        node.dial(&self.ticket).await.map_err(|error| dial_failure(&error))?;
         let path = self.daemon.path(peer).await;
         self.report.tell(Event::Connected { peer: self.peer(), path, ms: milliseconds(began.elapsed()) });
         self.set_link(link, Some(Instant::now()));

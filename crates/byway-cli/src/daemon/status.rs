@@ -1,8 +1,8 @@
 //! What the node knows and does, once or as it happens.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use byway::{Event as NodeEvent, NodeStatus, PeerStatus, RelayStatus, RouteReport};
+use byway::{Event as NodeEvent, NodeStatus, PeerId, PeerStatus, RelayStatus, RouteReport};
 
 use super::{Daemon, attend::Report};
 use crate::{
@@ -89,7 +89,7 @@ pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Fai
         let address = daemon.relay_address();
         report.tell(Event::Relay { address });
     }
-    tell_relays(&status, &report);
+    let mut relays = Relays::new(&status, &report);
     while let Some(event) = events.recv().await {
         match event {
             NodeEvent::PeerUp { peer } => {
@@ -98,7 +98,7 @@ pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Fai
             NodeEvent::PeerDown { peer, reason } => {
                 report.tell(Event::PeerDown { peer: peer.to_string(), message: reason.to_string() });
             }
-            event => tell_relay(&event, &report),
+            event => relays.tell(&event, &report),
         }
     }
     Err(Failure::here("the node is closed"))
@@ -107,26 +107,39 @@ pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Fai
 /// Tells how the node stands with its relays until it ends.
 pub(super) async fn watch_relays(daemon: Arc<Daemon>, report: Report) -> Result<(), Failure> {
     let mut events = daemon.node.events();
-    tell_relays(&daemon.node.status().await, &report);
+    let mut relays = Relays::new(&daemon.node.status().await, &report);
     while let Some(event) = events.recv().await {
-        tell_relay(&event, &report);
+        relays.tell(&event, &report);
     }
     Err(Failure::here("the node is closed"))
 }
 
-fn tell_relays(status: &NodeStatus, report: &Report) {
-    for relay in status.relays.iter().filter(|relay| relay.registered) {
-        report.tell(Event::RelayUp { relay: relay.id.to_string() });
-    }
-}
+/// What was told last of each relay, so that the same trouble is told once; as many as the node has relays.
+struct Relays(BTreeMap<PeerId, Option<String>>);
 
-fn tell_relay(event: &NodeEvent, report: &Report) {
-    match event {
-        NodeEvent::RelayUp { relay } => report.tell(Event::RelayUp { relay: relay.to_string() }),
-        NodeEvent::RelayDown { relay, why } => {
-            report.tell(Event::RelayDown { relay: relay.to_string(), message: printable(why) });
+impl Relays {
+    fn new(status: &NodeStatus, report: &Report) -> Self {
+        let mut relays = Relays(BTreeMap::new());
+        for relay in status.relays.iter().filter(|relay| relay.registered) {
+            relays.tell(&NodeEvent::RelayUp { relay: relay.id }, report);
         }
-        _ => {}
+        relays
+    }
+
+    fn tell(&mut self, event: &NodeEvent, report: &Report) {
+        let (relay, trouble) = match event {
+            NodeEvent::RelayUp { relay } => (*relay, None),
+            NodeEvent::RelayDown { relay, why } => (*relay, Some(printable(why))),
+            _ => return,
+        };
+        if self.0.insert(relay, trouble.clone()).is_some_and(|told| told == trouble) {
+            return;
+        }
+        let relay = relay.to_string();
+        report.tell(match trouble {
+            None => Event::RelayUp { relay },
+            Some(message) => Event::RelayDown { relay, message },
+        });
     }
 }
 

@@ -24,9 +24,10 @@ use crate::{
 /// How long a peer may take to say what it wants after opening a stream: one round trip of the worst path, and reserve.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Sessions whose header is awaited, of one peer and of all: a silent peer must not take the places of the others.
-const MAX_HEADERS_PER_PEER: usize = 32;
-const MAX_HEADERS: usize = 512;
+/// Sessions whose header is awaited, of one peer and of all: a silent peer must not take the places of the others. QUIC lets a
+/// peer open 100 at first.
+const MAX_HEADERS_PER_PEER: usize = 128;
+const MAX_HEADERS: usize = 1_024;
 
 /// Services of one node: more than anybody offers by hand, and a bound for a program gone wild.
 const MAX_SERVICES: usize = 1_024;
