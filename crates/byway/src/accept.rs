@@ -79,7 +79,7 @@ async fn greet(core: Arc<Core>, track: Arc<Track>, connecting: quinn::Connecting
         }
     }
     match greeted {
-        Ok(established) if established.link.agreed.borrow().relay => {
+        Ok(established) if established.link.agreed.read().relay => {
             match &core.serving {
                 Some(shell) => shell.accept(&core, established),
                 None => core.retire(&track), // not agreed by a node that does not relay

@@ -42,6 +42,7 @@ mod stream;
 mod switch;
 mod tasks;
 pub mod tunnel;
+mod watched;
 
 pub use byway_proto::{
     PeerAddr, PeerId, Ticket,

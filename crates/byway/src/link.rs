@@ -15,7 +15,7 @@ use byway_proto::{
     hello::{Agreed, Control, Hello},
 };
 use quinn::Connection;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use self::{
     outbox::{CONTROL, Outbox},
@@ -26,6 +26,7 @@ use crate::{
     net::track::Track,
     protocol::{OpenError, STREAM_SHARE},
     stream::{self, STREAM_QUEUE, Stream},
+    watched::Watched,
 };
 
 /// An established connection, after both hellos.
@@ -41,7 +42,7 @@ pub(crate) struct Link {
     /// What the peer said of itself last.
     hello: Mutex<Hello>,
     /// What both speak; changes when either side registers a protocol.
-    pub(crate) agreed: watch::Sender<Agreed>,
+    pub(crate) agreed: Watched<Agreed>,
     /// Why this side closed the connection, if it did.
     ended: Mutex<Option<Gone>>,
 }

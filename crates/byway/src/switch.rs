@@ -275,7 +275,7 @@ impl Switch {
             watcher.switch.send(Command::Ended { link: watched, reason }).await;
         });
         info!(peer = ?peer, dialled = link.dialled, "peer connected");
-        core.registry.agreed(&link, &link.agreed.borrow());
+        core.registry.agreed(&link, &link.agreed.read());
         core.events.send(Event::PeerUp { peer });
         self.tell_candidates(&link);
         self.resolve(peer);
@@ -326,7 +326,7 @@ impl Switch {
         match agree(&self.core.hello(false), &theirs) {
             Ok(agreed) => {
                 self.core.registry.agreed(link, &agreed);
-                link.agreed.send_replace(agreed);
+                link.agreed.set(agreed);
             }
             Err(refusal) => link.close(Gone::Refused(refusal)),
         }

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, task::JoinSet, time};
+use tokio::{task::JoinSet, time};
+
+use crate::watched::Watched;
 
 /// The tasks of one node.
 #[derive(Debug, Clone)]
@@ -14,18 +16,18 @@ pub(crate) struct Tasks {
     set: Arc<Mutex<JoinSet<()>>>,
     /// QUIC's own tasks. The endpoint's ends with its last handle only, which the node keeps: it is never waited for.
     drivers: Arc<Mutex<JoinSet<()>>>,
-    stop: Arc<watch::Sender<bool>>,
+    stop: Arc<Watched<bool>>,
 }
 
 impl Tasks {
     pub(crate) fn new() -> Self {
-        Tasks { set: Arc::default(), drivers: Arc::default(), stop: Arc::new(watch::Sender::new(false)) }
+        Tasks { set: Arc::default(), drivers: Arc::default(), stop: Arc::default() }
     }
 
     /// Runs `future` until it ends or the node's tasks are aborted.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         let mut set = lock(&self.set);
-        if !*self.stop.borrow() {
+        if !*self.stop.read() {
             set.spawn(future);
         }
     }
@@ -37,14 +39,12 @@ impl Tasks {
 
     /// Tells all tasks to stop.
     pub(crate) fn stop(&self) {
-        self.stop.send_replace(true);
+        self.stop.set(true);
     }
 
     /// Waits until the tasks were told to stop.
     pub(crate) async fn stopped(&self) {
-        let mut stop = self.stop.subscribe();
-        // An error says that the sender is gone, and with it the node.
-        let _ = stop.wait_for(|stop| *stop).await;
+        self.stop.wait(|stop| stop.then_some(())).await;
     }
 
     /// Waits for all tasks to end, at most for `deadline`, then aborts the rest and QUIC's own.

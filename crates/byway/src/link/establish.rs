@@ -10,7 +10,7 @@ use byway_proto::{
     wire::probe,
 };
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::{sync::watch, time};
+use tokio::time;
 
 use super::{
     Link,
@@ -18,7 +18,7 @@ use super::{
     queue::FrameQueue,
     writer,
 };
-use crate::{gone::Gone, net::track::Track, quic::tls};
+use crate::{gone::Gone, net::track::Track, quic::tls, watched::Watched};
 
 /// Control messages, and bytes of them, that wait for the writer: a peer that reads nothing for so long is not alive.
 const CONTROL_QUEUE: (usize, usize) = (256, 256 << 10);
@@ -115,7 +115,7 @@ impl Established {
             outbox,
             since: time::Instant::now(),
             hello: hello.into(),
-            agreed: watch::Sender::new(agreed),
+            agreed: Watched::new(agreed),
             ended: None.into(),
         };
         Some(Established { link: Arc::new(link), recv: control.recv, codec: control.codec })

@@ -194,9 +194,7 @@ async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream
 async fn protocol(link: &Link, stream: &mut RecvStream, scope: &Scope) -> Option<Arc<Registered>> {
     let theirs = varint(stream).await?;
     let ours = |agreed: &Agreed| agreed.protocols.iter().find(|p| u64::from(p.theirs) == theirs).map(|p| p.ours);
-    let mut agreed = link.agreed.subscribe();
-    let known = time::timeout(ANNOUNCE_WAIT, agreed.wait_for(|agreed| ours(agreed).is_some())).await;
-    let id = known.ok().and_then(Result::ok).and_then(|agreed| ours(&agreed));
+    let id = time::timeout(ANNOUNCE_WAIT, link.agreed.wait(ours)).await.ok();
     let protocol = id.and_then(|id| scope.registry.by_id(id));
     if protocol.is_none() {
         let _ = stream.stop(VarInt::from_u32(UNKNOWN));

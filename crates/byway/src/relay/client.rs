@@ -307,7 +307,7 @@ impl Client {
             dial::hello(&core, &track, connection, core.hello(true)).await.map_err(|e| e.to_string())
         };
         let result = connected.await.and_then(|established| {
-            let offers = established.link.agreed.borrow().relay;
+            let offers = established.link.agreed.read().relay;
             if !offers {
                 established.link.close(Gone::Closed);
                 return Err("the node there does not relay; use another relay".to_owned());
