@@ -1,7 +1,9 @@
 //! The scale table is a function of its seed.
 #![allow(clippy::unwrap_used)] // a test may panic
 
-use byway_sim::table::scale;
+mod common;
+
+use byway_sim::{World, table::scale};
 
 #[test]
 fn fifty_nodes_of_one_seed_send_the_same_packets_twice_and_of_another_seed_others() {
@@ -11,4 +13,28 @@ fn fifty_nodes_of_one_seed_send_the_same_packets_twice_and_of_another_seed_other
     assert_ne!(first.hash, other.hash);
     assert!(first.connections >= 150, "{first}");
     assert_eq!(first.messages, 10 * first.connections as u64);
+}
+
+#[test]
+fn nodes_that_close_send_the_same_packets_every_time() {
+    let run = || {
+        World::run(1, |world| async move {
+            let hub = common::peer(&world.host("hub"), common::config(0)).await;
+            let mut spokes = Vec::new();
+            for n in 1..20 {
+                let spoke = common::peer(&world.host("spoke"), common::config(n)).await;
+                spoke.node.dial(hub.node.ticket()).await.unwrap();
+                spokes.push(spoke);
+            }
+            hub.node.close().await;
+            for spoke in spokes {
+                spoke.node.close().await;
+            }
+            world.hash()
+        })
+    };
+    let first = run();
+    for _ in 0..10 {
+        assert_eq!(run(), first);
+    }
 }

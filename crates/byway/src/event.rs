@@ -1,6 +1,9 @@
 //! What a node tells of itself while it runs.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use byway_proto::{PeerId, paths::RouteKind};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -77,21 +80,19 @@ impl fmt::Display for PathKind {
     }
 }
 
-/// Sends events to every listener there is.
-#[derive(Debug, Clone)]
-pub(crate) struct Events(broadcast::Sender<Event>);
+/// Sends events to every listener there is. The queue takes 100 KiB, so it is made for the first listener.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Events(Arc<OnceLock<broadcast::Sender<Event>>>);
 
 impl Events {
-    pub(crate) fn new() -> Self {
-        Events(broadcast::Sender::new(EVENT_QUEUE))
-    }
-
     pub(crate) fn send(&self, event: Event) {
-        let _ = self.0.send(event); // nobody may be listening
+        if let Some(listeners) = self.0.get() {
+            let _ = listeners.send(event); // they may have gone
+        }
     }
 
     pub(crate) fn subscribe(&self) -> EventStream {
-        EventStream(self.0.subscribe())
+        EventStream(self.0.get_or_init(|| broadcast::Sender::new(EVENT_QUEUE)).subscribe())
     }
 }
 

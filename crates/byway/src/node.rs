@@ -135,7 +135,7 @@ impl Node {
         config.check()?;
         let seed = config.seed.unwrap_or_else(random_seed);
         let sockets = bind_sockets(&*net, &config)?;
-        let (clock, tasks, events) = (Clock::start(), Tasks::new(), Events::new());
+        let (clock, tasks, events) = (Clock::start(), Tasks::new(), Events::default());
         let routes = Routes::new(&seed, config.identity.derive("byway 1 alias key"));
         let gate = Gate::new(config.gate.clone(), Rng::new(&seed, "gate").bytes());
         let welcome = match (config.accept, config.relay_only) {

@@ -111,7 +111,7 @@ pub fn run(nodes: usize, seed: u64, progress: impl Fn(&str)) -> Result<Row, Scal
     }
     let start = Instant::now();
     let mut row = World::run(seed, |world| async move { play(&world, nodes, &progress).await })?;
-    row.wall_s = start.elapsed().as_secs_f64();
+    row.wall_s = start.elapsed().as_millis() as f64 / 1_000.0;
     row.rss_mib = peak_rss_mib();
     Ok(row)
 }

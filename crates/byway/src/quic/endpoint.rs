@@ -25,7 +25,7 @@ use crate::{
     config::{Config, WallClock},
     net::{
         mux::{MAX_DATAGRAM, Mux},
-        track::Track,
+        track::{MIN_MTU, Track},
     },
     tasks::Tasks,
 };
@@ -46,6 +46,10 @@ pub(crate) const SEND_WINDOW: u64 = 4 << 20;
 
 /// The largest UDP payload that QUIC sends: an Ethernet frame less an IPv6 header and a relay's prefix.
 pub(crate) const MAX_MTU: u16 = 1_443;
+
+/// QUIC's search for the MTU goes to the upper bound at once: it finds nothing, for the mux splits what a route does not
+/// carry, and every step costs both sides a padded packet.
+const MTU_STEP: u16 = MAX_MTU - MIN_MTU;
 
 /// Acknowledge every tenth packet: fewer would slow loss recovery down, more cost CPU.
 const ACK_EVERY: u32 = 10;
@@ -231,7 +235,7 @@ fn last_heard(track: &Track) -> Option<Instant> {
 
 fn transport(idle: Duration) -> Result<TransportConfig, EndpointError> {
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MAX_MTU);
+    mtu.upper_bound(MAX_MTU).minimum_change(MTU_STEP);
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY));
     let mut transport = TransportConfig::default();
