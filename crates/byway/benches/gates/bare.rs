@@ -222,7 +222,7 @@ macro_rules! library {
 
             fn transport() -> Arc<TransportConfig> {
                 let mut mtu = MtuDiscoveryConfig::default();
-                mtu.upper_bound(1_443);
+                mtu.upper_bound(1_443).minimum_change(243); // from 1,200 in one step
                 let mut acks = AckFrequencyConfig::default();
                 acks.ack_eliciting_threshold(VarInt::from_u32(10));
                 let mut transport = TransportConfig::default();
