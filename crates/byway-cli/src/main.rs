@@ -26,7 +26,7 @@ fn main() {
     let output = Output::new(cli.global.json);
     start_log(cli.global.verbose);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let result = match runtime {
+    let result = match &runtime {
         Ok(runtime) => runtime.block_on(cmd::run(cli)),
         Err(error) => Err(Failure::here(format!("the system gives no threads: {error}; close other programs"))),
     };

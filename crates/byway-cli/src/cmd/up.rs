@@ -32,6 +32,10 @@ async fn serve_all(shell: &mut Shell, node: &mut Session, dir: &DataDir, service
     for Served { name, to, open, hide_addresses } in services {
         let mut session = Session::attach(dir, &format!("serve {name}")).await?;
         session.request(&Request::Serve { name, to, open, hide_addresses }).await?;
+        // Its ticket: tickets come in the order of the configuration.
+        if let Some(event) = session.next().await? {
+            print(shell, &event);
+        }
         let events = events.clone();
         serving.spawn(async move {
             while let Some(event) = session.next().await? {

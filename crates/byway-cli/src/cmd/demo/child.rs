@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    process::{self, ChildStdout},
+    process::{self, ChildStdin, ChildStdout},
     sync::mpsc,
     time,
 };
@@ -32,6 +32,8 @@ pub(super) struct Child {
     pub(super) pid: u32,
     pub(super) dir: DataDir,
     process: process::Child,
+    /// Its end asks the process to end. Kept apart: waiting for the process would close it.
+    stdin: Option<ChildStdin>,
     told: mpsc::Receiver<(Instant, Event)>,
 }
 
@@ -54,7 +56,8 @@ impl Child {
         if let Some(stdout) = process.stdout.take() {
             tokio::spawn(listen(stdout, tell));
         }
-        Ok(Child { name, pid, dir, process, told })
+        let stdin = process.stdin.take();
+        Ok(Child { name, pid, dir, process, stdin, told })
     }
 
     /// Waits for the event that `find` looks for; returns what it finds, and when it was told.
@@ -89,7 +92,7 @@ impl Child {
 
     /// Asks the process to end, and kills it if it does not.
     pub(super) async fn end(&mut self) {
-        drop(self.process.stdin.take());
+        drop(self.stdin.take());
         if time::timeout(END_TIMEOUT, self.process.wait()).await.is_err() {
             let _ = self.process.kill().await; // it has ended just now, then
         }

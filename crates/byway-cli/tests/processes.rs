@@ -1,0 +1,304 @@
+//! The command line as its users meet it: separate processes, real sockets, kills.
+#![allow(clippy::unwrap_used)] // a test's way to fail
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Output, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// Within which everything works again after a kill.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What a test waits for at most.
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn each_of_three_processes_may_be_killed_and_comes_back() {
+    let scratch = Scratch::new("walk");
+    let echo = Echo::start();
+    let mut relay = scratch.start("relay", &["relay", "--listen", "127.0.0.1:0"]);
+    let address = relay.event("relay")["address"].as_str().unwrap().to_owned();
+    let serve_args = ["serve", "echo", &echo.target(), "--relay", &address, "--hide-addresses"];
+    let mut serve = scratch.start("serve", &serve_args);
+    let ticket = serve.event("ticket")["ticket"].as_str().unwrap().to_owned();
+    serve.event("relay_up");
+    let mut reach = scratch.start("reach", &["reach", &ticket]);
+    let port = reach.event("listening")["address"].as_str().unwrap().to_owned();
+    assert_echo(&port);
+
+    serve.kill();
+    let mut serve = scratch.start("serve", &serve_args);
+    let fresh = serve.event("ticket")["ticket"].as_str().unwrap().to_owned();
+    assert_ne!(fresh, ticket, "the first ticket was used");
+    assert_echo(&port);
+    assert_eq!(reach.event("gone")["reason"], "restarted");
+
+    relay.kill();
+    let mut relay = scratch.start("relay", &["relay", "--listen", "127.0.0.1:0"]);
+    assert_eq!(relay.event("relay")["address"], address.as_str(), "a relay keeps its port and key");
+    assert_echo(&port);
+
+    // The used ticket is good for the peer that used it, and the local port is the same.
+    reach.kill();
+    let mut reach = scratch.start("reach", &["reach", &ticket]);
+    assert_eq!(reach.event("listening")["address"], port.as_str());
+    assert_echo(&port);
+    let status = scratch.json("reach", &["status"]);
+    assert_eq!(status["reaching"][0]["connected"], true);
+    assert_eq!(status["peers"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_ticket_admits_one_machine_and_the_next_ticket_another() {
+    let scratch = Scratch::new("ticket");
+    let echo = Echo::start();
+    let mut serve = scratch.start("serve", &["serve", "echo", &echo.target()]);
+    let ticket = serve.event("ticket")["ticket"].as_str().unwrap().to_owned();
+    let mut first = scratch.start("first", &["reach", &ticket]);
+    assert_echo(first.event("listening")["address"].as_str().unwrap());
+    let second = scratch.run("second", &["reach", &ticket]);
+    assert_eq!(second.status.code(), Some(5), "{second:?}");
+    serve.event("redeemed");
+    let next = serve.event("ticket")["ticket"].as_str().unwrap().to_owned();
+    let mut second = scratch.start("second", &["reach", &next]);
+    assert_echo(second.event("listening")["address"].as_str().unwrap());
+    // Later by name alone.
+    let peer = second.event("dialling")["peer"].as_str().unwrap().to_owned();
+    second.stop();
+    let mut second = scratch.start("second", &["reach", &format!("{}/echo", &peer[..10])]);
+    assert_echo(second.event("listening")["address"].as_str().unwrap());
+}
+
+#[test]
+fn a_later_process_attaches_and_is_told_when_the_first_ends() {
+    let scratch = Scratch::new("attach");
+    let echo = Echo::start();
+    let mut up = scratch.start("node", &["up"]);
+    let id = up.event("node")["id"].as_str().unwrap().to_owned();
+    let mut serve = scratch.start("node", &["serve", "echo", &echo.target(), "--open"]);
+    let ticket = serve.event("ticket")["ticket"].as_str().unwrap().to_owned();
+    let status = scratch.json("node", &["status"]);
+    assert_eq!((status["id"].as_str(), status["serving"][0]["name"].as_str()), (Some(id.as_str()), Some("echo")));
+    assert_eq!(scratch.run("node", &["up"]).status.code(), Some(1), "one node a data directory");
+    let mut reach = scratch.start("other", &["reach", &ticket]);
+    assert_echo(reach.event("listening")["address"].as_str().unwrap());
+    up.stop();
+    assert_eq!(serve.event("error")["code"], 3);
+    assert_eq!(serve.ended(), Some(3));
+    assert_eq!(scratch.run("node", &["status"]).status.code(), Some(3));
+}
+
+#[test]
+fn a_pipe_carries_both_directions_to_the_last_byte() {
+    let scratch = Scratch::new("pipe");
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|number| (number >> 7) as u8).collect();
+    fs::write(scratch.0.join("bytes"), &bytes).unwrap();
+    let file = || fs::File::open(scratch.0.join("bytes")).unwrap();
+    let mut taking = scratch.command("taking", &["pipe"]);
+    let mut taking = taking.stdin(file()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(taking.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    let ticket = serde_json::from_str::<Value>(&line).unwrap()["ticket"].as_str().unwrap().to_owned();
+    let mut dialling = scratch.command("dialling", &["pipe", &ticket]);
+    let dialling = dialling.stdin(file()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let taken = thread::spawn(move || taking.wait_with_output().unwrap());
+    let dialled = dialling.wait_with_output().unwrap();
+    let taken = taken.join().unwrap();
+    assert_eq!((dialled.status.code(), taken.status.code()), (Some(0), Some(0)));
+    assert!(dialled.stdout == bytes && taken.stdout == bytes);
+}
+
+#[test]
+fn the_demo_does_what_it_claims_and_leaves_nothing_behind() {
+    let scratch = Scratch::new("demo");
+    let mut command = scratch.command("none", &["demo", "--once"]);
+    let output = command.env("TMPDIR", &scratch.0).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let row: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((row["ok"].as_bool(), row["path"].as_str()), (Some(true), Some("direct")), "{row}");
+    assert!(row["relay_bytes"].as_u64().unwrap() > 0, "{row}");
+    let left: Vec<_> =
+        fs::read_dir(&scratch.0).unwrap().filter_map(Result::ok).map(|entry| entry.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("demo")), "{left:?}");
+}
+
+#[test]
+fn bad_input_has_its_exit_code_and_says_what_to_do() {
+    let scratch = Scratch::new("bad");
+    let mut up = scratch.start("node", &["up"]);
+    let address = up.event("node")["addresses"][0].as_str().unwrap().to_owned();
+    let port = address.rsplit_once(':').unwrap().1;
+    fs::write(scratch.0.join("taken.toml"), format!("ipv4 = \"127.0.0.1\"\nipv6 = false\nport = {port}\n")).unwrap();
+    fs::write(scratch.0.join("typo.toml"), "prot = 1\n").unwrap();
+    fs::create_dir(scratch.0.join("damaged")).unwrap();
+    fs::write(scratch.0.join("damaged/identity.key"), "byway-key-1 ed25519\nabc\n").unwrap();
+    let long = "x".repeat(110);
+    for (dir, args, code, hint) in [
+        ("a", &["reach", "byway1abcdef"][..], 2, "copy all of it"),
+        ("a", &["reach", "some-body/web"], 2, "neither a ticket"),
+        ("a", &["ping", "abcdefgh"], 2, "by a ticket first"),
+        ("a", &["status"], 3, "byway up"),
+        ("node", &["relay"], 1, "another --data-dir"),
+        ("a", &["--config", "taken.toml", "up"], 1, "in use"),
+        ("a", &["--config", "typo.toml", "up"], 2, "`prot`"),
+        ("a", &["--config", "missing.toml", "up"], 2, "missing.toml"),
+        ("damaged", &["up"], 1, "backup"),
+        (&long, &["up"], 1, "shorter --data-dir"),
+        ("a", &["pipe", "--hide-addresses"], 2, "needs a relay"),
+    ] {
+        let output = scratch.run(dir, args);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(hint), "{args:?}: {stderr}");
+    }
+}
+
+/// A directory for the data directories of one test, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("byway-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("loopback.toml"), "ipv4 = \"127.0.0.1\"\nipv6 = false\n").unwrap();
+        Scratch(path)
+    }
+
+    /// `byway --json ARGS...` with the data directory `dir`, on loopback unless the arguments name a configuration.
+    fn command(&self, dir: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_byway"));
+        command.current_dir(&self.0).args(["--json", "--data-dir", dir]).args(args);
+        if !args.contains(&"--config") {
+            command.args(["--config", "loopback.toml"]);
+        }
+        command
+    }
+
+    fn run(&self, dir: &str, args: &[&str]) -> Output {
+        self.command(dir, args).stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn json(&self, dir: &str, args: &[&str]) -> Value {
+        let output = self.run(dir, args);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+    }
+
+    fn start(&self, dir: &str, args: &[&str]) -> Process {
+        let mut command = self.command(dir, args);
+        command.arg("--until-stdin-closes").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (tell, events) = mpsc::channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = tell.send(serde_json::from_str(&line).unwrap());
+            }
+        });
+        Process { stdin: child.stdin.take(), child, events }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(Path::new(&self.0));
+    }
+}
+
+/// A running command. Dropping it kills it.
+struct Process {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    events: Receiver<Value>,
+}
+
+impl Process {
+    /// Waits for an event of this kind.
+    fn event(&mut self, kind: &str) -> Value {
+        loop {
+            let event = self.events.recv_timeout(SOON).unwrap_or_else(|error| panic!("no `{kind}` event: {error}"));
+            assert!(event["event"] != "error" || kind == "error", "{event}");
+            if event["event"] == kind {
+                return event;
+            }
+        }
+    }
+
+    /// Ends it as Ctrl-C does.
+    fn stop(mut self) {
+        assert_eq!(self.ended(), Some(0));
+    }
+
+    /// Its exit code; asks it to end first.
+    fn ended(&mut self) -> Option<i32> {
+        drop(self.stdin.take());
+        self.child.wait().unwrap().code()
+    }
+
+    /// Ends it without a warning.
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A TCP service that sends back what it got once it got all of it.
+struct Echo(String);
+
+impl Echo {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                thread::spawn(move || {
+                    let (mut stream, mut bytes) = (stream.unwrap(), Vec::new());
+                    // Probes and killed peers break connections here; that is theirs to notice.
+                    let _ = stream.read_to_end(&mut bytes).and_then(|_| stream.write_all(&bytes));
+                });
+            }
+        });
+        Echo(address)
+    }
+
+    fn target(&self) -> String {
+        format!("tcp:{}", self.0)
+    }
+}
+
+/// A connection to `port` comes through, at the latest after [`AGAIN`].
+fn assert_echo(port: &str) {
+    let began = Instant::now();
+    loop {
+        match echo(port) {
+            Ok(answer) if answer == b"hello" => return,
+            other => assert!(began.elapsed() < AGAIN, "{other:?} after {:?}", began.elapsed()),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn echo(port: &str) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(port)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"hello")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
