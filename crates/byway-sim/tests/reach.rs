@@ -58,3 +58,24 @@ fn two_nodes_that_dial_each_other_at_once_keep_one_connection_within_a_second() 
         exchange(&mut a, &mut b).await;
     });
 }
+
+#[test]
+fn an_idle_connection_lasts_for_hours_and_costs_few_packets() {
+    scenario(4, secs(10_000), |world| async move {
+        let (host_a, host_b) = (world.host("a"), world.host("b"));
+        let (mut a, mut b) = (peer(&host_a, config(1)).await, peer(&host_b, config(2)).await);
+        a.node.dial(b.node.ticket()).await.unwrap();
+        a.up().await;
+        b.up().await;
+        tokio::time::sleep(secs(60)).await;
+        let sent = || [&host_a, &host_b].map(|host| host.traffic().sent);
+        let before = sent();
+        tokio::time::sleep(secs(3_600)).await;
+        let hour = [sent()[0] - before[0], sent()[1] - before[1]];
+        println!("packets in an idle hour: {hour:?}");
+        assert!(hour.iter().all(|sent| *sent < 1_200), "{hour:?}");
+        tokio::time::sleep(secs(3_600)).await;
+        assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the connection did not last");
+        exchange(&mut a, &mut b).await;
+    });
+}

@@ -70,6 +70,10 @@ const INCOMING_BUFFER: (u64, u64) = (16 << 10, 1 << 20);
 /// probe of ours would get from it.
 const RELAY_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
+/// How many times within its idle timeout QUIC says something, on the dialling and on the accepting side: our probes keep
+/// the routes alive, but QUIC does not see them. The accepting side has to only where its timeout is the shorter one.
+const KEEP_ALIVES: (u32, u32) = (3, 2);
+
 /// What is at the other end of a dial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -104,9 +108,8 @@ impl Endpoint {
     pub(crate) fn new(config: &Config, seed: &[u8; 32], mux: Arc<Mux>, tasks: &Tasks) -> Result<Self, EndpointError> {
         let identity = &config.identity;
         let (server_tls, client_tls) = tls::configs(identity, &config.clock)?;
-        let mut relay_transport = transport(config.idle_timeout)?;
-        relay_transport.keep_alive_interval(Some(RELAY_KEEP_ALIVE));
-        let transport = Arc::new(transport(config.idle_timeout)?);
+        let idle = config.idle_timeout;
+        let (dialling, accepting) = (transport(idle, idle / KEEP_ALIVES.0)?, transport(idle, idle / KEEP_ALIVES.1)?);
 
         let mut server = ServerConfig::new(
             Arc::new(QuicServerConfig::try_from(server_tls).map_err(|_| EndpointError::Cipher)?),
@@ -115,7 +118,7 @@ impl Endpoint {
             ),
         );
         server
-            .transport_config(Arc::clone(&transport))
+            .transport_config(Arc::new(accepting))
             .migration(false) // routes do it, below QUIC
             .max_incoming(MAX_INCOMING)
             .incoming_buffer_size(INCOMING_BUFFER.0)
@@ -125,10 +128,13 @@ impl Endpoint {
         let mut client =
             ClientConfig::new(Arc::new(QuicClientConfig::try_from(client_tls).map_err(|_| EndpointError::Cipher)?));
         let first_ids = Arc::new(Mutex::new(Rng::new(seed, "initial connection ids")));
-        client.transport_config(transport).version(1).initial_dst_cid_provider(Arc::new(move || draw(&first_ids)));
+        client
+            .transport_config(Arc::new(dialling))
+            .version(1)
+            .initial_dst_cid_provider(Arc::new(move || draw(&first_ids)));
 
         let mut relay_client = client.clone();
-        relay_client.transport_config(Arc::new(relay_transport));
+        relay_client.transport_config(Arc::new(transport(idle, RELAY_KEEP_ALIVE)?));
 
         let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(identity.derive("byway 1 stateless reset key"))));
         let ids = Arc::clone(&mux);
@@ -233,7 +239,7 @@ fn last_heard(track: &Track) -> Option<Instant> {
     track.lock().routes().filter_map(|(_, slot)| slot.heard).max()
 }
 
-fn transport(idle: Duration) -> Result<TransportConfig, EndpointError> {
+fn transport(idle: Duration, keep_alive: Duration) -> Result<TransportConfig, EndpointError> {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MAX_MTU).minimum_change(MTU_STEP);
     let mut acks = AckFrequencyConfig::default();
@@ -241,6 +247,7 @@ fn transport(idle: Duration) -> Result<TransportConfig, EndpointError> {
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(IdleTimeout::try_from(idle)?))
+        .keep_alive_interval(Some(keep_alive))
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
