@@ -12,7 +12,8 @@ use byway_proto::{
 };
 use quinn::{
     AckFrequencyConfig, ClientConfig, ConnectError, ConnectionError, ConnectionId, ConnectionIdGenerator,
-    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TimeSource, TransportConfig, VarInt,
+    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TimeSource, TransportConfig, TransportErrorCode,
+    VarInt,
     crypto::{
         CryptoError, HmacKey,
         rustls::{QuicClientConfig, QuicServerConfig},
@@ -91,17 +92,31 @@ pub(crate) struct Endpoint {
     mux: Arc<Mux>,
 }
 
+/// TLS's alert for a key that is not the expected one (RFC 8446 §6.2).
+const BAD_CERTIFICATE: u8 = 42;
+
 /// Why a handshake failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum HandshakeError {
-    #[error("nobody answered within {0:?}")]
+    #[error("nobody answered within {:.1} s", .0.as_secs_f64())]
     Timeout(Duration),
     #[error("{0}")]
     Connect(#[from] ConnectError),
     #[error("{0}")]
-    Connection(#[from] ConnectionError),
-    #[error("the other side proved another key than the one dialled")]
+    Connection(ConnectionError),
+    #[error("another key than the one dialled answers there")]
     WrongPeer,
+}
+
+impl From<ConnectionError> for HandshakeError {
+    /// TLS refuses another key than the one that the server name stands for as a bad certificate (RFC 8446 §6).
+    fn from(error: ConnectionError) -> Self {
+        let refused = |code| code == TransportErrorCode::crypto(BAD_CERTIFICATE);
+        match error {
+            ConnectionError::TransportError(own) if refused(own.code) => HandshakeError::WrongPeer,
+            error => HandshakeError::Connection(error),
+        }
+    }
 }
 
 impl Endpoint {
