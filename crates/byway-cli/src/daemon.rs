@@ -254,6 +254,10 @@ fn dial_failure(error: &DialError) -> Failure {
             let hint = "check that it and its relay run and that UDP may pass, or ask there for a new ticket";
             Failure::new(code, format!("{peer} was not reached ({what}{notes}); {hint}"))
         }
+        DialError::Hello { peer, reason } => {
+            let (peer, reason) = (peer.short(), printable(&reason.to_string()));
+            Failure::new(code, format!("{peer} was reached, but the two nodes cannot talk: {reason}"))
+        }
         error => Failure::new(code, printable(&error.to_string())),
     }
 }

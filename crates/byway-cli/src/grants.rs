@@ -79,8 +79,7 @@ impl Grants {
         let Some(granted) = self.services.get(service) else {
             return Ok(Verdict::Refused);
         };
-        let name = peer.to_string();
-        if granted.peers.contains_key(&name) {
+        if self.knows(service, peer) {
             return Ok(Verdict::Known);
         }
         let matches = |expected: &Secret| secret.is_some_and(|brought| same(&brought, &expected.0));
@@ -93,9 +92,14 @@ impl Grants {
         let mut changed = self.services.clone();
         let entry = changed.entry(service.to_owned()).or_default();
         entry.unredeemed = None;
-        entry.peers.insert(name, secret);
+        entry.peers.insert(peer.to_string(), secret);
         self.commit(changed)?;
         Ok(Verdict::Redeemed)
+    }
+
+    /// Whether `peer` has redeemed a ticket of `service`.
+    pub(crate) fn knows(&self, service: &str, peer: PeerId) -> bool {
+        self.services.get(service).is_some_and(|granted| granted.peers.contains_key(&peer.to_string()))
     }
 
     /// How many peers hold a redeemed ticket of `service`.

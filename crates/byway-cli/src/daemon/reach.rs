@@ -47,6 +47,9 @@ const SESSION_RETRY: Duration = Duration::from_millis(50);
 /// Pauses between dials: the first, and the longest, which bounds how late a peer that came back is noticed.
 const DIAL_RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
+/// The pause after the peer has closed its node: it is not gone yet, and not soon back.
+const CLOSED_PAUSE: Duration = Duration::from_millis(500);
+
 /// When the connection began, while there is one.
 type Link = Option<Instant>;
 
@@ -159,6 +162,9 @@ impl Way {
                     let reason = self.follow(&mut events, began, path).await;
                     self.set_link(link, None);
                     self.tell_gone(&reason);
+                    if reason == Gone::Closed {
+                        time::sleep(CLOSED_PAUSE).await;
+                    }
                     continue;
                 }
                 Err(failure) if failure.code == Exit::Refused && !admitted => return Err(failure),
