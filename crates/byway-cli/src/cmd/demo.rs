@@ -123,9 +123,17 @@ async fn perform(stage: &Stage<'_>) -> Result<(Row, Cast), Failure> {
     let mut cast = stage.start(seed).await?;
     story.cast(&cast, stage.relay_only);
     let first_byte_ms = time::timeout(PAGE_TIMEOUT, page(&cast)).await.map_err(|_| late("the page"))??;
-    story.first_byte(first_byte_ms);
-    let direct_ms = if stage.relay_only { None } else { direct(&mut cast).await };
-    story.path(stage.relay_only, direct_ms);
+    let connected = cast.reach.wait_for(|event| match event {
+        Event::Connected { path, ms, .. } => Some((*path, *ms)),
+        _ => None,
+    });
+    let connected = connected.await?.1;
+    let direct_ms = match connected {
+        _ if stage.relay_only => None,
+        (Way::Direct, ms) => Some(ms),
+        (Way::Relay, _) => direct(&mut cast).await,
+    };
+    story.meeting(connected, first_byte_ms, direct_ms, stage.relay_only);
     let began = Instant::now();
     let file = time::timeout(FILE_TIMEOUT, file(stage.shell, &cast));
     let (bytes, hash) = file.await.map_err(|_| late("the file"))??;
@@ -195,7 +203,7 @@ async fn page(cast: &Cast) -> Result<f64, Failure> {
 /// Waits until the connection has left the relay; returns how long after the dial it did.
 async fn direct(cast: &mut Cast) -> Option<f64> {
     let moved = cast.reach.wait_for(|event| match event {
-        Event::Connected { path: Way::Direct, ms, .. } | Event::Path { path: Way::Direct, ms, .. } => Some(*ms),
+        Event::Path { path: Way::Direct, ms, .. } => Some(*ms),
         _ => None,
     });
     time::timeout(DIRECT_TIMEOUT, moved).await.ok()?.ok().map(|(_, ms)| ms)

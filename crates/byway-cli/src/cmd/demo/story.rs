@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use super::Cast;
-use crate::{cmd::status::bytes, http, output::Output};
+use crate::{
+    cmd::status::bytes,
+    control::event::Path,
+    http,
+    output::{Output, way},
+};
 
 /// Tells the demo's story on standard output, and nothing where JSON was asked for.
 pub(super) struct Story(pub(super) Output);
@@ -23,17 +28,22 @@ impl Story {
         self.say("After the dial:");
     }
 
-    pub(super) fn first_byte(&self, ms: f64) {
-        self.say(&format!("{ms:>9.0} ms  the page's first byte, over the relay"));
-    }
-
-    pub(super) fn path(&self, relay_only: bool, direct_ms: Option<f64>) {
-        match direct_ms {
-            Some(ms) => {
-                self.say(&format!("{ms:>9.0} ms  the two have found a direct way, and the connection has moved to it"))
-            }
-            None if relay_only => {}
-            None => self.say("             the two have found no direct way, which is a fault here"),
+    /// What happened since the dial, in its order.
+    pub(super) fn meeting(&self, connected: (Path, f64), first_byte: f64, direct: Option<f64>, relay_only: bool) {
+        let over = |at: f64| if direct.is_some_and(|direct| direct <= at) { Path::Direct } else { Path::Relay };
+        let mut lines = vec![
+            (connected.1, format!("connected {}", way(connected.0))),
+            (first_byte, format!("the page's first byte, {}", way(over(first_byte)))),
+        ];
+        if let Some(ms) = direct.filter(|_| connected.0 == Path::Relay) {
+            lines.push((ms, "the two have found a direct way, and the connection has moved to it".into()));
+        }
+        lines.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (ms, line) in lines {
+            self.say(&format!("{ms:>9.1} ms  {line}"));
+        }
+        if direct.is_none() && !relay_only {
+            self.say("              the two have found no direct way, which is a fault here");
         }
     }
 
