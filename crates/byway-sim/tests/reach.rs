@@ -4,7 +4,7 @@
 mod common;
 
 use byway::{PathKind, PeerEvent};
-use byway_sim::NatConfig;
+use byway_sim::{NatConfig, Packet, Verdict};
 use common::{config, exchange, peer, relay, scenario, secs};
 use tokio::time::Instant;
 
@@ -78,4 +78,27 @@ fn an_idle_connection_lasts_for_hours_and_costs_few_packets() {
         assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the connection did not last");
         exchange(&mut a, &mut b).await;
     });
+}
+
+#[test]
+fn late_copies_of_a_handshake_do_not_end_its_connection() {
+    for seed in 0..20 {
+        scenario(seed, secs(60), |world| async move {
+            let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+            let mut a = peer(&world.host("a"), config(1).relay_at(addr.clone())).await;
+            let mut b = peer(&world.host("b"), config(2).relay_at(addr)).await;
+            a.registered().await;
+            b.registered().await;
+            // What the relay forwards of the dial arrives when the direct path has long carried it.
+            world.rule(|packet: &Packet<'_>| match packet.payload {
+                [0x81, _, _, _, _, _, _, _, _, first, ..] if first & 0x80 != 0 => Verdict::Delay(secs(2)),
+                _ => Verdict::Pass,
+            });
+            a.node.dial(b.node.ticket()).await.unwrap();
+            a.up().await;
+            b.up().await;
+            tokio::time::sleep(secs(4)).await;
+            exchange(&mut a, &mut b).await;
+        });
+    }
 }

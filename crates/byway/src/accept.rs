@@ -26,6 +26,10 @@ pub(crate) async fn run(core: Arc<Core>) {
             incoming.ignore();
             continue;
         };
+        if track.lock().admitted {
+            incoming.ignore(); // a late copy of the Initial with which its handshake began, and which QUIC has forgotten
+            continue;
+        }
         match admit(&core, &track, incoming.remote_address_validated()) {
             Verdict::Accept(handshake) => {
                 track.lock().admitted = true;
@@ -104,7 +108,7 @@ async fn hello(core: &Arc<Core>, track: &Arc<Track>, connection: quinn::Connecti
     let mut control = ControlStream::accept(&connection).await?;
     let theirs = control.hear().await?;
     if !theirs.relay
-        && let Err(reason) = core.switch.vet(peer).await
+        && let Err(reason) = core.switch.vet(peer, theirs.instance).await
     {
         reason.close(&connection);
         return Err(reason);

@@ -122,11 +122,11 @@ impl Notes {
     }
 }
 
-/// Makes a link to a peer. `handshaken` is called once the peer has answered and proven its key.
+/// Makes a link to a peer. Once it has answered and proven its key, `goes_on` says whether the link is still wanted.
 pub(crate) async fn dial(
     core: &Arc<Core>,
     target: Target,
-    handshaken: impl FnOnce(),
+    goes_on: impl Future<Output = bool>,
 ) -> Result<Established, DialError> {
     let peer = target.peer;
     let track = core.mux.routes.dial(core.mux.now());
@@ -138,7 +138,11 @@ pub(crate) async fn dial(
     }
     let result = match core.endpoint.dial(&track, peer, Role::Peer).await {
         Ok(connection) => {
-            handshaken();
+            if !goes_on.await {
+                Gone::Duplicate.close(&connection);
+                core.retire(&track);
+                return Err(DialError::Hello { peer, reason: Gone::Duplicate });
+            }
             hello(core, &track, connection, core.hello(false)).await.map_err(|reason| DialError::Hello { peer, reason })
         }
         Err(HandshakeError::Connection(error)) => match Gone::from(error) {

@@ -10,7 +10,7 @@ use std::{
 
 use byway_proto::{
     PeerId,
-    gate::ACCEPT_QUEUE,
+    gate::{ACCEPT_QUEUE, HANDSHAKE_TOTAL},
     hello::{Candidates, Control, Hello, agree},
 };
 use tokio::{
@@ -50,17 +50,21 @@ pub(crate) enum Command {
         target: Target,
         reply: oneshot::Sender<Result<PeerId, DialError>>,
     },
-    /// A dial's peer has answered and proven its key.
+    /// A dial's peer has answered and proven its key; may the dial go on?
     Handshaken {
         peer: PeerId,
+        number: u64,
+        reply: oneshot::Sender<bool>,
     },
     Dialled {
         peer: PeerId,
+        number: u64,
         result: Result<(), DialError>,
     },
-    /// May this peer's incoming connection go on?
+    /// May the incoming connection of this peer, with this instance, go on?
     Vet {
         peer: PeerId,
+        instance: u64,
         reply: oneshot::Sender<Result<(), Gone>>,
     },
     /// A link's connection has ended.
@@ -110,10 +114,16 @@ impl SwitchRef {
         result.await.unwrap_or(Err(DialError::Closed))
     }
 
-    pub(crate) async fn vet(&self, peer: PeerId) -> Result<(), Gone> {
+    pub(crate) async fn vet(&self, peer: PeerId, instance: u64) -> Result<(), Gone> {
         let (reply, verdict) = oneshot::channel();
-        self.send(Command::Vet { peer, reply }).await;
+        self.send(Command::Vet { peer, instance, reply }).await;
         verdict.await.unwrap_or(Err(Gone::Closed))
+    }
+
+    async fn handshaken(&self, peer: PeerId, number: u64) -> bool {
+        let (reply, verdict) = oneshot::channel();
+        self.send(Command::Handshaken { peer, number, reply }).await;
+        verdict.await.unwrap_or(false)
     }
 
     pub(crate) async fn up(&self, established: Established) {
@@ -135,12 +145,15 @@ impl SwitchRef {
     }
 }
 
-/// A dial under way.
-#[derive(Default)]
+/// A dial under way. Of two simultaneous ones exactly one ends as a link, before anybody is told of either: each side's
+/// switch decides in one order between "my dial was answered" and "the other side's hello is there".
 struct Dial {
+    number: u64,
     waiters: Vec<oneshot::Sender<Result<PeerId, DialError>>>,
-    /// The peer has answered it, so an incoming connection of the same peer is the duplicate.
+    /// The peer has answered it: an incoming connection of the same peer is the duplicate, if our id is the smaller.
     handshaken: bool,
+    /// An incoming connection of the same peer was let in first.
+    yielded: bool,
 }
 
 struct Switch {
@@ -148,12 +161,14 @@ struct Switch {
     dials: BTreeMap<PeerId, Dial>,
     control: mpsc::Sender<FromLink>,
     generation: u64,
+    /// Dials begun so far.
+    dialled: u64,
 }
 
 /// Runs the switch until the node is closed.
 pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets) {
     let (control, mut from_links) = mpsc::channel(CONTROL);
-    let mut switch = Switch { core: Arc::clone(&core), dials: BTreeMap::new(), control, generation: 0 };
+    let mut switch = Switch { core: Arc::clone(&core), dials: BTreeMap::new(), control, generation: 0, dialled: 0 };
     // Kept over the turns: a change that falls between two waits would be missed, for each begins with what it finds.
     let mut changed = core.net.changed();
     loop {
@@ -182,13 +197,13 @@ impl Switch {
     fn command(&mut self, command: Command) {
         match command {
             Command::Dial { target, reply } => self.dial(target, reply),
-            Command::Handshaken { peer } => {
-                if let Some(dial) = self.dials.get_mut(&peer) {
-                    dial.handshaken = true;
-                }
+            Command::Handshaken { peer, number, reply } => {
+                let dial = self.dials.get_mut(&peer).filter(|dial| dial.number == number && !dial.yielded);
+                let goes_on = dial.map(|dial| dial.handshaken = true).is_some();
+                let _ = reply.send(goes_on); // the dial may have been given up
             }
-            Command::Dialled { peer, result } => self.dialled(peer, result),
-            Command::Vet { peer, reply } => drop(reply.send(self.vet(peer))),
+            Command::Dialled { peer, number, result } => self.dialled(peer, number, result),
+            Command::Vet { peer, instance, reply } => drop(reply.send(self.vet(peer, instance))),
             Command::Ended { link, reason } => self.ended(&link, reason),
             Command::Announce => self.announce(),
             Command::Anew { peer, instance } => {
@@ -208,7 +223,14 @@ impl Switch {
             return drop(reply.send(Ok(peer)));
         }
         let under_way = self.dials.contains_key(&peer);
-        let dial = self.dials.entry(peer).or_default();
+        self.dialled += u64::from(!under_way);
+        let number = self.dialled;
+        let dial = self.dials.entry(peer).or_insert_with(|| Dial {
+            number,
+            waiters: Vec::new(),
+            handshaken: false,
+            yielded: false,
+        });
         if dial.waiters.len() >= MAX_WAITERS {
             return drop(reply.send(Err(DialError::TooMany(peer))));
         }
@@ -216,8 +238,8 @@ impl Switch {
         if !under_way {
             let core = Arc::clone(&self.core);
             self.core.tasks.spawn(async move {
-                let handshaken = || drop(core.switch.commands.try_send(Command::Handshaken { peer }));
-                let result = match dial::dial(&core, target, handshaken).await {
+                let goes_on = core.switch.handshaken(peer, number);
+                let result = match dial::dial(&core, target, goes_on).await {
                     Ok(established) => {
                         core.switch.up(established).await;
                         Ok(())
@@ -228,40 +250,47 @@ impl Switch {
                     }
                     Err(error) => Err(error),
                 };
-                core.switch.send(Command::Dialled { peer, result }).await;
+                core.switch.send(Command::Dialled { peer, number, result }).await;
             });
         }
     }
 
-    fn dialled(&mut self, peer: PeerId, result: Result<(), DialError>) {
+    fn dialled(&mut self, peer: PeerId, number: u64, result: Result<(), DialError>) {
         // A success is told when its link is taken in.
         let Err(error) = result else { return };
-        if let Some(dial) = self.dials.remove(&peer) {
+        if self.dials.get(&peer).is_some_and(|dial| dial.number == number)
+            && let Some(dial) = self.dials.remove(&peer)
+        {
             dial.waiters.into_iter().for_each(|waiter| drop(waiter.send(Err(error.clone()))));
         }
     }
 
-    /// Of two simultaneous dials the one of the smaller id is kept; a dial that nobody has answered yet may never be.
-    fn vet(&self, peer: PeerId) -> Result<(), Gone> {
-        let ours_wins = self.core.id() < peer && self.dials.get(&peer).is_some_and(|dial| dial.handshaken);
-        if ours_wins { Err(Gone::Duplicate) } else { Ok(()) }
+    /// Of two simultaneous dials the one of the smaller id is kept; one that nobody has answered yet may never be, and
+    /// gives way. A peer that dials although its connection is older than any dial has lost it, or was restarted.
+    fn vet(&mut self, peer: PeerId, instance: u64) -> Result<(), Gone> {
+        let is_simultaneous = |link: &Arc<Link>| {
+            let same = link.dialled && link.hello().instance == instance;
+            same && link.since.elapsed() < HANDSHAKE_TOTAL && link.connection.close_reason().is_none()
+        };
+        let dial = self.dials.get_mut(&peer);
+        let is_answered = dial.as_ref().is_some_and(|dial| dial.handshaken);
+        let ours_wins = is_answered || self.core.switch.link(peer).as_ref().is_some_and(is_simultaneous);
+        if ours_wins && self.core.id() < peer {
+            return Err(Gone::Duplicate);
+        }
+        if let Some(dial) = dial {
+            dial.yielded = true;
+        }
+        Ok(())
     }
 
-    /// Takes a link in, unless one to the same peer is to be kept.
+    /// Takes a link in, in the place of an older one to the same peer.
     fn up(&mut self, established: Established) {
         let Established { link, recv, codec } = established;
         let peer = link.peer;
         let core = Arc::clone(&self.core);
         if let Some(old) = core.switch.link(peer) {
             let restarted = old.hello().instance != link.hello().instance;
-            let old_wins = old.dialled != link.dialled
-                && old.connection.close_reason().is_none()
-                && old.dialled == (core.id() < peer);
-            if !restarted && old_wins {
-                link.close(Gone::Duplicate);
-                core.retire(&link.track);
-                return self.resolve(peer);
-            }
             let reason = if restarted { Gone::Restarted } else { Gone::Replaced };
             old.close(reason.clone());
             self.ended(&old, reason);

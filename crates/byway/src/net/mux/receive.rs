@@ -26,7 +26,7 @@ use crate::{
     metrics::Dropped,
     net::{
         routes::{Via, is_alias},
-        track::Track,
+        track::{State, Track},
     },
 };
 
@@ -279,6 +279,11 @@ impl Mux {
             Some(track) => track,
             None => self.begin(via, &header, datagram.len(), now)?,
         };
+        let is_copy = |state: &State| state.established && state.find(via).is_some();
+        if header.kind == LongKind::Initial && is_copy(&track.lock()) {
+            self.counters.count(Dropped::UnknownHandshake); // a late copy, which QUIC would take for a new handshake
+            return None;
+        }
         if header.kind == LongKind::Retry && std::mem::replace(&mut track.lock().retried, true) {
             self.counters.count(Dropped::SecondRetry);
             return None;
