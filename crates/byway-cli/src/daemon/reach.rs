@@ -186,9 +186,12 @@ impl Way {
         self.report.tell(Event::Connected { peer: self.peer(), path, ms: milliseconds(began.elapsed()) });
         self.set_link(link, Some(Instant::now()));
         if !*admitted {
-            let knocked = self.daemon.tunnel.knock(peer, &self.service, self.ticket.secret).await;
-            knocked.map_err(|error| tunnel_failure(&error))?;
-            *admitted = true;
+            match self.daemon.tunnel.knock(peer, &self.service, self.ticket.secret).await {
+                Ok(()) => *admitted = true,
+                // No answer is no refusal: the connection's own end will tell, or the sessions.
+                Err(TunnelError::Gone(_) | TunnelError::Absent(_) | TunnelError::Timeout | TunnelError::Busy(_)) => {}
+                Err(error) => return Err(tunnel_failure(&error)),
+            }
         }
         Ok(path)
     }
