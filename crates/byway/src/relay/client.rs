@@ -52,8 +52,9 @@ const MAX_ADDRS: usize = 4;
 /// How often a registered node pings its relay, which is how it learns within seconds that the relay is gone.
 const PING: Duration = Duration::from_secs(2);
 
-/// Pauses between attempts to register: the first, and the longest.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// Pauses between attempts to register: the first, and the longest, so that a relay that was away for long is found
+/// again within seconds. An attempt is one handshake, which backs off by itself.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// How often an allocation is opened again whose peer was not registered.
 const REOPEN: Duration = Duration::from_millis(500);
