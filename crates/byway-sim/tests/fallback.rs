@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use byway::{Event, PathKind};
 use byway_sim::{Host, World};
-use common::{Peer, config, config_anew, flow, flows, kill, ms, peer, relay, scenario, secs};
+use common::{Peer, config, config_anew, exchange, flow, flows, kill, ms, peer, relay, scenario, secs};
 use tokio::time;
 
 /// The longest silence that an application may see when a path dies.
@@ -141,6 +141,23 @@ fn nodes_register_anew_within_seconds_of_their_relays_restart() {
         assert_eq!(new.status().await.serving.unwrap().allocations, 1, "the standby route is open again");
         assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the direct connection did not last");
         assert_eq!(a.path().await, Some(PathKind::Direct));
+    });
+}
+
+#[test]
+fn a_relayed_connection_goes_on_within_seconds_after_its_relay_was_away_for_a_minute() {
+    scenario(1, secs(300), |world| async move {
+        let Pair { hosts, mut a, mut b, relay: _old } = pair(&world, true).await;
+        time::sleep(secs(5)).await;
+        let successor = world.host("successor");
+        kill(&hosts[2], &successor);
+        time::sleep(secs(60)).await;
+        let (_new, _) = relay(&successor, config_anew(9)).await;
+        let returned = time::Instant::now();
+        exchange(&mut a, &mut b).await;
+        println!("answered after {:?}", returned.elapsed());
+        assert!(returned.elapsed() < secs(4), "{:?}", returned.elapsed());
+        assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the connection did not last");
     });
 }
 

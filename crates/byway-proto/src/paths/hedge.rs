@@ -21,8 +21,8 @@ const SEARCH_SPACING: Duration = Duration::from_millis(500);
 /// … for this long; an outage that lasts longer is a matter of minutes rather than seconds.
 const SEARCH_FOR: Duration = Duration::from_secs(30);
 
-/// The spacing after that …
-const OUTAGE_SPACING: Duration = Duration::from_secs(2);
+/// The spacing after that: a restarted relay is found by one such ping, and the peer behind it by another …
+const OUTAGE_SPACING: Duration = Duration::from_secs(1);
 
 /// … until the outage is this old; the connection itself gives up minutes later.
 const OUTAGE_FOR: Duration = Duration::from_secs(300);
@@ -37,6 +37,10 @@ const SLACK: Duration = Duration::from_millis(150);
 /// How many of the latest datagrams go out again with each ping of a burst and at a decision: QUIC declares the ones
 /// before them lost as soon as these are acknowledged.
 const LATEST: usize = 2;
+
+/// How many go out again with each later ping, while nothing answers: a peer or relay that was restarted meanwhile says so
+/// only to a datagram of QUIC's (RFC 9000 §10.3), and QUIC's own next one may be many seconds away by then.
+const SEARCH_LATEST: usize = 1;
 
 /// A hedge under way.
 #[derive(Debug)]
@@ -161,11 +165,15 @@ impl Paths {
                 _ => LONG_OUTAGE_SPACING,
             };
         // a doubt that a whole round of pings could not settle is our own, whoever began it
-        let (doubt, replay) =
-            (hedge.doubt || age >= patience, hedge.pings <= BURST_PINGS && hedge.why != HedgeWhy::Established);
+        let doubt = hedge.doubt || age >= patience;
+        let replay = match hedge.why {
+            HedgeWhy::Established => 0,
+            _ if hedge.pings <= BURST_PINGS => LATEST,
+            _ => SEARCH_LATEST,
+        };
         self.ping_all(doubt, now);
-        if replay {
-            self.replay_hedged(LATEST, Duration::MAX);
+        if replay > 0 {
+            self.replay_hedged(replay, Duration::MAX);
         }
         self.tell_plan(now);
     }
