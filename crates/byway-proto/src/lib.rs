@@ -15,6 +15,7 @@ pub mod addr;
 pub mod gate;
 pub mod hello;
 pub mod id;
+pub mod nat;
 pub mod paths;
 pub mod relay;
 pub mod rng;

@@ -1,0 +1,227 @@
+//! What goes into the agent and what comes out of it.
+
+use alloc::vec::Vec;
+use core::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use super::NatReport;
+
+/// A UDP socket of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(pub u32);
+
+impl SocketId {
+    /// The node's own socket of the destination's family; the agent numbers the others and never uses a number twice.
+    pub const MAIN: SocketId = SocketId(0);
+}
+
+/// A connection with a peer, numbered by the driver, which never uses a number twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// What the driver tells the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// The STUN servers of both families from now on, in order of preference; those known already are not asked again.
+    Servers(Vec<SocketAddr>),
+    /// The node is on another network: what was learned about the last one is void. With the addresses of its interfaces.
+    Network(Vec<IpAddr>),
+    /// The answer to [`Output::Open`], given before anything else: where the socket is bound, or `None` if the system
+    /// refused.
+    Opened {
+        /// The socket.
+        socket: SocketId,
+        /// Its own address.
+        local: Option<SocketAddr>,
+    },
+    /// A STUN message came in by a socket, from a server that was asked, or from this node itself (hairpin).
+    Stun {
+        /// The socket it came in by.
+        socket: SocketId,
+        /// Where it came from.
+        from: SocketAddr,
+        /// The message.
+        datagram: Vec<u8>,
+    },
+    /// The gateway's own public address, as it told by a port mapping protocol.
+    External(IpAddr),
+    /// A connection is established: its control stream carries [`Signal`]s, and its probe keys exist.
+    Up {
+        /// The connection.
+        link: LinkId,
+        /// Whether this side dialled it.
+        dialled: bool,
+        /// Whether the two are on one machine, or otherwise known to each other over loopback.
+        loopback: bool,
+    },
+    /// What the peer's survey found.
+    Theirs {
+        /// The connection.
+        link: LinkId,
+        /// The report, as the peer tells it.
+        report: NatReport,
+    },
+    /// Where the peer says it may be reached; replaces what it said before.
+    Candidates {
+        /// The connection.
+        link: LinkId,
+        /// The addresses, unchecked.
+        addrs: Vec<SocketAddr>,
+    },
+    /// The peer's part of a punch.
+    Signal {
+        /// The connection.
+        link: LinkId,
+        /// What it says.
+        signal: Signal,
+    },
+    /// An authentic pong came in that the peer's route machine does not know.
+    Pong {
+        /// The connection.
+        link: LinkId,
+        /// The socket it came in by.
+        socket: SocketId,
+        /// Where it came from.
+        from: SocketAddr,
+        /// The ping's transaction id.
+        txid: u64,
+    },
+    /// A direct route is proven both ways: everything under way for this link stops, and its sockets close but the one in use.
+    Direct {
+        /// The connection.
+        link: LinkId,
+        /// The socket that the route uses.
+        socket: SocketId,
+    },
+    /// The connection has no direct route any more.
+    Relayed {
+        /// The connection.
+        link: LinkId,
+    },
+    /// A route on a socket that the agent opened is gone: the socket may close.
+    Unused {
+        /// The socket.
+        socket: SocketId,
+    },
+    /// The share of probes lost on the link's relay route, in thousandths: told about once a second during a punch.
+    RelayLoss {
+        /// The connection.
+        link: LinkId,
+        /// 0 to 1,000.
+        per_mille: u16,
+    },
+    /// The connection is over; no later output names it.
+    Forget {
+        /// The connection.
+        link: LinkId,
+    },
+    /// The time of `poll_timeout` has come.
+    Timeout,
+}
+
+/// What one side of a punch tells the other on the control stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Signal {
+    /// "My NAT's counter stands here; meet me at the port that follows from it."
+    Counter {
+        /// Counts the attempts between these two; both sides use the higher number.
+        attempt: u32,
+        /// The sender's public address.
+        ip: IpAddr,
+        /// The port of the mapping that was made last.
+        base: u16,
+        /// What the next one adds.
+        step: i16,
+    },
+    /// "My sockets are open towards you, probably at these ports: probe them."
+    Guess {
+        /// The attempt.
+        attempt: u32,
+        /// The sender's public address.
+        ip: IpAddr,
+        /// The ports, likeliest first.
+        ports: Vec<u16>,
+    },
+    /// "Let us try many ports: will you?" From the side whose public port is known.
+    Spray {
+        /// The attempt.
+        attempt: u32,
+    },
+    /// "Begin; I am opening my sockets." The answer to [`Signal::Spray`], or to nothing.
+    Go {
+        /// The attempt.
+        attempt: u32,
+        /// The sender's public address.
+        ip: IpAddr,
+    },
+    /// "Not now": another punch is under way, or the budget is spent.
+    Busy {
+        /// The attempt.
+        attempt: u32,
+    },
+}
+
+/// What the agent has decided.
+///
+/// Exhaustive on purpose: a driver that skips a decision is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Open a socket of this family on any port, with the buffers of the node's own, and say so by [`Input::Opened`] before the next
+    /// output is taken.
+    Open {
+        /// The new socket.
+        socket: SocketId,
+        /// IPv6, or IPv4.
+        ipv6: bool,
+    },
+    /// Close a socket that was opened.
+    Close {
+        /// The socket.
+        socket: SocketId,
+    },
+    /// Send a STUN message.
+    Stun {
+        /// By this socket.
+        socket: SocketId,
+        /// To this server.
+        to: SocketAddr,
+        /// The message.
+        datagram: Vec<u8>,
+    },
+    /// Send an authenticated ping.
+    Ping {
+        /// Of this connection.
+        link: LinkId,
+        /// By this socket.
+        socket: SocketId,
+        /// To this address.
+        to: SocketAddr,
+        /// The transaction id that its pong repeats.
+        txid: u64,
+        /// How many routers it may pass, where the system can say so for one packet: an opener need not arrive.
+        hop_limit: Option<u8>,
+    },
+    /// A ping was answered: hand the route to the peer's route machine.
+    Route {
+        /// The connection.
+        link: LinkId,
+        /// The route's socket.
+        socket: SocketId,
+        /// The route's other end.
+        remote: SocketAddr,
+        /// How long the answer took.
+        rtt: Duration,
+    },
+    /// Tell the peer on the control stream.
+    Signal {
+        /// The connection.
+        link: LinkId,
+        /// What to say.
+        signal: Signal,
+    },
+    /// The survey has found something new: tell every peer, and the node's user.
+    Report(NatReport),
+}
