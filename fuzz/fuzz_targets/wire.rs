@@ -3,7 +3,7 @@
 
 use byway_proto::{
     Instant,
-    wire::{Kind, classify, fragment, quic, relay_data, stun},
+    wire::{Kind, classify, fragment, natpmp, pcp, quic, relay_data, stun},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -12,6 +12,7 @@ fuzz_target!(|datagram: &[u8]| {
     quic_headers(datagram, kind);
     relayed(datagram, kind);
     fragments(datagram, kind);
+    port_mapping(datagram);
     assert!(stun::parse_request(datagram).is_none() || kind == Kind::Stun);
 });
 
@@ -47,5 +48,20 @@ fn fragments(datagram: &[u8], kind: Kind) {
         assert_eq!(reassembly.push(second, Instant::START), None);
         assert_eq!(reassembly.push(first, Instant::START).as_deref(), Some(datagram));
         assert_eq!(reassembly.pending(), 0);
+    }
+}
+
+fn port_mapping(datagram: &[u8]) {
+    if let Ok(request) = pcp::decode_request(datagram) {
+        assert_eq!(pcp::decode_request(&pcp::encode_request(&request)), Ok(request));
+    }
+    if let Ok(response) = pcp::decode_response(datagram) {
+        assert_eq!(pcp::decode_response(&pcp::encode_response(&response)), Ok(response));
+    }
+    if let Ok(request) = natpmp::decode_request(datagram) {
+        assert_eq!(natpmp::encode_request(&request).len(), datagram.len());
+    }
+    if let Ok(response) = natpmp::decode_response(datagram) {
+        assert_eq!(natpmp::decode_response(&natpmp::encode_response(&response)), Ok(response));
     }
 }

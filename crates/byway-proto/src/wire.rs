@@ -4,6 +4,8 @@
 //! [`quic::parse_long`], [`quic::short_dcid`], [`relay_data::parse`] and [`fragment::parse`] run for each packet and allocate nothing.
 
 pub mod fragment;
+pub mod natpmp;
+pub mod pcp;
 pub mod probe;
 pub mod quic;
 pub mod relay_data;
