@@ -10,6 +10,12 @@ use byway_proto::{
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
+    if let Some(request) = stun::Request::parse(bytes) {
+        assert_eq!(stun::Request::parse(&request.to_bytes()), Some(request));
+    }
+    if let Some(response) = stun::Response::parse(bytes) {
+        assert_eq!(stun::Response::parse(&response.to_bytes()), Some(response));
+    }
     if let Some(txid) = stun::parse_request(bytes) {
         assert_eq!(classify(bytes), Kind::Stun);
         answered(txid, SocketAddr::from(([192, 0, 2, 1], 9)));

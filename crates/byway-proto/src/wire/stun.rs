@@ -1,4 +1,6 @@
-//! STUN's binding request and response (RFC 8489), and nothing else of it: "from which address do I seem to come?"
+//! STUN's binding request and response (RFC 8489): "from which address do I seem to come?"
+//!
+//! [`Request`] and [`Response`] add what RFC 5780 needs to learn how a NAT behaves. Our relays answer plain requests only.
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
@@ -7,7 +9,15 @@ const COOKIE: u32 = 0x2112_a442;
 const HEADER_LEN: usize = 20;
 const BINDING_REQUEST: u16 = 0x0001;
 const BINDING_RESPONSE: u16 = 0x0101;
+const CHANGE_REQUEST: u16 = 0x0003;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+const PADDING: u16 = 0x0026;
+const RESPONSE_PORT: u16 = 0x0027;
+const RESPONSE_ORIGIN: u16 = 0x802b;
+const OTHER_ADDRESS: u16 = 0x802c;
+/// The flags of CHANGE-REQUEST (RFC 5780 §7.2).
+const CHANGE_IP: u8 = 4;
+const CHANGE_PORT: u8 = 2;
 const FAMILY_IPV4: u8 = 1;
 const FAMILY_IPV6: u8 = 2;
 
@@ -22,7 +32,7 @@ pub fn has_cookie(datagram: &[u8]) -> bool {
 
 /// A binding request without attributes: 20 bytes.
 pub fn binding_request(txid: [u8; 12]) -> Vec<u8> {
-    header(BINDING_REQUEST, 0, &txid)
+    header(BINDING_REQUEST, &txid)
 }
 
 /// The transaction id of a well-formed binding request.
@@ -37,37 +47,108 @@ pub fn parse_request(datagram: &[u8]) -> Option<[u8; 12]> {
 
 /// The answer to a binding request that came from `addr`: one XOR-MAPPED-ADDRESS (RFC 8489 §14.2), 32 or 44 bytes.
 pub fn binding_response(txid: [u8; 12], addr: SocketAddr) -> Vec<u8> {
-    let (family, ip) = match addr.ip().to_canonical() {
-        IpAddr::V4(ip) => (FAMILY_IPV4, Vec::from(ip.octets())),
-        IpAddr::V6(ip) => (FAMILY_IPV6, Vec::from(ip.octets())),
-    };
-    let value_len = if family == FAMILY_IPV4 { 8_u16 } else { 20 };
-    let mut message = header(BINDING_RESPONSE, 4 + value_len, &txid);
-    message.extend(XOR_MAPPED_ADDRESS.to_be_bytes());
-    message.extend(value_len.to_be_bytes());
-    message.extend([0, family]);
-    message.extend(xor(&addr.port().to_be_bytes(), &txid));
-    message.extend(xor(&ip, &txid));
-    message
+    Response { txid, mapped: addr, origin: None, other: None }.to_bytes()
 }
 
 /// The address that a server has seen, if this is its well-formed answer to our request `txid`.
 ///
 /// `None` also if an attribute that a client must understand is unknown (RFC 8489 §6.3.3).
 pub fn parse_response(datagram: &[u8], txid: &[u8; 12]) -> Option<SocketAddr> {
-    let (received, attributes) = parse_message(datagram, BINDING_RESPONSE)?;
-    if received != *txid {
-        return None;
-    }
-    let mut seen = None;
-    for attribute in Attributes(attributes) {
-        match attribute? {
-            (XOR_MAPPED_ADDRESS, value) => seen = seen.or(Some(xor_mapped_address(value, txid)?)),
-            (kind, _) if kind >= FIRST_OPTIONAL || kind <= LAST_OF_RFC_3489 => {}
-            _ => return None,
+    Response::parse(datagram).filter(|response| response.txid == *txid).map(|response| response.mapped)
+}
+
+/// A binding request, and from where and to where it wants its answer (RFC 5780 §7).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Repeated in the answer.
+    pub txid: [u8; 12],
+    /// Answer from the server's other IP address.
+    pub change_ip: bool,
+    /// Answer from the server's other port.
+    pub change_port: bool,
+    /// Answer to this port of the address that the request came from.
+    pub response_port: Option<u16>,
+}
+
+impl Request {
+    /// The request as a datagram, at most 36 bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut message = header(BINDING_REQUEST, &self.txid);
+        let flags = CHANGE_IP * u8::from(self.change_ip) + CHANGE_PORT * u8::from(self.change_port);
+        if flags != 0 {
+            push_attribute(&mut message, CHANGE_REQUEST, &[0, 0, 0, flags]);
         }
+        if let Some(port) = self.response_port {
+            let [high, low] = port.to_be_bytes();
+            push_attribute(&mut message, RESPONSE_PORT, &[high, low, 0, 0]);
+        }
+        message
     }
-    seen
+
+    /// A well-formed binding request; `None` also for one with an attribute of neither RFC that a server must understand.
+    ///
+    /// PADDING is passed over: an answer shall not be longer than its address needs.
+    pub fn parse(datagram: &[u8]) -> Option<Request> {
+        let (txid, attributes) = parse_message(datagram, BINDING_REQUEST)?;
+        let mut request = Request { txid, ..Request::default() };
+        for attribute in Attributes(attributes) {
+            match attribute? {
+                (CHANGE_REQUEST, [_, _, _, flags]) => {
+                    request.change_ip = flags & CHANGE_IP != 0;
+                    request.change_port = flags & CHANGE_PORT != 0;
+                }
+                (RESPONSE_PORT, [high, low, ..]) => request.response_port = Some(u16::from_be_bytes([*high, *low])),
+                (PADDING, _) => {}
+                (kind, _) if kind >= FIRST_OPTIONAL => {}
+                _ => return None,
+            }
+        }
+        Some(request)
+    }
+}
+
+/// The answer to a binding request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Response {
+    /// That of the request.
+    pub txid: [u8; 12],
+    /// From where the request came (XOR-MAPPED-ADDRESS).
+    pub mapped: SocketAddr,
+    /// From where the server says that it answers (RFC 5780 §7.3).
+    pub origin: Option<SocketAddr>,
+    /// The server's other IP address and other port, of which all four combinations answer (RFC 5780 §7.4).
+    pub other: Option<SocketAddr>,
+}
+
+impl Response {
+    /// The response as a datagram, at most [`MAX_RESPONSE_LEN`] bytes if neither `origin` nor `other` is told, else 92.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut message = header(BINDING_RESPONSE, &self.txid);
+        push_attribute(&mut message, XOR_MAPPED_ADDRESS, &mask(&address(self.mapped), &self.txid));
+        for (kind, addr) in [(RESPONSE_ORIGIN, self.origin), (OTHER_ADDRESS, self.other)] {
+            if let Some(addr) = addr {
+                push_attribute(&mut message, kind, &address(addr));
+            }
+        }
+        message
+    }
+
+    /// A well-formed success response; `None` also if an attribute that a client must understand is unknown (RFC 8489 §6.3.3).
+    pub fn parse(datagram: &[u8]) -> Option<Response> {
+        let (txid, attributes) = parse_message(datagram, BINDING_RESPONSE)?;
+        let (mut mapped, mut origin, mut other) = (None, None, None);
+        for attribute in Attributes(attributes) {
+            match attribute? {
+                (XOR_MAPPED_ADDRESS, value) => mapped = mapped.or(Some(parse_address(&mask(value, &txid))?)),
+                (RESPONSE_ORIGIN, value) => origin = parse_address(value),
+                (OTHER_ADDRESS, value) => other = parse_address(value),
+                (PADDING, _) => {}
+                (kind, _) if kind >= FIRST_OPTIONAL || kind <= LAST_OF_RFC_3489 => {}
+                _ => return None,
+            }
+        }
+        Some(Response { txid, mapped: mapped?, origin, other })
+    }
 }
 
 /// Attributes from here on may be ignored (RFC 8489 §14).
@@ -76,13 +157,24 @@ const FIRST_OPTIONAL: u16 = 0x8000;
 /// Up to here lie MAPPED-ADDRESS, SOURCE-ADDRESS and others of RFC 3489 §11.2, which servers still add for old clients.
 const LAST_OF_RFC_3489: u16 = 0x000b;
 
-fn header(kind: u16, attributes_len: u16, txid: &[u8; 12]) -> Vec<u8> {
+fn header(kind: u16, txid: &[u8; 12]) -> Vec<u8> {
     let mut message = Vec::with_capacity(MAX_RESPONSE_LEN);
     message.extend(kind.to_be_bytes());
-    message.extend(attributes_len.to_be_bytes());
+    message.extend([0, 0]);
     message.extend(COOKIE.to_be_bytes());
     message.extend(txid);
     message
+}
+
+/// Appends an attribute of a few bytes, a multiple of four, and counts it in the header.
+fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    message.extend(kind.to_be_bytes());
+    message.extend((value.len() as u16).to_be_bytes());
+    message.extend(value);
+    let len = (message.len() - HEADER_LEN) as u16;
+    if let Some([l0, l1]) = message.get_mut(2..4) {
+        [*l0, *l1] = len.to_be_bytes();
+    }
 }
 
 /// The transaction id and the attributes of a message of this kind, if its length is right (RFC 8489 §5).
@@ -95,21 +187,34 @@ fn parse_message(datagram: &[u8], kind: u16) -> Option<([u8; 12], &[u8])> {
     Some((txid.try_into().ok().filter(|_| fits)?, attributes))
 }
 
-fn xor_mapped_address(value: &[u8], txid: &[u8; 12]) -> Option<SocketAddr> {
-    let ([_, family, port @ ..], ip) = value.split_first_chunk::<4>()?;
-    let port: [u8; 2] = xor(port, txid).collect::<Vec<_>>().try_into().ok()?;
-    let ip: Vec<u8> = xor(ip, txid).collect();
+/// The value of MAPPED-ADDRESS and its kin (RFC 8489 §14.1): zero, family, port, address; mapped IPv4 as IPv4.
+fn address(addr: SocketAddr) -> Vec<u8> {
+    let (family, ip) = match addr.ip().to_canonical() {
+        IpAddr::V4(ip) => (FAMILY_IPV4, Vec::from(ip.octets())),
+        IpAddr::V6(ip) => (FAMILY_IPV6, Vec::from(ip.octets())),
+    };
+    let mut value = Vec::from([0, family]);
+    value.extend(addr.port().to_be_bytes());
+    value.extend(ip);
+    value
+}
+
+fn parse_address(value: &[u8]) -> Option<SocketAddr> {
+    let ([_, family, p0, p1], ip) = value.split_first_chunk::<4>()?;
     let ip = match *family {
         FAMILY_IPV4 => IpAddr::from(<[u8; 4]>::try_from(ip).ok()?),
         FAMILY_IPV6 => IpAddr::from(<[u8; 16]>::try_from(ip).ok()?).to_canonical(),
         _ => return None,
     };
-    Some(SocketAddr::new(ip, u16::from_be_bytes(port)))
+    Some(SocketAddr::new(ip, u16::from_be_bytes([*p0, *p1])))
 }
 
-/// Hides or reveals an address: XOR with cookie and transaction id, so that no NAT rewrites what looks like an address (RFC 8489 §14.2).
-fn xor<'a>(bytes: &'a [u8], txid: &'a [u8; 12]) -> impl Iterator<Item = u8> + 'a {
-    bytes.iter().zip(COOKIE.to_be_bytes().into_iter().chain(*txid)).map(|(byte, mask)| byte ^ mask)
+/// Hides or reveals the address in an attribute's value: port and address are each XORed with cookie and transaction id, so that
+/// no NAT rewrites what looks like an address (RFC 8489 §14.2).
+fn mask(value: &[u8], txid: &[u8; 12]) -> Vec<u8> {
+    let mask = || COOKIE.to_be_bytes().into_iter().chain(*txid);
+    let masks = [0, 0].into_iter().chain(mask().take(2)).chain(mask());
+    value.iter().zip(masks).map(|(byte, mask)| byte ^ mask).collect()
 }
 
 /// The attributes of a message, each padded to four bytes (RFC 8489 §14); ends with `None` at a malformed one.
@@ -187,6 +292,48 @@ mod tests {
     }
 
     #[test]
+    fn rfc_5780_bytes_are_the_documented_ones() {
+        let plain = Request { txid: [9; 12], ..Request::default() };
+        assert_eq!(plain.to_bytes(), binding_request([9; 12]));
+        let request = Request { change_ip: true, response_port: Some(0x1151), ..plain };
+        let header = |kind, len| [&[kind, 1, 0, len, 0x21, 0x12, 0xa4, 0x42][..], &[9; 12]].concat();
+        assert_eq!(
+            request.to_bytes(),
+            [&header(0, 16)[..], &[0, 3, 0, 4, 0, 0, 0, 4, 0, 0x27, 0, 4, 0x11, 0x51, 0, 0]].concat()
+        );
+        let both = Request { change_port: true, ..request };
+        assert_eq!(both.to_bytes()[27], 6);
+        assert_eq!(Request { change_port: true, ..plain }.to_bytes()[27], 2);
+        let [mapped, origin, other] = ["192.0.2.1:9", "192.0.2.2:3478", "192.0.2.3:3479"].map(|a| a.parse().unwrap());
+        let response = Response { txid: [9; 12], mapped, origin: Some(origin), other: Some(other) }.to_bytes();
+        assert_eq!(response[..20], header(1, 36));
+        assert_eq!(response[32..44], [0x80, 0x2b, 0, 8, 0, 1, 0x0d, 0x96, 192, 0, 2, 2]);
+        assert_eq!(response[44..], [0x80, 0x2c, 0, 8, 0, 1, 0x0d, 0x97, 192, 0, 2, 3]);
+    }
+
+    #[test]
+    fn a_plain_server_is_silent_to_rfc_5780_requests() {
+        for request in [
+            Request { change_port: true, ..Request::default() },
+            Request { response_port: Some(9), ..Request::default() },
+        ] {
+            assert_eq!(parse_request(&request.to_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn padding_is_passed_over_and_a_malformed_other_address_is_not_given() {
+        let padded = with_attribute(binding_request([7; 12]), PADDING, &[0; 100]);
+        assert_eq!(Request::parse(&padded), Some(Request { txid: [7; 12], ..Request::default() }));
+        assert_eq!(parse_request(&padded), None);
+        let response = binding_response([7; 12], "192.0.2.1:9".parse().unwrap());
+        let response = with_attribute(with_attribute(response, PADDING, &[0; 5]), OTHER_ADDRESS, &[0, 1, 0]);
+        assert_eq!(Response::parse(&response).map(|response| response.other), Some(None));
+        let short = with_attribute(binding_request([7; 12]), CHANGE_REQUEST, &[0; 3]);
+        assert_eq!(Request::parse(&short), None);
+    }
+
+    #[test]
     fn another_transactions_response_is_ignored() {
         assert_eq!(parse_response(&RFC_5769_IPV4, &[7; 12]), None);
         assert_eq!(parse_response(&binding_request(RFC_5769_TXID), &RFC_5769_TXID), None);
@@ -240,11 +387,28 @@ mod tests {
         }
 
         #[test]
+        fn rfc_5780_messages_round_trip(
+            txid: [u8; 12], change_ip: bool, change_port: bool, response_port: Option<u16>,
+            addrs: (SocketAddr, Option<SocketAddr>, Option<SocketAddr>),
+        ) {
+            let request = Request { txid, change_ip, change_port, response_port };
+            prop_assert_eq!(Request::parse(&request.to_bytes()), Some(request));
+            prop_assert!(request.to_bytes().len() <= 36);
+            let canonical = |addr: SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port());
+            let (mapped, origin, other) = (canonical(addrs.0), addrs.1.map(canonical), addrs.2.map(canonical));
+            let response = Response { txid, mapped, origin, other };
+            prop_assert_eq!(Response::parse(&response.to_bytes()), Some(response));
+            prop_assert!(response.to_bytes().len() <= 92);
+        }
+
+        #[test]
         fn no_bytes_panic(datagram: Vec<u8>, attributes: Vec<u8>, kind in prop::sample::select(&[1, 0x101][..])) {
             let _ = (parse_request(&datagram), parse_response(&datagram, &[0; 12]), has_cookie(&datagram));
-            let mut message = header(kind, attributes.len() as u16, &[7; 12]);
+            let mut message = header(kind, &[7; 12]);
+            message[2..4].copy_from_slice(&(attributes.len() as u16).to_be_bytes());
             message.extend(attributes);
             let _ = (parse_request(&message), parse_response(&message, &[7; 12]));
+            let _ = (Request::parse(&message), Response::parse(&message));
         }
     }
 }
