@@ -7,5 +7,5 @@
 mod event;
 mod report;
 
-pub use event::{Input, LinkId, Output, Signal, SocketId};
+pub use event::{Input, LinkId, MAX_GUESSES, Output, Signal, SocketId};
 pub use report::{FamilyReport, Filtering, Mapping, NatReport, Ports};

@@ -7,7 +7,11 @@ use prost::Message;
 use thiserror::Error;
 
 use super::{Hello, message};
-use crate::{id::PeerId, wire::relay_data::AllocId};
+use crate::{
+    id::PeerId,
+    nat::{MAX_GUESSES, NatReport, Signal},
+    wire::relay_data::AllocId,
+};
 
 /// Bytes in one control message: a full hello takes about 6 KiB.
 pub const MAX_CONTROL_FRAME: usize = 16 * 1_024;
@@ -79,6 +83,10 @@ pub enum Control {
         /// How long it still forwards, in whole milliseconds.
         deadline: Duration,
     },
+    /// What the sender's survey found; replaces what it said before.
+    NatReport(NatReport),
+    /// The sender's part of a punch: ports and steps that are not 0, at most [`MAX_GUESSES`] ports.
+    Punch(Signal),
 }
 
 /// Where the sender of the message may be reached.
@@ -214,6 +222,9 @@ pub enum ControlError {
     /// We were given more to write than a message may hold.
     #[error("more than {MAX_CANDIDATES} candidates in one message is our own fault: keep the best")]
     TooManyCandidates,
+    /// We were given more ports to write than a signal may hold.
+    #[error("more than {MAX_GUESSES} ports in one signal is our own fault: keep the likeliest")]
+    TooManyGuesses,
     /// The reader pushed more than [`MAX_BUFFERED`] without taking messages out, which is our own fault.
     #[error("control messages were not taken out of their buffer, which is a bug in byway: report it")]
     Undrained,
@@ -238,6 +249,15 @@ pub enum Garbled {
     /// There are more candidates than [`MAX_CANDIDATES`].
     #[error("a control message holds too many candidates")]
     Candidates,
+    /// There are more ports than [`MAX_GUESSES`].
+    #[error("a punch signal holds too many ports")]
+    Guesses,
+    /// A port is 0 or above 65,535.
+    #[error("a punch signal names a port that does not exist")]
+    Port,
+    /// A step of a NAT's counter is 0 or does not fit 16 bits.
+    #[error("a counter that steps by nothing, or too far, was told")]
+    Step,
 }
 
 #[cfg(test)]
@@ -248,7 +268,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::hello::{Announced, tests::any_hello};
+    use crate::{
+        hello::{Announced, tests::any_hello},
+        nat::{FamilyReport, Filtering, Mapping, Ports},
+    };
 
     #[test]
     fn frames_survive_any_cut() {
@@ -273,6 +296,17 @@ mod tests {
         let open = [&[0, 46, 0x32, 44, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &peer[..]].concat();
         assert_eq!(self::open().to_frame().unwrap(), open);
         assert_eq!(Control::Register.to_frame().unwrap(), [0, 2, 0x22, 0]);
+        let guess = Signal::Guess { attempt: 1, ip: Ipv4Addr::new(192, 0, 2, 1).into(), ports: vec![9, 300] };
+        let guess = Control::Punch(guess).to_frame().unwrap();
+        assert_eq!(guess, *b"\0\x11\x62\x0f\x08\x02\x10\x01\x1a\x04\xc0\0\x02\x01\x32\x03\x09\xac\x02");
+        let ipv4 = FamilyReport {
+            public: Some("192.0.2.1:9".parse().unwrap()),
+            mapping: Some(Mapping::AddressAndPortDependent),
+            ports: Some(Ports::Sequential { step: -2 }),
+            ..FamilyReport::default()
+        };
+        let report = Control::NatReport(NatReport { ipv4: Some(ipv4), ipv6: None }).to_frame().unwrap();
+        assert_eq!(report, *b"\0\x13\x5a\x11\x0a\x0f\x0a\x07\x04\xc0\0\x02\x01\0\x09\x18\x03\x28\x02\x30\x03");
         let goodbye = Control::Goodbye(Goodbye { code: 2, detail: "chat".into() });
         assert_eq!(goodbye.to_frame().unwrap(), *b"\0\x0a\x1a\x08\x08\x02\x12\x04chat");
         let announced = b"\x2a\x0a\x08\x01\x12\x02ab\x18\x01\x20\x02";
@@ -327,6 +361,35 @@ mod tests {
         codec.push(&(forged.len() as u16).to_be_bytes());
         codec.push(&forged);
         assert_eq!(codec.next(), Err(ControlError::PeerMisbehaved(Garbled::Candidates)));
+    }
+
+    #[test]
+    fn too_many_guesses_are_neither_written_nor_read() {
+        let ports = vec![1; MAX_GUESSES + 1];
+        let signal = Signal::Guess { attempt: 1, ip: Ipv4Addr::LOCALHOST.into(), ports };
+        assert_eq!(Control::Punch(signal).to_frame(), Err(ControlError::TooManyGuesses));
+        let read = |kind, ip: &[u8], ports| message::Frame::forge_punch(kind, ip, ports).into_control();
+        for (ip, ports, garbled) in [
+            (&[127, 0, 0, 1][..], vec![1; MAX_GUESSES + 1], Garbled::Guesses),
+            (&[127, 0, 0, 1], vec![9, 65_536], Garbled::Port),
+            (&[127, 0, 0, 1], vec![0], Garbled::Port),
+            (&[127, 0, 0], vec![9], Garbled::Address),
+        ] {
+            assert_eq!(read(2, ip, ports), Err(ControlError::PeerMisbehaved(garbled)));
+        }
+        assert_eq!(read(99, &[], vec![]), Ok(None), "a signal of a kind to come");
+    }
+
+    #[test]
+    fn behaviours_to_come_are_read_as_not_learned() {
+        // mapping, filtering and port allocation 9 in the IPv4 half
+        let frame = [0, 10, 0x5a, 8, 0x0a, 6, 0x18, 9, 0x20, 9, 0x28, 9];
+        let mut codec = ControlCodec::new();
+        codec.push(&frame);
+        let report = NatReport { ipv4: Some(FamilyReport::default()), ipv6: None };
+        assert_eq!(codec.next(), Ok(Some(Control::NatReport(report))));
+        codec.push(&[0, 8, 0x5a, 6, 0x0a, 4, 0x28, 2, 0x30, 0]); // sequential by 0
+        assert_eq!(codec.next(), Err(ControlError::PeerMisbehaved(Garbled::Step)));
     }
 
     #[test]
@@ -402,6 +465,59 @@ mod tests {
             (any_addr(), any::<u64>()).prop_map(|(observed, max_rate)| Control::Registered { observed, max_rate }),
             relayed,
             any::<u64>().prop_map(|ms| Control::Drain { deadline: Duration::from_millis(ms) }),
+            (prop::option::of(any_family()), prop::option::of(any_family()))
+                .prop_map(|(ipv4, ipv6)| Control::NatReport(NatReport { ipv4, ipv6 })),
+            any_signal().prop_map(Control::Punch),
         ]
+    }
+
+    fn any_step() -> impl Strategy<Value = i16> {
+        any::<i16>().prop_filter("a counter moves", |step| *step != 0)
+    }
+
+    fn any_family() -> impl Strategy<Value = FamilyReport> {
+        let mapping = prop::option::of(prop::sample::select(vec![
+            Mapping::EndpointIndependent,
+            Mapping::AddressDependent,
+            Mapping::AddressAndPortDependent,
+        ]));
+        let filtering = prop::option::of(prop::sample::select(vec![
+            Filtering::EndpointIndependent,
+            Filtering::AddressDependent,
+            Filtering::AddressAndPortDependent,
+        ]));
+        let ports = prop::option::of(prop_oneof![
+            Just(Ports::Preserving),
+            Just(Ports::Random),
+            any_step().prop_map(|step| Ports::Sequential { step }),
+        ]);
+        let lifetime = any::<Option<u64>>().prop_map(|ms| ms.map(Duration::from_millis));
+        let flags = any::<(bool, Option<bool>, Option<bool>)>();
+        (prop::option::of(any_addr()), mapping, filtering, ports, lifetime, flags).prop_map(
+            |(public, mapping, filtering, ports, lifetime, (untranslated, hairpin, carrier))| FamilyReport {
+                public: public.map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port())),
+                untranslated,
+                mapping,
+                filtering,
+                ports,
+                hairpin,
+                lifetime,
+                carrier,
+            },
+        )
+    }
+
+    fn any_signal() -> impl Strategy<Value = Signal> {
+        let ip = any_addr().prop_map(|addr| addr.ip().to_canonical());
+        let ports = prop::collection::vec(1..=u16::MAX, 0..=MAX_GUESSES);
+        (any::<u32>(), ip, 1..=u16::MAX, any_step(), ports, 0u8..5).prop_map(
+            |(attempt, ip, base, step, ports, kind)| match kind {
+                0 => Signal::Counter { attempt, ip, base, step },
+                1 => Signal::Guess { attempt, ip, ports },
+                2 => Signal::Spray { attempt },
+                3 => Signal::Go { attempt, ip },
+                _ => Signal::Busy { attempt },
+            },
+        )
     }
 }

@@ -1,5 +1,7 @@
 //! The protobuf messages behind [`Control`], and the way from one to the other.
 
+mod nat;
+
 use alloc::{string::String, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
@@ -12,7 +14,7 @@ use crate::{
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Frame {
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     body: Option<Body>,
 }
 
@@ -38,6 +40,10 @@ enum Body {
     PeerAnew(Allocation),
     #[prost(message, tag = "10")]
     Drain(Drain),
+    #[prost(message, tag = "11")]
+    NatReport(nat::Report),
+    #[prost(message, tag = "12")]
+    Punch(nat::Punch),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -117,6 +123,8 @@ impl Frame {
             Control::Drain { deadline } => {
                 Body::Drain(Drain { deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX) })
             }
+            Control::NatReport(report) => Body::NatReport(nat::Report::from(report)),
+            Control::Punch(signal) => Body::Punch(nat::Punch::from_signal(signal)?),
         };
         Ok(Frame { body: Some(body) })
     }
@@ -149,6 +157,8 @@ impl Frame {
                 Control::PeerAnew { alloc: AllocId(a.alloc), peer: read_peer(&a)?, instance: a.instance }
             }
             Body::Drain(Drain { deadline_ms }) => Control::Drain { deadline: Duration::from_millis(deadline_ms) },
+            Body::NatReport(report) => Control::NatReport(report.read()?),
+            Body::Punch(punch) => return Ok(punch.read()?.map(Control::Punch)),
         }))
     }
 
@@ -156,6 +166,12 @@ impl Frame {
     pub(super) fn forge_candidates(addrs: &[SocketAddr]) -> Self {
         let addrs = addrs.iter().map(write_addr).collect();
         Frame { body: Some(Body::Candidates(CandidateList { addrs, generation: 0 })) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn forge_punch(kind: u32, ip: &[u8], ports: Vec<u32>) -> Self {
+        let punch = nat::Punch { kind, ip: ip.to_vec(), ports, ..nat::Punch::default() };
+        Frame { body: Some(Body::Punch(punch)) }
     }
 }
 

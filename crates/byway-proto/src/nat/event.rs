@@ -121,6 +121,9 @@ pub enum Input {
     Timeout,
 }
 
+/// The most ports in one [`Signal::Guess`]: all the guesses that one dial may spend on a NAT that counts.
+pub const MAX_GUESSES: usize = 64;
+
 /// What one side of a punch tells the other on the control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -142,7 +145,7 @@ pub enum Signal {
         attempt: u32,
         /// The sender's public address.
         ip: IpAddr,
-        /// The ports, likeliest first.
+        /// The ports, likeliest first, at most [`MAX_GUESSES`].
         ports: Vec<u16>,
     },
     /// "Let us try many ports: will you?" From the side whose public port is known.
