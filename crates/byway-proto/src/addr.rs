@@ -1,6 +1,7 @@
 //! Where a peer may be reached: addresses as text and as bytes, and which of them may be probed.
 
 pub mod candidate;
+pub mod interface;
 
 use alloc::{borrow::ToOwned, string::String, vec::Vec};
 use core::{

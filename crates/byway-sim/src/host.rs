@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use byway::net::{self, BoxFuture, Net};
+use byway::net::{self, BoxFuture, Interface, InterfaceKind, Net};
 
 use crate::{
     fabric::NodeId,
@@ -18,6 +18,12 @@ use crate::{
     tcp::{TcpListener, TcpStream},
     world::{Direction, Shared},
 };
+
+/// The number of every host's loopback interface.
+const LOOPBACK_INDEX: u32 = 1;
+
+/// The number of every host's interface to its network.
+const LINK_INDEX: u32 = 2;
 
 /// A machine in a world; clones are handles to the same one. Made by [`World::host`](crate::World::host) and
 /// [`Nat::host`](crate::Nat::host).
@@ -233,13 +239,24 @@ impl Net for HostNet {
         })
     }
 
-    fn interfaces(&self) -> Vec<IpAddr> {
-        let addrs = self.host.addrs();
-        let mut all = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    fn interfaces(&self) -> Vec<Interface> {
+        let (addrs, is_behind_nat) = self.host.shared.look(|fabric| {
+            let topology = &fabric.topology;
+            (topology.host(self.host.id).addrs.clone(), topology.node(self.host.id).parent.is_some())
+        });
+        let loopback = |ip: IpAddr, prefix| Interface::new(ip, prefix, LOOPBACK_INDEX, InterfaceKind::Loopback);
+        let mut all = vec![loopback(Ipv4Addr::LOCALHOST.into(), 8)];
         if addrs.iter().any(IpAddr::is_ipv6) {
-            all.push(IpAddr::V6(Ipv6Addr::LOCALHOST));
+            all.push(loopback(Ipv6Addr::LOCALHOST.into(), 128));
         }
-        all.extend(addrs);
+        all.extend(addrs.into_iter().map(|ip| {
+            let prefix = match ip {
+                IpAddr::V4(_) if is_behind_nat => 24,
+                IpAddr::V4(_) => 32, // hosts in the core have no neighbours
+                IpAddr::V6(_) => 64,
+            };
+            Interface::new(ip, prefix, LINK_INDEX, InterfaceKind::Physical)
+        }));
         all
     }
 

@@ -117,7 +117,7 @@ impl Core {
         for socket in [&self.mux.sockets.v4, &self.mux.sockets.v6].into_iter().flatten() {
             let Ok(bound) = socket.local_addr() else { continue };
             if bound.ip().is_unspecified() {
-                let interfaces = self.net.interfaces().into_iter();
+                let interfaces = self.net.interfaces().into_iter().map(|interface| interface.ip);
                 let same = interfaces.filter(|ip| ip.is_ipv4() == bound.is_ipv4() && (loopback || !ip.is_loopback()));
                 addrs.extend(same.map(|ip| SocketAddr::new(ip, bound.port())));
             } else {

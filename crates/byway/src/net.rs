@@ -12,12 +12,13 @@ use std::{
     fmt::Debug,
     future::Future,
     io::{self, IoSliceMut},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
+pub use byway_proto::addr::interface::{Interface, InterfaceKind};
 use quinn::udp::{RecvMeta, Transmit};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -39,7 +40,7 @@ pub trait Net: Debug + Send + Sync + 'static {
     fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>>;
 
     /// The addresses of this machine's interfaces that are up, loopback included, in a stable order.
-    fn interfaces(&self) -> Vec<IpAddr>;
+    fn interfaces(&self) -> Vec<Interface>;
 
     /// Waits until the answer of [`Net::interfaces`] may have changed.
     fn changed(&self) -> BoxFuture<'_, ()>;

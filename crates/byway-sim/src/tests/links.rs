@@ -158,7 +158,7 @@ fn renumbered_host_answers_at_its_new_address_only() {
         let net = b.net();
         let (old, new) = (at(&b, 1), (b.renumber(), 1).into());
         net.changed().await;
-        assert!(net.interfaces().contains(&b.addr()));
+        assert!(net.interfaces().iter().any(|interface| interface.ip == b.addr()));
         at_a.send_to(b"x", old).unwrap();
         assert_eq!(next(&at_b).await, None);
         at_a.send_to(b"x", new).unwrap();

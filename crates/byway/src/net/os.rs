@@ -2,13 +2,14 @@
 
 use std::{
     io::{self, IoSliceMut},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use if_addrs::IfAddr;
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
@@ -17,7 +18,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{BoxFuture, Net, TcpListener, TcpStream, UdpSocket};
+use super::{BoxFuture, Interface, InterfaceKind, Net, TcpListener, TcpStream, UdpSocket};
 
 /// Wanted size of a UDP socket's kernel buffers in bytes: 7 MiB hold 60 ms of a gigabit line.
 pub const SOCKET_BUFFER: usize = 7 << 20;
@@ -65,9 +66,9 @@ impl Net for Os {
         Box::pin(async move { Ok(net::lookup_host((host, port)).await?.collect()) })
     }
 
-    fn interfaces(&self) -> Vec<IpAddr> {
-        let mut addrs: Vec<IpAddr> = match if_addrs::get_if_addrs() {
-            Ok(interfaces) => interfaces.into_iter().filter(|i| i.is_oper_up()).map(|i| i.ip()).collect(),
+    fn interfaces(&self) -> Vec<Interface> {
+        let mut addrs: Vec<Interface> = match if_addrs::get_if_addrs() {
+            Ok(interfaces) => interfaces.iter().filter(|i| i.is_oper_up()).map(interface).collect(),
             Err(error) => {
                 warn!(%error, "cannot list this machine's interfaces; peers will learn no local address");
                 Vec::new()
@@ -89,6 +90,15 @@ impl Net for Os {
             }
         })
     }
+}
+
+fn interface(interface: &if_addrs::Interface) -> Interface {
+    let prefix = match &interface.addr {
+        IfAddr::V4(addr) => addr.prefixlen,
+        IfAddr::V6(addr) => addr.prefixlen,
+    };
+    let kind = InterfaceKind::of(&interface.name, interface.ip(), interface.is_p2p());
+    Interface::new(interface.ip(), prefix, interface.index.unwrap_or(0), kind)
 }
 
 /// Asks the kernel for large buffers and says once if it grants much less.
