@@ -1,11 +1,20 @@
 //! What stands between this node and its peers, and how to get through it.
 //!
 //! A **survey** asks servers in the core how the NATs on the way out behave; each side tells the other what it found
-//! ([`NatReport`]); one pure function of both reports (`punch::plan`) says how to get through, and the agent carries that out
+//! ([`NatReport`]); one pure function of both reports ([`plan`]) says how to get through, and the agent carries that out
 //! within hard budgets. What works enters the peer's route machine ([`crate::paths`]); nothing here carries a user's byte.
 
+mod agent;
+#[expect(dead_code, reason = "the punches that use the rest of it come next")]
+mod budget;
 mod event;
+mod explain;
+mod punch;
 mod report;
 
+pub use agent::{Agent, AgentConfig, AgentConfigError, BudgetConfig, ChallengeConfig, MAX_LINKS, ScanConfig};
+pub use budget::Counters;
 pub use event::{Input, LinkId, MAX_GUESSES, Output, Signal, SocketId};
+pub use explain::{Attempt, Explanation, Means, Outcome, Remedy};
+pub use punch::{Obstacle, Plan, Side, plan};
 pub use report::{FamilyReport, Filtering, Mapping, NatReport, Ports};
