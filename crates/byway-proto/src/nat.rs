@@ -7,6 +7,7 @@
 mod agent;
 #[expect(dead_code, reason = "the punches that use the rest of it come next")]
 mod budget;
+pub mod candidates;
 mod event;
 mod explain;
 mod punch;

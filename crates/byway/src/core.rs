@@ -1,7 +1,7 @@
 //! What a node's parts share.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -10,6 +10,7 @@ use byway_proto::{
     PeerId, Rng,
     addr::candidate::is_probeable,
     hello::{Hello, Limits, MAX_CANDIDATES},
+    nat::candidates::{Sources, candidates},
     paths::PathsConfig,
 };
 use tokio::time;
@@ -21,7 +22,7 @@ use crate::{
     gone::Gone,
     link::{establish, readers::Scope},
     metrics::Dropped,
-    net::{Net, mux::Mux, track::Track},
+    net::{Interface, InterfaceKind, Net, mux::Mux, track::Track},
     protocol::{MAX_MESSAGE, Registry},
     quic::endpoint::{Endpoint, MAX_STREAMS},
     relay::{client::Relays, server::RelayShell},
@@ -113,28 +114,25 @@ impl Core {
         if self.config.relay_only {
             return Vec::new();
         }
-        let mut addrs: Vec<SocketAddr> = self.relays.observed();
-        for socket in [&self.mux.sockets.v4, &self.mux.sockets.v6].into_iter().flatten() {
-            let Ok(bound) = socket.local_addr() else { continue };
-            if bound.ip().is_unspecified() {
-                let interfaces = self.net.interfaces().into_iter().map(|interface| interface.ip);
-                let same = interfaces.filter(|ip| ip.is_ipv4() == bound.is_ipv4() && (loopback || !ip.is_loopback()));
-                addrs.extend(same.map(|ip| SocketAddr::new(ip, bound.port())));
-            } else {
-                addrs.push(bound);
+        let sockets = &self.mux.sockets;
+        let mut sources = Sources { observed: self.relays.observed(), ..Sources::default() };
+        (sources.ipv4, sources.ipv6) = (sockets.v4.is_some(), sockets.v6.is_some());
+        let interfaces = self.net.interfaces();
+        for bound in [&sockets.v4, &sockets.v6].into_iter().flatten().filter_map(|socket| socket.local_addr().ok()) {
+            // A node that listens on this machine alone has nothing else to tell.
+            sources.loopback |= loopback || bound.ip().is_loopback();
+            let listens = |interface: &&Interface| {
+                interface.ip == bound.ip() || bound.ip().is_unspecified() && interface.ip.is_ipv4() == bound.is_ipv4()
+            };
+            let count = sources.interfaces.len();
+            sources.interfaces.extend(interfaces.iter().filter(listens).map(|interface| (*interface, bound.port())));
+            if sources.interfaces.len() == count && !bound.ip().is_unspecified() {
+                // An address that the list of interfaces lacks, such as 127.0.0.2.
+                let kind = InterfaceKind::of("", bound.ip(), false);
+                sources.interfaces.push((Interface::new(bound.ip(), 128, 0, kind), bound.port()));
             }
         }
-        addrs.retain(|addr| is_probeable(*addr, true).is_ok());
-        addrs.sort_by_key(|addr| rank(addr.ip()));
-        let mut seen = Vec::new();
-        addrs.retain(|addr| {
-            !seen.contains(addr) && {
-                seen.push(*addr);
-                true
-            }
-        });
-        addrs.truncate(MAX_CANDIDATES);
-        addrs
+        candidates(&sources, MAX_CANDIDATES)
     }
 
     /// What was dropped or turned away since the start, by reason.
@@ -162,13 +160,4 @@ impl Core {
     pub(crate) fn may_probe(&self, addr: SocketAddr, loopback: bool) -> bool {
         !self.config.relay_only && self.mux.sockets.towards(addr).is_some() && is_probeable(addr, loopback).is_ok()
     }
-}
-
-/// Public before private, and this machine's own last.
-fn rank(ip: IpAddr) -> u8 {
-    let private = match ip {
-        IpAddr::V4(ip) => ip.is_private() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
-        IpAddr::V6(ip) => ip.is_unique_local(),
-    };
-    if ip.is_loopback() { 2 } else { u8::from(private) }
 }
