@@ -25,7 +25,7 @@ const STEPS: &[Step] = &[
     },
     Step { name: "sim", what: "cargo xtask sim", run: || sim::run(&[]) },
     Step { name: "demo", what: "cargo xtask demo", run: demo::run },
-    Step { name: "lab", what: "cargo xtask lab", run: lab },
+    Step { name: "lab", what: "cargo xtask lab", run: || lab::run(&[]) },
     Step { name: "interop", what: "cargo xtask interop", run: interop },
     Step { name: "bench", what: "cargo xtask bench, in its short form", run: bench_short },
     Step { name: "fuzz", what: "cargo xtask fuzz", run: || fuzz::run(&[]) },

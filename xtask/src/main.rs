@@ -11,6 +11,7 @@ mod check;
 mod command;
 mod demo;
 mod fuzz;
+mod lab;
 mod no_std;
 mod rows;
 mod sim;
@@ -22,7 +23,8 @@ const USAGE: &str = "usage: cargo xtask <command>
   no-std                            byway-proto and all that it links stand without std
   sim [--nodes N]                   the simulator's scale table: one seed, one hash, in two processes
   demo                              the main job, over the direct path and over the relay only
-  lab                               scenarios on a real kernel
+  lab [--only SCENARIO] [--keep] [--json]
+                                    scenarios on a real kernel, in network namespaces; needs root
   interop                           scenarios with foreign peers
   bench [--only NAME] [--json]      benchmarks beside other libraries; the arguments go to the bench as they are
   fuzz [--seconds N] [TARGET...]    each fuzz target, or the named ones, for N seconds (default 20)";
@@ -73,14 +75,10 @@ fn run(name: &str, args: &[String]) -> Result<(), Stop> {
         "sizes" => sizes::run(),
         "no-std" => no_std::run(),
         "demo" => demo::run(),
-        "lab" => lab(),
+        "lab" => lab::run(args),
         "interop" => interop(),
         _ => Err(Stop::Usage("no such command".into())),
     }
-}
-
-fn lab() -> Result<(), Stop> {
-    Err(Stop::Skipped("no scenario on a real kernel exists yet".into()))
 }
 
 fn interop() -> Result<(), Stop> {

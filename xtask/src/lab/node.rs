@@ -1,0 +1,139 @@
+//! The shipping binary on the machines of the lab.
+
+use std::{path::PathBuf, process::Command, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    Stop,
+    lab::{Lab, network::Namespace, process, process::Service, traffic},
+};
+
+/// How long a node may take to start, and to register at its relay.
+const START_LIMIT: Duration = Duration::from_secs(8);
+/// How long a dial may take until any path carries it.
+pub(crate) const DIAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long an exchange without trouble may take.
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(15);
+/// Where `reach` opens its port.
+const REACHED: &str = "127.0.0.1:7001";
+
+/// A node: a process of `byway`, and where its data is.
+#[derive(Debug)]
+pub(crate) struct Node {
+    service: Service,
+    machine: Namespace,
+    byway: PathBuf,
+    data: PathBuf,
+}
+
+impl Node {
+    fn start(lab: &Lab, machine: &str, args: &[&str]) -> Result<Self, Stop> {
+        let namespace = lab.network.host(machine).clone();
+        let data = lab.dir.join(machine);
+        let mut node = command(&namespace, &lab.byway, &data);
+        node.arg("--until-stdin-closes")
+            .args(args)
+            .env("BYWAY_LOG", "byway=debug,byway_proto=debug")
+            .env("NO_COLOR", "1");
+        let service = Service::start(&mut node, machine, &lab.dir)?;
+        Ok(Node { service, machine: namespace, byway: lab.byway.clone(), data })
+    }
+
+    /// A relay on the relay's machine, and its address.
+    pub(crate) fn relay(lab: &Lab, listen: &str) -> Result<(Self, String), Stop> {
+        let mut node = Node::start(lab, "relay", &["relay", "--listen", listen])?;
+        let event = node.service.event(START_LIMIT, "relay", |_| true)?;
+        let address = event["address"].as_str().unwrap_or_default().to_owned();
+        Ok((node, address))
+    }
+
+    /// A node that serves the echo on its machine, registered at `relay`, and its ticket.
+    pub(crate) fn serve(lab: &Lab, machine: &str, relay: &str) -> Result<(Self, String), Stop> {
+        let to = format!("tcp:{}", traffic::ECHO);
+        let mut node = Node::start(lab, machine, &["serve", "echo", &to, "--open", "--relay", relay])?;
+        let event = node.service.event(START_LIMIT, "ticket", |_| true)?;
+        node.service.event(START_LIMIT, "relay_up", |_| true)?;
+        let ticket = event["ticket"].as_str().unwrap_or_default().to_owned();
+        Ok((node, ticket))
+    }
+
+    /// A node that dials the holder of `ticket`, registered at `relay`.
+    pub(crate) fn reach(lab: &Lab, machine: &str, relay: &str, ticket: &str) -> Result<Self, Stop> {
+        Node::start(lab, machine, &["reach", ticket, "--listen", REACHED, "--relay", relay])
+    }
+
+    /// Waits for the first connection: the path, and the time since the dial began.
+    pub(crate) fn connected(&mut self) -> Result<(String, Duration), Stop> {
+        let event = self.service.event(DIAL_LIMIT, "connected", |_| true)?;
+        let ms = event["ms"].as_f64().unwrap_or(f64::INFINITY);
+        let took = Duration::try_from_secs_f64(ms / 1e3).unwrap_or(Duration::MAX);
+        Ok((event["path"].as_str().unwrap_or_default().to_owned(), took))
+    }
+
+    /// Whether this node sends directly to `peer`.
+    pub(crate) fn is_direct_to(&self, peer: &str) -> Result<bool, Stop> {
+        let status = self.status()?;
+        let peers = status["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(peers.iter().any(|one| one["id"] == peer && one["path"] == "direct"))
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> Result<String, Stop> {
+        Ok(self.status()?["id"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// What `byway status` tells.
+    pub(crate) fn status(&self) -> Result<Value, Stop> {
+        let text = process::run(command(&self.machine, &self.byway, &self.data).arg("status"), "")?;
+        let status = text.lines().filter_map(|line| serde_json::from_str(line).ok()).next_back();
+        status.ok_or_else(|| Stop::Failed("`byway status --json` printed no object".into()))
+    }
+
+    /// Moves `messages` across and back through the port of `reach`; gives the longest pause.
+    pub(crate) fn exchange(&self, lab: &Lab, messages: u64) -> Result<Duration, Stop> {
+        let mut exchange = self.begin_exchange(lab, messages, 0)?;
+        finish_exchange(&mut exchange, EXCHANGE_LIMIT)
+    }
+
+    /// Begins to move messages, one each `interval` milliseconds.
+    pub(crate) fn begin_exchange(&self, lab: &Lab, messages: u64, interval: u64) -> Result<Service, Stop> {
+        let words = ["exchange", REACHED, &messages.to_string(), &interval.to_string()];
+        traffic::start(&self.machine, &words, "exchange", &lab.dir)
+    }
+
+    /// The bytes that this node, a relay, has forwarded.
+    pub(crate) fn relayed(&self) -> Result<u64, Stop> {
+        let status = self.status()?;
+        let bytes = status["relaying"]["bytes"].as_u64();
+        bytes.ok_or_else(|| Stop::Failed("the relay's status tells no `relaying.bytes`".into()))
+    }
+}
+
+/// Waits for the end of an exchange; gives the longest pause.
+pub(crate) fn finish_exchange(exchange: &mut Service, limit: Duration) -> Result<Duration, Stop> {
+    let event = exchange.event(limit, "exchanged", |_| true)?;
+    Ok(Duration::from_millis(event["longest_ms"].as_u64().unwrap_or(u64::MAX)))
+}
+
+/// An echo server on `machine`.
+pub(crate) fn echo(lab: &Lab, machine: &str) -> Result<Service, Stop> {
+    let mut echo = traffic::start(lab.network.host(machine), &["echo"], "echo", &lab.dir)?;
+    echo.event(START_LIMIT, "listening", |_| true)?;
+    Ok(echo)
+}
+
+fn command(machine: &Namespace, byway: &std::path::Path, data: &std::path::Path) -> Command {
+    let mut command = machine.command(&byway.to_string_lossy());
+    command.arg("--json").arg("--data-dir").arg(data);
+    // No configuration of the machine's owner, and nothing of the environment's choice.
+    command.arg("--config").arg("/dev/null");
+    command
+}
+
+/// Waits until both ends send directly to each other; `None` if they do not within `limit`.
+pub(crate) fn both_direct(ends: [&Node; 2], limit: Duration) -> Result<Option<()>, Stop> {
+    let ids = [ends[0].id()?, ends[1].id()?];
+    let direct = || Ok::<bool, Stop>(ends[0].is_direct_to(&ids[1])? && ends[1].is_direct_to(&ids[0])?);
+    process::wait_for(limit, || direct().map(|direct| direct.then_some(())).transpose()).transpose()
+}

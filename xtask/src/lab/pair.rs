@@ -1,0 +1,212 @@
+//! Two nodes behind two NATs: directly where the NATs allow it, over the relay elsewhere.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Stop,
+    lab::{
+        Lab, Outcome, Scenario,
+        nat::{Depends, Nat, Ports, Udp},
+        network::{Plan, RELAY},
+        node::{self, Node},
+    },
+};
+
+use Depends::{Address, AddressAndPort, Nothing};
+
+/// How long after the first connection a pair may take to become direct where no guessing is needed.
+const DIRECT_LIMIT: Duration = Duration::from_secs(4);
+/// How long a pair that must stay on the relay is watched.
+const RELAY_WATCH: Duration = Duration::from_secs(1);
+/// What crosses each way to prove a path, in messages of 1 KiB.
+const MESSAGES: u64 = 256;
+
+/// What stands between a host and the public network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Open,
+    FullCone,
+    AddressRestricted,
+    PortRestricted,
+    SymmetricSequential,
+    SymmetricRandom,
+    CgnatPortRestricted,
+    UdpBlocked,
+}
+
+use Kind::*;
+
+/// The kinds of the traversal table, in its order.
+const KINDS: [Kind; 8] = [
+    Open,
+    FullCone,
+    AddressRestricted,
+    PortRestricted,
+    SymmetricSequential,
+    SymmetricRandom,
+    CgnatPortRestricted,
+    UdpBlocked,
+];
+
+/// What must become of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// A direct path, for no port must be guessed.
+    Direct,
+    /// A direct path if guesses are lucky.
+    Luck,
+    /// The relay.
+    Relay,
+    /// The relay over TLS.
+    Tls,
+}
+
+impl Kind {
+    fn nat(self) -> Option<Nat> {
+        let symmetric = |ports| Nat::new(AddressAndPort, AddressAndPort, ports);
+        Some(match self {
+            Open => return None,
+            FullCone => Nat::new(Nothing, Nothing, Ports::Random),
+            AddressRestricted => Nat::new(Nothing, Address, Ports::Random),
+            PortRestricted => Nat::new(Nothing, AddressAndPort, Ports::Preserving),
+            SymmetricSequential => symmetric(Ports::Sequential(1)),
+            SymmetricRandom => symmetric(Ports::Random),
+            CgnatPortRestricted => Nat::new(Nothing, AddressAndPort, Ports::Random),
+            UdpBlocked => Nat { udp: Udp::Dropped, ..Nat::default() },
+        })
+    }
+
+    fn expected(self, other: Kind) -> Expected {
+        if self == UdpBlocked || other == UdpBlocked {
+            return Expected::Tls;
+        }
+        let open = Nat::new(Nothing, Nothing, Ports::Preserving);
+        let (a, b) = (self.nat().unwrap_or(open), other.nat().unwrap_or(open));
+        if lets_in(&a, &b) || lets_in(&b, &a) {
+            return Expected::Direct;
+        }
+        let predictable = |nat: &Nat| nat.mapping == Nothing || matches!(nat.ports, Ports::Sequential(_));
+        match (a.mapping, b.mapping) {
+            (Nothing, _) | (_, Nothing) => Expected::Luck,
+            _ if predictable(&a) && predictable(&b) => Expected::Luck,
+            _ => Expected::Relay,
+        }
+    }
+}
+
+/// Whether `near` lets in what the host behind `far` sends to the address that a STUN server saw, once both have sent.
+fn lets_in(near: &Nat, far: &Nat) -> bool {
+    match (near.filtering, near.mapping) {
+        (Nothing, _) | (Address, Nothing) => true,
+        (AddressAndPort, Nothing) => far.mapping == Nothing,
+        _ => false, // the mapping towards the peer is not the one that the STUN server saw
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Open => "open",
+            FullCone => "full-cone",
+            AddressRestricted => "address-restricted",
+            PortRestricted => "port-restricted",
+            SymmetricSequential => "symmetric-sequential",
+            SymmetricRandom => "symmetric-random",
+            CgnatPortRestricted => "cgnat-port-restricted",
+            UdpBlocked => "udp-blocked",
+        })
+    }
+}
+
+/// One scenario for each ordered pair: a dials b. Sorted by the network they need.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let pairs = KINDS.iter().flat_map(|a| KINDS.iter().map(|b| (*a, *b)));
+    let mut scenarios: Vec<Scenario> = pairs.map(|(a, b)| scenario(a, b)).collect();
+    scenarios.sort_by_key(|scenario| scenario.plan.carrier);
+    scenarios
+}
+
+fn scenario(a: Kind, b: Kind) -> Scenario {
+    let plan = Plan { carrier: [a, b].map(|kind| kind == CgnatPortRestricted), ipv6: false };
+    let run = Box::new(move |lab: &Lab| pair(lab, a, b));
+    Scenario { name: "pair", a: a.to_string(), b: b.to_string(), plan, breaks: false, run }
+}
+
+fn pair(lab: &Lab, a: Kind, b: Kind) -> Result<Outcome, Stop> {
+    let expected = a.expected(b);
+    if expected == Expected::Tls {
+        return Err(Stop::Skipped("UDP is blocked: this needs a relay over TLS, which does not exist yet".into()));
+    }
+    let [dialler, server] = [(a, "ha", "ra", "ca", "stun"), (b, "hb", "rb", "cb", "open")].map(
+        |(kind, host, router, carrier, public)| -> Result<&str, Stop> {
+            let Some(nat) = kind.nat() else { return Ok(public) };
+            lab.network.router(router).load(&nat)?;
+            if kind == CgnatPortRestricted {
+                lab.network.router(carrier).load(&nat)?;
+            }
+            Ok(host)
+        },
+    );
+    let (dialler, server) = (dialler?, server?);
+    let (relay, address) = Node::relay(lab, &format!("{RELAY}:4477"))?;
+    let _echo = node::echo(lab, server)?;
+    let (serving, ticket) = Node::serve(lab, server, &address)?;
+    let mut reaching = Node::reach(lab, dialler, &address, &ticket)?;
+    let (first, connected) = reaching.connected()?;
+    let dialled = Instant::now().checked_sub(connected).unwrap_or_else(Instant::now);
+    let limit = if expected == Expected::Direct { DIRECT_LIMIT } else { RELAY_WATCH };
+    let direct = node::both_direct([&reaching, &serving], limit)?.map(|()| dialled.elapsed());
+    if expected == Expected::Direct && direct.is_none() {
+        let limit = DIRECT_LIMIT.as_secs();
+        return Err(Stop::Failed(format!(
+            "not direct in both directions after {limit} s, though no port need be guessed"
+        )));
+    }
+    if expected == Expected::Relay && direct.is_some() {
+        return Err(Stop::Failed("direct, which the rules do not allow: the lab's NAT is wrong".into()));
+    }
+    let before = relay.relayed()?;
+    reaching.exchange(lab, MESSAGES)?;
+    let forwarded = relay.relayed()? - before;
+    let across = MESSAGES * 1024;
+    match direct {
+        Some(_) if forwarded > across / 4 => {
+            Err(Stop::Failed(format!("{across} bytes crossed on a direct path, but the relay forwarded {forwarded}")))
+        }
+        Some(took) => {
+            let note = format!("{first} after {} ms", connected.as_millis());
+            Ok(Outcome { path: Some("direct"), took: Some(took), note })
+        }
+        None if forwarded < across => {
+            Err(Stop::Failed(format!("{across} bytes crossed on the relay, but it forwarded {forwarded}")))
+        }
+        None => Ok(Outcome { path: Some("relay"), took: Some(connected), note: String::new() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_soft_side_is_enough_and_two_restricted_ones_meet() {
+        for kind in [Open, FullCone, AddressRestricted] {
+            for other in KINDS.into_iter().filter(|other| *other != UdpBlocked) {
+                assert_eq!((kind.expected(other), other.expected(kind)), (Expected::Direct, Expected::Direct));
+            }
+        }
+        assert_eq!(PortRestricted.expected(CgnatPortRestricted), Expected::Direct);
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_known_takes_luck_or_the_relay() {
+        assert_eq!(PortRestricted.expected(SymmetricRandom), Expected::Luck);
+        assert_eq!(SymmetricSequential.expected(SymmetricSequential), Expected::Luck);
+        assert_eq!(SymmetricRandom.expected(SymmetricSequential), Expected::Relay);
+        assert_eq!(SymmetricRandom.expected(SymmetricRandom), Expected::Relay);
+        assert_eq!(Open.expected(UdpBlocked), Expected::Tls);
+    }
+}
