@@ -85,9 +85,9 @@ pub(crate) enum Stage {
     Sent,
     /// On the uplink of this node.
     Climbing(NodeId),
-    /// Held back by a rule before it descends to this node.
+    /// About to descend to this node, perhaps held back by a rule.
     Turning(NodeId),
-    /// On the downlink of this node.
+    /// On the downlink of this node, or turned back (hairpin) at it.
     Descending(NodeId),
 }
 
@@ -258,13 +258,16 @@ impl Fabric {
     fn leave(&mut self, now: Time, node: NodeId, mut flight: Flight) {
         let above = self.topology.node(node).parent;
         if let Some(next) = self.topology.below(above, flight.to.ip()) {
-            return self.turn(now, next, flight);
+            return self.turn(now, next, Stage::Turning(next), flight);
         }
         let Some(nat) = above else { return self.discard(now, flight, DropReason::NoRoute) };
         let node = self.topology.node_mut(nat);
         let Role::Nat(role) = &mut node.role else { return };
         if node.off {
             return self.discard(now, flight, DropReason::Down);
+        }
+        if !role.table.config.udp && flight.body.transport() == Transport::Udp {
+            return self.discard(now, flight, DropReason::UdpBlocked);
         }
         if flight.to.is_ipv6() {
             return self.climb(now, nat, flight);
@@ -278,16 +281,17 @@ impl Fabric {
             Err(reason) => return self.discard(now, flight, reason),
         }
         if hairpin {
-            self.enter(now, nat, flight);
+            self.turn(now, nat, Stage::Descending(nat), flight);
         } else {
             self.climb(now, nat, flight);
         }
     }
 
-    /// A packet turns from climbing to descending, to `next`: here the rules see it.
-    fn turn(&mut self, now: Time, next: NodeId, mut flight: Flight) {
+    /// A packet turns from climbing to descending below `next`, where it goes on in `stage`: here the rules see it.
+    fn turn(&mut self, now: Time, next: NodeId, stage: Stage, mut flight: Flight) {
+        flight.stage = stage;
         if self.rules.is_empty() {
-            return self.descend(now, next, flight);
+            return self.proceed(now, flight);
         }
         let packet = Packet {
             time: now.since_start(),
@@ -299,11 +303,8 @@ impl Fabric {
             payload: flight.body.payload(),
         };
         match self.rules.judge(&packet) {
-            Verdict::Pass => self.descend(now, next, flight),
-            Verdict::Delay(delay) => {
-                flight.stage = Stage::Turning(next);
-                self.travel(now, Ok(now + delay), flight);
-            }
+            Verdict::Pass => self.proceed(now, flight),
+            Verdict::Delay(delay) => self.travel(now, Ok(now + delay), flight),
             Verdict::Drop => self.discard(now, flight, DropReason::Rule),
         }
     }
@@ -315,6 +316,9 @@ impl Fabric {
             return self.discard(now, flight, DropReason::Down);
         }
         let Role::Nat(role) = &mut below.role else { return self.deliver(now, node, flight) };
+        if !role.table.config.udp && flight.body.transport() == Transport::Udp {
+            return self.discard(now, flight, DropReason::UdpBlocked);
+        }
         if flight.to.is_ipv4() {
             match role.table.inbound(now, flight.body.transport(), flight.to.port(), flight.from) {
                 Ok(inner) => flight.to = inner,

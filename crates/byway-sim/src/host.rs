@@ -12,11 +12,12 @@ use std::{
 use byway::net::{self, BoxFuture, Interface, InterfaceKind, Net};
 
 use crate::{
+    attachment::attachment,
     fabric::NodeId,
-    link::Link,
+    oracle::Side,
     socket::UdpSocket,
     tcp::{TcpListener, TcpStream},
-    world::{Direction, Shared},
+    world::Shared,
 };
 
 /// The number of every host's loopback interface.
@@ -85,11 +86,6 @@ impl Host {
         TcpListener::bind(&self.shared, self.id, addr)
     }
 
-    /// Its name in this world's rules.
-    pub fn id(&self) -> NodeId {
-        self.id
-    }
-
     /// The name it was given.
     pub fn name(&self) -> String {
         self.shared.name_of(self.id)
@@ -119,6 +115,15 @@ impl Host {
         assert!(added, "{ip} belongs to somebody in this network");
     }
 
+    /// Gives it one more IPv4 address of its network.
+    pub fn add_ipv4(&self) -> Ipv4Addr {
+        self.enter_topology(|topology, id| {
+            let addr = topology.fresh_ipv4(topology.node(id).parent);
+            topology.add_addr(id, addr.into());
+            addr
+        })
+    }
+
     /// Gives it a public IPv6 address, in a /48 of its own; no NAT translates or filters it.
     pub fn add_ipv6(&self) -> Ipv6Addr {
         self.enter_topology(|topology, id| {
@@ -145,41 +150,17 @@ impl Host {
         })
     }
 
-    /// Replaces its link, both directions; packets under way keep to the old one.
-    pub fn set_link(&self, link: Link) {
-        self.edit_link(|old| *old = link.clone());
-    }
-
-    /// Changes its link, both directions. A host behind a NAT has the NAT's access link besides its own.
-    pub fn edit_link(&self, mut edit: impl FnMut(&mut Link)) {
-        self.shared.edit_pipe(self.id, Direction::Up, &mut edit);
-        self.shared.edit_pipe(self.id, Direction::Down, &mut edit);
-    }
-
-    /// Changes the direction away from the host.
-    pub fn edit_uplink(&self, mut edit: impl FnMut(&mut Link)) {
-        self.shared.edit_pipe(self.id, Direction::Up, &mut edit);
-    }
-
-    /// Changes the direction towards the host.
-    pub fn edit_downlink(&self, mut edit: impl FnMut(&mut Link)) {
-        self.shared.edit_pipe(self.id, Direction::Down, &mut edit);
-    }
-
     /// Lets sending say `WouldBlock` while more than `bytes` wait on the uplink, until half of that is gone; `None`,
     /// as at first, is never. Without a rate on the uplink nothing waits.
     pub fn set_send_buffer(&self, bytes: Option<usize>) {
         self.enter_topology(|topology, id| topology.host_mut(id).send_buffer = bytes);
     }
 
-    /// Takes it off the network: whatever it sends or should get is dropped in silence. Its tasks go on.
-    pub fn set_down(&self) {
-        self.enter_topology(|topology, id| topology.node_mut(id).off = true);
-    }
-
-    /// Brings it back.
-    pub fn set_up(&self) {
-        self.enter_topology(|topology, id| topology.node_mut(id).off = false);
+    /// What stands between it and the core, for [`can_punch`](crate::can_punch).
+    pub fn side(&self) -> Side {
+        self.enter_topology(|topology, id| {
+            Side::of(topology.nats_above(id), topology.host(id).addrs.iter().any(IpAddr::is_ipv6))
+        })
     }
 
     /// What its UDP sockets have carried so far.
@@ -195,6 +176,8 @@ impl Host {
         self.shared.enter(|fabric, _| work(&mut fabric.topology, self.id))
     }
 }
+
+attachment!(Host);
 
 impl fmt::Debug for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

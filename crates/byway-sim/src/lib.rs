@@ -36,6 +36,12 @@
 //! one way ([`Link::standard`]); so has each NAT ([`World::nat`]), whose hosts ([`Nat::host`]) have private addresses
 //! and no delay among themselves. Host to host and back takes 100 ms, from behind NATs too.
 //!
+//! # NATs
+//!
+//! A [`NatConfig`] describes a NAT by the axes of RFC 4787: what its mappings and its filter depend on, and which port a
+//! new mapping gets; NATs behind NATs are carrier NATs. [`can_punch`] tells what is possible between two hosts, a
+//! [`StunServer`] what a survey can find out.
+//!
 //! # Time
 //!
 //! The network is exact to the nanosecond, but tasks see time in whole milliseconds, for tokio's timers round up: a
@@ -46,13 +52,16 @@
 //! There is no ICMP: what cannot be delivered disappears, and [`Counters`] say why. Addresses cannot be spoofed.
 
 mod agenda;
+mod attachment;
 mod fabric;
 mod host;
 mod link;
 mod nat;
 mod noise;
+mod oracle;
 mod rule;
 mod socket;
+mod stun;
 pub mod table;
 mod tcp;
 #[cfg(test)]
@@ -65,8 +74,10 @@ pub use fabric::NodeId;
 pub use host::{Host, Traffic};
 pub use link::{Link, Loss, Queue};
 pub use nat::{Filtering, Mapping, Nat, NatConfig, Ports};
+pub use oracle::{Punch, Side, can_punch};
 pub use rule::{Packet, Rule, Transport, Verdict};
 pub use socket::{MAX_INBOX, UdpSocket};
+pub use stun::StunServer;
 pub use tcp::{TcpListener, TcpStream};
 pub use trace::{Counters, DropReason, TraceHash};
 pub use world::{ActiveRule, World};

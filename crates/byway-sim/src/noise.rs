@@ -40,6 +40,12 @@ impl Noise {
         unit < probability
     }
 
+    /// How long until the next of events that happen `per_second` times a second on average, whenever they like.
+    pub(crate) fn wait(&mut self, per_second: u32) -> Duration {
+        let unit = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
+        Duration::from_secs_f64(-(1.0 - unit).ln() / f64::from(per_second.max(1)))
+    }
+
     /// A duration in `0..=most`, to the nanosecond.
     pub(crate) fn up_to(&mut self, most: Duration) -> Duration {
         if most.is_zero() {

@@ -16,7 +16,7 @@ pub enum Verdict {
 }
 
 /// A packet at the point where it stops climbing towards the core and turns towards its receiver: in the core, or in
-/// the NAT that sender and receiver share.
+/// the NAT that sender and receiver share, also by its outer address (hairpin).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Packet<'a> {

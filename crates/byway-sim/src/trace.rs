@@ -64,6 +64,8 @@ pub enum DropReason {
     NoPort,
     /// It went from inside a NAT to the NAT's own outer address, and the NAT has no hairpin.
     Hairpin,
+    /// A NAT on its way lets no UDP through.
+    UdpBlocked,
     /// The simulator held too many events at once.
     Overload,
 }

@@ -194,15 +194,6 @@ pub(crate) struct Shared {
     seed: u64,
 }
 
-/// A direction of a node's link.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Direction {
-    /// From the node to the network.
-    Up,
-    /// From the network to the node.
-    Down,
-}
-
 impl Shared {
     /// Brings the network up to the present, does `work` in it, and wakes whom that concerns.
     pub(crate) fn enter<R>(&self, work: impl FnOnce(&mut Fabric, Time) -> R) -> R {
@@ -219,17 +210,6 @@ impl Shared {
     /// Does `work` that needs neither the present time nor wakes anybody.
     pub(crate) fn look<R>(&self, work: impl FnOnce(&mut Fabric) -> R) -> R {
         work(&mut self.lock())
-    }
-
-    /// Changes one direction of a node's link.
-    pub(crate) fn edit_pipe(&self, node: NodeId, direction: Direction, edit: &mut dyn FnMut(&mut Link)) {
-        self.enter(|fabric, _| {
-            let node = fabric.topology.node_mut(node);
-            match direction {
-                Direction::Up => edit(&mut node.up.link),
-                Direction::Down => edit(&mut node.down.link),
-            }
-        });
     }
 
     /// The name that a node was given.

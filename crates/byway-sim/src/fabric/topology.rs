@@ -171,6 +171,19 @@ impl Topology {
         Some(node)
     }
 
+    /// The NATs above a node, from it outwards.
+    pub(crate) fn nats_above(&self, id: NodeId) -> Vec<(NodeId, NatConfig)> {
+        let mut nats = Vec::new();
+        let mut node = self.node(id);
+        while let Some(above) = node.parent {
+            node = self.node(above);
+            if let Role::Nat(nat) = &node.role {
+                nats.push((above, nat.table.config.clone()));
+            }
+        }
+        nats
+    }
+
     /// The host that a packet to `to` reaches below `node`, whatever filters say.
     pub(crate) fn locate(&self, mut node: NodeId, transport: Transport, mut to: SocketAddr) -> Option<NodeId> {
         while let Role::Nat(nat) = &self.node(node).role {

@@ -15,8 +15,15 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(7_440);
 /// Lowest outer port that a NAT hands out: below lie the well-known ports (RFC 4787 §4.2.1).
 const MIN_PORT: u16 = 1_024;
 
+/// How many ports there are from [`MIN_PORT`] on.
+const PORTS: u32 = u16::MAX as u32 - MIN_PORT as u32 + 1;
+
 /// How often a random port is drawn before the next free one is taken, so that a nearly full NAT still answers.
 const MAX_DRAWS: usize = 64;
+
+/// Mappings of other hosts that are counted one by one after a silence: once through all ports, the counter may stand
+/// anywhere.
+const MAX_OTHERS: u32 = 1 << 16;
 
 /// The translation table of one NAT.
 #[derive(Debug)]
@@ -28,6 +35,8 @@ pub(crate) struct Table {
     sessions: usize,
     noise: Noise,
     last_port: u16,
+    /// When a host that the world does not have opens its next mapping.
+    other_due: Time,
 }
 
 /// What packets must have in common to share a mapping; the parts that do not matter are `None`.
@@ -55,8 +64,9 @@ struct Session {
 impl Table {
     /// An empty table.
     pub(crate) fn new(config: NatConfig, mut noise: Noise) -> Self {
-        let last_port = MIN_PORT + noise.below(u64::from(u16::MAX - MIN_PORT)) as u16;
-        Table { config, outward: BTreeMap::new(), inward: BTreeMap::new(), sessions: 0, noise, last_port }
+        let last_port = any_port(&mut noise);
+        let other_due = Time::START + noise.wait(config.background);
+        Table { config, outward: BTreeMap::new(), inward: BTreeMap::new(), sessions: 0, noise, last_port, other_due }
     }
 
     /// The outer port for a packet from `inner` to `remote`, mapped anew if need be.
@@ -166,7 +176,10 @@ impl Table {
         }
         let wish = match self.config.ports {
             Ports::Preserving => key.inner.port(),
-            Ports::Sequential => next_port(self.last_port),
+            Ports::Sequential { step } => {
+                self.count_others(now, step);
+                step_port(self.last_port, step)
+            }
             Ports::Random => self.draw_port(key.transport),
         };
         let port = self.free_port(now, key.transport, wish).ok_or(DropReason::NoPort)?;
@@ -177,10 +190,23 @@ impl Table {
         Ok(port)
     }
 
+    /// Moves the counter on by what other hosts have opened since the last mapping.
+    fn count_others(&mut self, now: Time, step: i16) {
+        let rate = self.config.background;
+        for _ in 0..MAX_OTHERS {
+            if rate == 0 || self.other_due > now {
+                return;
+            }
+            self.last_port = step_port(self.last_port, step);
+            self.other_due = self.other_due + self.noise.wait(rate);
+        }
+        self.other_due = now + self.noise.wait(rate);
+    }
+
     fn draw_port(&mut self, transport: Transport) -> u16 {
         let mut port = MIN_PORT;
         for _ in 0..MAX_DRAWS {
-            port = MIN_PORT + self.noise.below(u64::from(u16::MAX - MIN_PORT) + 1) as u16;
+            port = any_port(&mut self.noise);
             if !self.inward.contains_key(&(transport, port)) {
                 break;
             }
@@ -222,12 +248,18 @@ impl Table {
         }
     }
 
-    /// Removes mappings whose time is over, except the one that asks.
+    /// Removes mappings whose time is over, except the one that asks, and sessions whose time is over.
     fn purge(&mut self, now: Time, asking: u16) {
         let over: Vec<_> = self.inward.keys().copied().filter(|(t, port)| !self.is_alive(now, *t, *port)).collect();
         for (transport, port) in over.into_iter().filter(|(_, port)| *port != asking) {
             self.forget(transport, port);
         }
+        let udp = self.timeout(Transport::Udp);
+        for mapped in self.inward.values_mut() {
+            let timeout = if mapped.key.transport == Transport::Udp { udp } else { TCP_TIMEOUT };
+            mapped.sessions.retain(|_, session| now.since(session.used) < timeout);
+        }
+        self.sessions = self.inward.values().map(|mapped| mapped.sessions.len()).sum();
     }
 
     fn forget(&mut self, transport: Transport, port: u16) {
@@ -238,8 +270,14 @@ impl Table {
     }
 }
 
-fn next_port(port: u16) -> u16 {
-    port.checked_add(1).unwrap_or(MIN_PORT)
+/// The port `step` after `port`, in the circle of those that a NAT hands out.
+fn step_port(port: u16, step: i16) -> u16 {
+    let offset = i32::from(port - MIN_PORT) + i32::from(step);
+    MIN_PORT + offset.rem_euclid(PORTS as i32) as u16
+}
+
+fn any_port(noise: &mut Noise) -> u16 {
+    MIN_PORT + noise.below(u64::from(PORTS)) as u16
 }
 
 #[cfg(test)]
@@ -275,7 +313,7 @@ mod tests {
     #[test]
     fn dependent_mappings_differ_by_address_and_by_port() {
         let ports = |mapping| {
-            let mut nat = table(NatConfig { mapping, ports: Ports::Sequential, ..NatConfig::default() });
+            let mut nat = table(NatConfig { mapping, ports: Ports::Sequential { step: 1 }, ..NatConfig::default() });
             let mut port = |to| nat.outbound(at(0), UDP, inner(5_000), to).unwrap();
             let first = port(remote(1, 1));
             [port(remote(1, 2)) - first, port(remote(2, 1)) - first, port(remote(1, 1)) - first]
@@ -296,7 +334,7 @@ mod tests {
     fn random_ports_do_not_follow_each_other() {
         let mut nat = table(NatConfig::symmetric(Ports::Random));
         let ports: Vec<u16> = (0..100).map(|n| nat.outbound(at(0), UDP, inner(1), remote(1, n)).unwrap()).collect();
-        assert!(ports.windows(2).all(|pair| pair[1] != next_port(pair[0])));
+        assert!(ports.windows(2).all(|pair| pair[1] != step_port(pair[0], 1)));
         assert!(ports.iter().all(|port| *port >= MIN_PORT));
     }
 
@@ -360,5 +398,89 @@ mod tests {
         }
         assert!(nat.inbound(at(10), UDP, answered, remote(1, 1)).is_ok());
         assert_eq!(nat.alive(at(10)), 3);
+    }
+
+    #[test]
+    fn sequential_ports_keep_their_step_and_wrap_above_the_well_known_ones() {
+        let mut nat = table(NatConfig::symmetric(Ports::Sequential { step: 4 }));
+        nat.last_port = u16::MAX - 5;
+        let ports: Vec<u16> = (0..4).map(|n| nat.outbound(at(0), UDP, inner(1), remote(1, n)).unwrap()).collect();
+        assert_eq!(ports, [65_534, 1_026, 1_030, 1_034]);
+        assert_eq!(step_port(1_025, -3), 65_534);
+    }
+
+    #[test]
+    fn other_hosts_move_the_counter_by_a_poisson_process() {
+        let mut nat = table(NatConfig { background: 5, ..NatConfig::symmetric(Ports::Sequential { step: 1 }) });
+        let port = |nat: &mut Table, n: u64| {
+            let to = SocketAddr::from(([11, 0, (n >> 8) as u8, n as u8], 1));
+            nat.outbound(at(n), UDP, inner(1), to).unwrap()
+        };
+        let mut last = port(&mut nat, 0);
+        let others: Vec<f64> = (1..4_000)
+            .map(|n| {
+                let next = port(&mut nat, n);
+                let (from, to) = (u32::from(std::mem::replace(&mut last, next)), u32::from(next));
+                f64::from((to + PORTS - from - 1) % PORTS)
+            })
+            .collect();
+        let mean = others.iter().sum::<f64>() / others.len() as f64;
+        let variance = others.iter().map(|count| (count - mean).powi(2)).sum::<f64>() / others.len() as f64;
+        assert!((4.8..5.2).contains(&mean), "{mean} a second instead of 5");
+        assert!(
+            (4.4..5.6).contains(&variance),
+            "a Poisson process has a variance as large as its mean, not {variance}"
+        );
+        assert_eq!(nat.alive(at(3_999)), 120); // theirs take no place
+    }
+
+    #[test]
+    fn a_long_silence_costs_one_round_of_the_ports_at_most() {
+        let mut nat = table(NatConfig { background: u32::MAX, ..NatConfig::symmetric(Ports::Sequential { step: 1 }) });
+        let year = at(365 * 86_400);
+        nat.outbound(year, UDP, inner(1), remote(1, 1)).unwrap();
+        assert!(nat.other_due >= year);
+    }
+
+    #[test]
+    fn random_ports_are_drawn_evenly_from_all_that_are_not_well_known() {
+        let mut nat = table(NatConfig::symmetric(Ports::Random));
+        let mut quarters = [0_u32; 4];
+        for n in 0..20_000_u32 {
+            let [_, _, high, low] = n.to_be_bytes();
+            let to = SocketAddr::from(([11, 0, high, low], 1));
+            let port = nat.outbound(at(u64::from(n)), UDP, inner(1), to).unwrap();
+            quarters[(u32::from(port - MIN_PORT) * 4 / PORTS) as usize] += 1;
+        }
+        assert!(quarters.iter().all(|count| (4_750..5_250).contains(count)), "{quarters:?}");
+    }
+
+    #[test]
+    fn a_storm_of_unanswered_sessions_spares_every_answered_one() {
+        let mut nat = table(NatConfig::symmetric(Ports::Random));
+        let answered: Vec<_> = (0..100)
+            .map(|n| {
+                let port = nat.outbound(at(0), UDP, inner(1), remote(1, n)).unwrap();
+                assert!(nat.inbound(at(0), UDP, port, remote(1, n)).is_ok());
+                (port, remote(1, n))
+            })
+            .collect();
+        for n in 0..5_000 {
+            nat.outbound(at(1), UDP, inner(2), remote(2, n)).unwrap();
+        }
+        assert_eq!(nat.alive(at(1)), 1_024);
+        assert!(answered.into_iter().all(|(port, from)| nat.inbound(at(1), UDP, port, from).is_ok()));
+    }
+
+    #[test]
+    fn an_expired_session_makes_room_before_a_fresh_one() {
+        let mut nat = table(NatConfig { max_sessions: 3, ..NatConfig::default() });
+        let port = nat.outbound(at(0), UDP, inner(5_000), remote(1, 1)).unwrap();
+        nat.inbound(at(0), UDP, port, remote(1, 1)).unwrap();
+        for (n, secs) in [(2, 60), (3, 121), (4, 122)] {
+            nat.outbound(at(secs), UDP, inner(5_000), remote(1, n)).unwrap();
+        }
+        let admitted = [1, 2, 3, 4].map(|n| nat.inbound(at(123), UDP, port, remote(1, n)).is_ok());
+        assert_eq!(admitted, [false, true, true, true]);
     }
 }

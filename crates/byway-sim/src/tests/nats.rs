@@ -3,7 +3,13 @@
 use std::time::Duration;
 
 use super::{at, bind, ms, next};
-use crate::{DropReason, Link, NatConfig, World};
+use crate::{DropReason, Filtering, Link, Mapping, NatConfig, Packet, Verdict, World};
+
+const MAPPINGS: [Mapping; 3] =
+    [Mapping::EndpointIndependent, Mapping::AddressDependent, Mapping::AddressAndPortDependent];
+
+const FILTERINGS: [Filtering; 3] =
+    [Filtering::EndpointIndependent, Filtering::AddressDependent, Filtering::AddressAndPortDependent];
 
 #[test]
 fn host_behind_a_nat_is_seen_by_the_nats_address() {
@@ -97,6 +103,70 @@ fn hairpin_is_off_by_default() {
     assert_eq!(arrives(false).0, None);
     let (seen, outer_a) = arrives(true);
     assert_eq!(seen, Some(outer_a));
+}
+
+/// RFC 4787 REQ-9: whoever is reached by the outer address sees an outer address, whatever the kind of NAT.
+#[test]
+fn hairpin_shows_the_outer_address_for_every_mapping_and_filtering() {
+    for (mapping, filtering) in MAPPINGS.into_iter().flat_map(|m| FILTERINGS.map(|f| (m, f))) {
+        World::run(1, |world| async move {
+            let mut config = NatConfig { mapping, filtering, ..NatConfig::default() };
+            config.hairpin = true;
+            let home = world.nat("home", config);
+            let (a, b) = (home.host("a"), home.host("b"));
+            let (at_a, at_b) = (bind(&a, 5_000), bind(&b, 6_000));
+            // Port-preserving, so each can tell where the other's first packet leaves.
+            let (outer_a, outer_b) = ((home.addr(), 5_000).into(), (home.addr(), 6_000).into());
+            at_a.send_to(b"opens", outer_b).unwrap();
+            at_b.send_to(b"passes", outer_a).unwrap();
+            assert_eq!(next(&at_a).await, Some(outer_b), "{mapping:?}, {filtering:?}");
+            at_a.send_to(b"answers", outer_b).unwrap();
+            assert_eq!(next(&at_b).await, Some(outer_a), "{mapping:?}, {filtering:?}");
+        });
+    }
+}
+
+#[test]
+fn a_rule_sees_what_turns_back_at_a_nat() {
+    World::run(1, |world| async move {
+        let mut config = NatConfig::full_cone();
+        config.hairpin = true;
+        let home = world.nat("home", config);
+        let (a, b) = (home.host("a"), home.host("b"));
+        let (at_a, at_b) = (bind(&a, 5_000), bind(&b, 6_000));
+        at_b.send_to(b"opens", (world.host("server").addr(), 1).into()).unwrap();
+        let cut = world.cut(&a, &b);
+        at_a.send_to(b"x", (home.addr(), 6_000).into()).unwrap();
+        assert_eq!(next(&at_b).await, None);
+        cut.lift();
+        world.rule(|_: &Packet<'_>| Verdict::Delay(ms(7)));
+        at_a.send_to(b"x", (home.addr(), 6_000).into()).unwrap();
+        let start = world.elapsed();
+        assert!(next(&at_b).await.is_some());
+        assert_eq!(world.elapsed() - start, ms(7));
+    });
+}
+
+#[test]
+fn blocked_udp_passes_neither_way_while_tcp_does() {
+    World::run(1, |world| async move {
+        let office = world.nat("office", NatConfig::udp_blocked());
+        let (inner, other, server) = (office.host("inner"), office.host("other"), world.host("server"));
+        let (at_inner, at_other, at_server) = (bind(&inner, 5_000), bind(&other, 1), bind(&server, 1));
+        let (inner_v6, server_v6) = (inner.add_ipv6(), server.add_ipv6());
+        let from_v6 = server.bind_udp(([0_u16; 8], 1).into()).unwrap();
+        let to_v6 = inner.bind_udp(([0_u16; 8], 1).into()).unwrap();
+        at_inner.send_to(b"x", at(&server, 1)).unwrap();
+        to_v6.send_to(b"x", (server_v6, 1).into()).unwrap();
+        from_v6.send_to(b"x", (inner_v6, 1).into()).unwrap();
+        assert_eq!((next(&at_server).await, next(&to_v6).await), (None, None));
+        assert_eq!(world.counters().dropped(DropReason::UdpBlocked), 3);
+        at_inner.send_to(b"x", at(&other, 1)).unwrap();
+        assert_eq!(next(&at_other).await, Some(at(&inner, 5_000))); // their own network
+        let listener = server.listen_tcp(([0; 4], 443).into()).unwrap();
+        assert!(inner.connect_tcp(at(&server, 443)).await.is_ok());
+        drop(listener);
+    });
 }
 
 #[test]
