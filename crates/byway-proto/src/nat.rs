@@ -2,7 +2,8 @@
 //!
 //! A **survey** asks servers in the core how the NATs on the way out behave; each side tells the other what it found
 //! ([`NatReport`]); one pure function of both reports ([`plan`]) says how to get through, and the agent carries that out
-//! within hard budgets. What works enters the peer's route machine ([`crate::paths`]); nothing here carries a user's byte.
+//! within hard budgets. What works enters the peer's route machine ([`crate::paths`]); nothing here carries a user's byte. Ports that the
+//! gateway forwards by itself are [`portmap`]'s, which needs none of that.
 
 mod agent;
 #[expect(dead_code, reason = "the punches that use the rest of it come next")]
@@ -10,6 +11,7 @@ mod budget;
 pub mod candidates;
 mod event;
 mod explain;
+pub mod portmap;
 mod punch;
 mod report;
 
