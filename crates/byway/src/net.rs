@@ -18,7 +18,10 @@ use std::{
     task::{Context, Poll},
 };
 
-pub use byway_proto::addr::interface::{Interface, InterfaceKind};
+pub use byway_proto::{
+    addr::interface::{Interface, InterfaceKind},
+    nat::portmap::Gateway,
+};
 use quinn::udp::{RecvMeta, Transmit};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -44,6 +47,11 @@ pub trait Net: Debug + Send + Sync + 'static {
 
     /// Waits until the answer of [`Net::interfaces`] may have changed.
     fn changed(&self) -> BoxFuture<'_, ()>;
+
+    /// The default gateways of this machine, the preferred one first; each is asked to map ports.
+    fn gateways(&self) -> Vec<Gateway> {
+        Vec::new()
+    }
 }
 
 /// A UDP socket with segmentation offload, as far as its network has it.

@@ -20,8 +20,10 @@ use core::{
 };
 
 use self::gateway::AtGateway;
+use super::candidates::is_private;
 use crate::{
     Instant, Rng,
+    addr::candidate::is_probeable,
     wire::{natpmp, pcp},
 };
 
@@ -416,20 +418,9 @@ impl PortMap {
     }
 }
 
-/// Whether packets from anywhere can be addressed to this address: none of RFC 1918, 6598, 4193, link-local or loopback.
+/// Whether packets from anywhere can be addressed to what a gateway calls its own address.
 pub fn is_public(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let [first, second, ..] = ip.octets();
-            let shared = first == 100 && second & 0xc0 == 64;
-            let special = ip.is_loopback() || ip.is_link_local() || ip.is_multicast() || ip.is_broadcast();
-            first != 0 && !shared && !special && !ip.is_private()
-        }
-        IpAddr::V6(ip) => {
-            let local = ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unique_local();
-            !local && !ip.is_unspecified() && !ip.is_multicast()
-        }
-    }
+    !is_private(ip) && is_probeable(SocketAddr::new(ip, pcp::PORT), false).is_ok()
 }
 
 /// One call of the machine: its time, and where it draws and writes.

@@ -1,5 +1,7 @@
 //! The operating system's network.
 
+mod gateways;
+
 use std::{
     io::{self, IoSliceMut},
     net::SocketAddr,
@@ -18,7 +20,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{BoxFuture, Interface, InterfaceKind, Net, TcpListener, TcpStream, UdpSocket};
+use super::{BoxFuture, Gateway, Interface, InterfaceKind, Net, TcpListener, TcpStream, UdpSocket};
 
 /// Wanted size of a UDP socket's kernel buffers in bytes: 7 MiB hold 60 ms of a gigabit line.
 pub const SOCKET_BUFFER: usize = 7 << 20;
@@ -89,6 +91,10 @@ impl Net for Os {
                 }
             }
         })
+    }
+
+    fn gateways(&self) -> Vec<Gateway> {
+        gateways::gateways()
     }
 }
 
