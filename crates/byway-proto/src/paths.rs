@@ -101,7 +101,13 @@ impl Paths {
     /// Takes in what happened; drain [`poll_output`](Self::poll_output) to `None` after every input.
     pub fn handle_input(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Add { route, kind, trusted } => self.add(Route::new(route, kind, trusted, now), now),
+            Input::Add { route, kind, trusted, rtt } => {
+                let mut new = Route::new(route, kind, trusted, now);
+                if let Some(rtt) = rtt {
+                    new.prove(rtt, now);
+                }
+                self.add(new, now);
+            }
             Input::Remove { route } => self.remove(route, now),
             Input::Established { heard } => self.establish(heard, now),
             Input::Sample(sample) => self.look(&sample, now),
@@ -165,7 +171,7 @@ impl Paths {
     }
 
     fn add(&mut self, route: Route, now: Instant) {
-        let (id, trusted) = (route.id, route.trusted);
+        let (id, trusted, proven) = (route.id, route.trusted, route.is_proven());
         if self.routes.contains_key(&id) {
             return;
         }
@@ -185,6 +191,9 @@ impl Paths {
         if self.selected.is_none() {
             self.select(id, Why::Only, now);
             self.start_hedge(HedgeWhy::Removed, true, now);
+        } else if proven {
+            self.ping_padded(id, now);
+            self.take_first_direct(id, now);
         } else {
             self.ping(id, false, now);
         }

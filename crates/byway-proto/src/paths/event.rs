@@ -96,6 +96,8 @@ pub enum Input {
         /// Whether we chose to send there (a dial's candidate, the peer's authenticated report) or merely heard from
         /// there; a trusted route takes the place of an unproven, untrusted one when the table is full.
         trusted: bool,
+        /// How long an authenticated probe took there and back just now, if one did: then the route is proven already.
+        rtt: Option<Duration>,
     },
     /// A route is gone (its socket or its relay is); never needed after an [`Output::Drop`].
     Remove {

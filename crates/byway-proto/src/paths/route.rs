@@ -160,6 +160,15 @@ impl Route {
         Score { kind: self.kind, loss: Loss::of(self.loss), delay: Delay::of(self.rtt()) }
     }
 
+    /// Notes that a probe from before the route's time came back after `rtt`.
+    pub(super) fn prove(&mut self, rtt: Duration, now: Instant) {
+        self.srtt = Some(rtt);
+        self.proven_since = Some(now);
+        self.proof = Some(now - rtt);
+        self.last_ping = self.proof;
+        self.row.extend(now);
+    }
+
     /// Whether the route is better than the selected one even if its own measures flatter it.
     ///
     /// The handicap is the hysteresis: of two routes with like measures, neither is better by this rule.

@@ -180,14 +180,26 @@ fn route_that_never_answers_is_dropped_after_ten_seconds() {
 fn full_table_makes_room_for_a_trusted_route_only() {
     let mut one = Driven::new();
     for id in 0..MAX_ROUTES {
-        one.input(Input::Add { route: RouteId(id as u8), kind: RouteKind::Direct, trusted: id < 8 });
+        one.input(Input::Add { route: RouteId(id as u8), kind: RouteKind::Direct, trusted: id < 8, rtt: None });
     }
-    let add = |id, trusted| Input::Add { route: RouteId(id), kind: RouteKind::Direct, trusted };
+    let add = |id, trusted| Input::Add { route: RouteId(id), kind: RouteKind::Direct, trusted, rtt: None };
     let refused = |id| Output::Drop { route: RouteId(id), why: DropWhy::Full };
     assert_eq!(one.input(add(20, false)), [refused(20)]);
     assert_eq!(one.input(add(21, true))[0], refused(15));
     assert_eq!(one.input(add(40, true)), [refused(40)], "the id is out of range");
     assert_eq!(one.paths.status(one.now).len(), MAX_ROUTES);
+}
+
+#[test]
+fn a_direct_route_that_a_punch_has_proven_takes_over_from_the_relay_at_once() {
+    let mut one = Driven::new();
+    one.add(A, RouteKind::Relay);
+    let first = one.input(Input::Established { heard: A });
+    one.pong(&first, A);
+    let outputs = one.input(Input::Add { route: B, kind: RouteKind::Direct, trusted: true, rtt: Some(ms(80)) });
+    assert!(outputs.contains(&Output::Selected { from: Some(A), to: B, why: Why::FirstDirect, hedge_began: None }));
+    assert!(outputs.iter().any(|output| matches!(output, Output::Ping { route: B, padded: true, .. })));
+    assert!(one.paths.proven().contains(B));
 }
 
 #[test]
@@ -340,7 +352,7 @@ impl Driven {
     }
 
     fn add(&mut self, route: RouteId, kind: RouteKind) -> Vec<Output> {
-        self.input(Input::Add { route, kind, trusted: true })
+        self.input(Input::Add { route, kind, trusted: true, rtt: None })
     }
 
     fn wait(&mut self, time: u64) {
@@ -435,7 +447,8 @@ impl Driven {
         match step {
             Step::Add { route, relay, trusted } => {
                 let kind = if relay { RouteKind::Relay } else { RouteKind::Direct };
-                self.input(Input::Add { route: RouteId(route), kind, trusted });
+                let rtt = (trusted && route % 3 == 1).then_some(ms(80));
+                self.input(Input::Add { route: RouteId(route), kind, trusted, rtt });
             }
             Step::Remove(route) => _ = self.input(Input::Remove { route: RouteId(route) }),
             Step::Establish(route) => _ = self.input(Input::Established { heard: RouteId(route) }),

@@ -310,7 +310,7 @@ impl Pair {
     fn add(&mut self, route: RouteId) {
         for side in 0..2 {
             self.sides[side].routes.insert(route);
-            self.input(side, Input::Add { route, kind: KINDS[usize::from(route.0)], trusted: true });
+            self.input(side, Input::Add { route, kind: KINDS[usize::from(route.0)], trusted: true, rtt: None });
         }
     }
 
