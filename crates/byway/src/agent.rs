@@ -2,6 +2,7 @@
 //! machines' decisions to the packet path.
 
 mod peer;
+mod traversal;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,6 +12,7 @@ use std::{
 
 use byway_proto::{
     Instant, Rng,
+    nat::{self, AgentConfig, Counters, Explanation, NatReport, Signal},
     paths::{Input, PathsConfig, RouteKind},
     wire::probe,
 };
@@ -19,16 +21,19 @@ use tokio::{
     time,
 };
 
-use self::peer::AgentPeer;
+use self::{peer::AgentPeer, traversal::Traversal};
 use crate::{
     event::{Event, Events, PathKind},
     net::{
+        Net,
         mux::{ControlDatagram, Mux},
         routes::Via,
         track::Track,
     },
     status::RouteReport,
+    switch::SwitchRef,
     tasks::Tasks,
+    watched::Watched,
 };
 
 /// Requests to the agent that may wait; whoever sends the next one waits.
@@ -47,6 +52,18 @@ pub(crate) enum Command {
     AddRoute { track: Arc<Track>, via: Via },
     /// Tell the routes of a connection.
     Report { alias: SocketAddr, reply: oneshot::Sender<Vec<RouteReport>> },
+    /// The peer's survey has found this.
+    Theirs { alias: SocketAddr, report: NatReport },
+    /// The peer says that it may be reached at these addresses.
+    Candidates { alias: SocketAddr, addrs: Vec<SocketAddr> },
+    /// The peer's part of a punch.
+    Signal { alias: SocketAddr, signal: Signal },
+    /// This address answers STUN.
+    Server(SocketAddr),
+    /// Tell why a connection is direct or is not.
+    Explain { alias: SocketAddr, reply: oneshot::Sender<Option<Explanation>> },
+    /// Tell what the looking for paths has cost.
+    Spent { reply: oneshot::Sender<Counters> },
     /// Measure the selected route with a probe of its own.
     Ping { alias: SocketAddr, reply: oneshot::Sender<PingReport> },
 }
@@ -70,12 +87,26 @@ pub(crate) struct PingReport {
 
 /// Sends requests to the agent.
 #[derive(Debug, Clone)]
-pub(crate) struct AgentRef(mpsc::Sender<Command>);
+pub(crate) struct AgentRef {
+    commands: mpsc::Sender<Command>,
+    report: Arc<Watched<NatReport>>,
+}
+
+/// What the agent needs to start.
+pub(crate) struct Setup {
+    pub(crate) mux: Arc<Mux>,
+    pub(crate) net: Arc<dyn Net>,
+    pub(crate) datagrams: mpsc::Receiver<ControlDatagram>,
+    pub(crate) events: Events,
+    pub(crate) switch: SwitchRef,
+    pub(crate) nat: AgentConfig,
+    pub(crate) seed: [u8; 32],
+}
 
 impl AgentRef {
     /// Sends a request; lost if the node is closing.
     pub(crate) async fn send(&self, command: Command) {
-        let _ = self.0.send(command).await;
+        let _ = self.commands.send(command).await;
     }
 
     /// The routes of a connection; empty if there is no such connection.
@@ -83,6 +114,25 @@ impl AgentRef {
         let (reply, report) = oneshot::channel();
         self.send(Command::Report { alias, reply }).await;
         report.await.unwrap_or_default()
+    }
+
+    /// What the survey of this node's NATs knows.
+    pub(crate) fn nat_report(&self) -> NatReport {
+        self.report.read().clone()
+    }
+
+    /// Why a connection is direct or is not; `None` if it is gone.
+    pub(crate) async fn explain(&self, alias: SocketAddr) -> Option<Explanation> {
+        let (reply, explanation) = oneshot::channel();
+        self.send(Command::Explain { alias, reply }).await;
+        explanation.await.ok().flatten()
+    }
+
+    /// What the looking for paths has cost.
+    pub(crate) async fn spent(&self) -> Counters {
+        let (reply, spent) = oneshot::channel();
+        self.send(Command::Spent { reply }).await;
+        spent.await.unwrap_or_default()
     }
 
     /// Measures the selected route; `None` if the connection is gone.
@@ -101,21 +151,20 @@ struct Agent {
     peers: BTreeMap<SocketAddr, AgentPeer>,
     /// When each machine wants to be called; one entry for each peer that has a timer.
     timers: BTreeSet<(Instant, SocketAddr)>,
+    traversal: Traversal,
 }
 
 /// Starts the agent's task.
-pub(crate) fn spawn(
-    mux: Arc<Mux>,
-    datagrams: mpsc::Receiver<ControlDatagram>,
-    events: Events,
-    seed: &[u8; 32],
-    tasks: &Tasks,
-) -> AgentRef {
+pub(crate) fn spawn(setup: Setup, tasks: &Tasks) -> AgentRef {
+    let Setup { mux, net, datagrams, events, switch, nat, seed } = setup;
     let (sender, commands) = mpsc::channel(COMMANDS);
-    let agent =
-        Agent { mux, events, seed: Rng::new(seed, "agent").bytes(), peers: BTreeMap::new(), timers: BTreeSet::new() };
+    let mut rng = Rng::new(&seed, "agent");
+    let report = Arc::new(Watched::default());
+    let machine = nat::Agent::new(nat, &Rng::new(&seed, "nat").bytes(), mux.now());
+    let traversal = Traversal::new(machine, net, switch, Arc::clone(&report));
+    let agent = Agent { mux, events, seed: rng.bytes(), peers: BTreeMap::new(), timers: BTreeSet::new(), traversal };
     tasks.spawn(agent.run(commands, datagrams, tasks.clone()));
-    AgentRef(sender)
+    AgentRef { commands: sender, report }
 }
 
 impl Agent {
@@ -127,19 +176,31 @@ impl Agent {
     ) {
         let mux = Arc::clone(&self.mux);
         let mut batch = Vec::with_capacity(BATCH);
+        let net = Arc::clone(&self.traversal.net);
+        // Kept over the turns: a change that falls between two waits would be missed, for each begins with what it finds.
+        let mut changed = net.changed();
+        self.network_changed();
         loop {
             let next = self.timers.first().map(|(at, _)| mux.clock.at(*at));
+            let traverse = self.traversal.machine.poll_timeout().map(|(at, _)| mux.clock.at(at));
             tokio::select! {
                 biased;
                 () = tasks.stopped() => return,
                 () = time::sleep_until(next.unwrap_or_else(time::Instant::now)), if next.is_some() => self.timeout(),
                 () = mux.woken.notify.notified() => self.woken(),
+                () = time::sleep_until(traverse.unwrap_or_else(time::Instant::now)), if traverse.is_some() => {
+                    self.traverse(nat::Input::Timeout);
+                }
+                () = &mut changed => {
+                    changed = net.changed();
+                    self.network_changed();
+                }
                 Some(command) = commands.recv() => self.command(command),
                 count = datagrams.recv_many(&mut batch, BATCH) => {
                     if count == 0 {
                         return; // the mux is gone
                     }
-                    batch.drain(..).for_each(|datagram| self.datagram(&datagram));
+                    batch.drain(..).for_each(|datagram| self.datagram(datagram));
                 }
             }
         }
@@ -167,8 +228,20 @@ impl Agent {
             Command::Down { alias } => {
                 if let Some(peer) = self.peers.remove(&alias) {
                     self.timers.remove(&(peer.timer, alias));
+                    self.end_traversal(alias, &peer.track.vias());
                 }
             }
+            Command::Theirs { alias, report } => self.traverse_link(alias, |link| nat::Input::Theirs { link, report }),
+            Command::Candidates { alias, addrs } => {
+                self.traverse_link(alias, |link| nat::Input::Candidates { link, addrs });
+            }
+            Command::Signal { alias, signal } => self.traverse_link(alias, |link| nat::Input::Signal { link, signal }),
+            Command::Server(addr) => self.add_server(addr),
+            Command::Explain { alias, reply } => {
+                let link = self.traversal.link(alias);
+                let _ = reply.send(link.and_then(|link| self.traversal.machine.explain(link)));
+            }
+            Command::Spent { reply } => drop(reply.send(self.traversal.machine.counters())),
             Command::AddRoute { track, via } => self.add_route(&track, via),
             Command::Report { alias, reply } => {
                 let report = self.peers.get(&alias).map(|peer| peer.report(self.mux.now())).unwrap_or_default();
@@ -191,7 +264,9 @@ impl Agent {
             self.mux.routes.learn_route(via, &peer.track);
         }
         self.peers.insert(alias, peer);
-        self.with(alias, AgentPeer::begin);
+        let mut unheard = Vec::new();
+        self.with(alias, |peer, now| unheard = peer.begin(now));
+        self.begin_traversal(alias, unheard);
     }
 
     fn add_route(&mut self, track: &Arc<Track>, via: Via) {
@@ -212,12 +287,12 @@ impl Agent {
         }
     }
 
-    fn datagram(&mut self, datagram: &ControlDatagram) {
-        let Some(id) = probe::peek_key_id(&datagram.bytes) else { return };
+    fn datagram(&mut self, datagram: ControlDatagram) {
+        let Some(id) = probe::peek_key_id(&datagram.bytes) else { return self.stun(datagram) };
         let track = self.mux.routes.read().by_probe_key(id).cloned();
         let Some(track) = track else { return };
         let mux = Arc::clone(&self.mux);
-        self.with(track.alias(), |peer, now| peer.probe(&mux, datagram, now));
+        self.with(track.alias(), |peer, now| peer.probe(&mux, &datagram, now));
     }
 
     /// Lets a peer's machine act, carries out what it decides, and sets its next timer.
@@ -238,7 +313,21 @@ impl Agent {
         if let (Some(path), Some(id)) = (changed, peer.told) {
             self.events.send(Event::PathChanged { peer: id, path });
         }
-        if let Some(relay) = peer.silent_relay.take() {
+        let silent_relay = peer.silent_relay.take();
+        let (direct, stray, unused) = (peer.direct(), peer.stray_pong.take(), std::mem::take(&mut peer.unused));
+        if changed.is_some() {
+            self.traverse_link(alias, |link| match direct {
+                Some(socket) => nat::Input::Direct { link, socket },
+                None => nat::Input::Relayed { link },
+            });
+        }
+        if let Some((via, txid)) = stray
+            && let Some(from) = via.peer_addr()
+        {
+            self.traverse_link(alias, |link| nat::Input::Pong { link, socket: via.socket(), from, txid });
+        }
+        unused.into_iter().for_each(|socket| self.unused(socket));
+        if let Some(relay) = silent_relay {
             self.doubt_relay(relay);
         }
     }
@@ -260,5 +349,5 @@ fn kind_of(via: Via) -> RouteKind {
 
 /// The machine's word for a route that came into being.
 fn added(route: byway_proto::paths::RouteId, via: Via, trusted: bool) -> Input {
-    Input::Add { route, kind: kind_of(via), trusted }
+    Input::Add { route, kind: kind_of(via), trusted, rtt: None }
 }

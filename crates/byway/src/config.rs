@@ -7,7 +7,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use byway_proto::{PeerAddr, gate::GateConfig, paths::PathsConfig, relay::RelayConfig};
+use byway_proto::{
+    PeerAddr,
+    addr::HostAddr,
+    gate::GateConfig,
+    nat::{AgentConfig, AgentConfigError},
+    paths::PathsConfig,
+    relay::RelayConfig,
+};
 
 use crate::identity::Identity;
 
@@ -16,6 +23,9 @@ pub const MAX_NETWORK: usize = 64;
 
 /// Most relays that a node registers at: two warm ones, and a third to choose from.
 pub const MAX_RELAYS: usize = 3;
+
+/// Most STUN servers that a node is told: two would do, and some may be down.
+pub const MAX_STUN: usize = 4;
 
 /// Everything a node needs to start.
 #[derive(Debug, Clone)]
@@ -35,6 +45,10 @@ pub struct Config {
     pub any_port: bool,
     /// Where to register, so that peers can reach this node behind a NAT; at most [`MAX_RELAYS`].
     pub relays: Vec<PeerAddr>,
+    /// Servers that tell the node how its NATs behave (STUN, RFC 8489), besides its relays; at most [`MAX_STUN`].
+    pub stun: Vec<HostAddr>,
+    /// How, and at what cost, direct paths are looked for.
+    pub nat: AgentConfig,
     /// Relay for others.
     pub relay: Option<RelayConfig>,
     /// Reach peers through relays only, never directly.
@@ -66,6 +80,8 @@ impl Config {
             port: 0,
             any_port: false,
             relays: Vec::new(),
+            stun: Vec::new(),
+            nat: AgentConfig::default(),
             relay: None,
             relay_only: false,
             accept: true,
@@ -105,6 +121,10 @@ impl Config {
         if self.relays.len() > MAX_RELAYS {
             return Err(ConfigError::TooManyRelays(self.relays.len()));
         }
+        if self.stun.len() > MAX_STUN {
+            return Err(ConfigError::TooManyStun(self.stun.len()));
+        }
+        self.nat.check()?;
         if self.relay_only && self.relays.is_empty() && self.relay.is_some() {
             return Err(ConfigError::RelayOnlyRelay);
         }
@@ -131,6 +151,12 @@ pub enum ConfigError {
     /// More relays than a node registers at.
     #[error("`relays` names {0} relays; keep at most {MAX_RELAYS}")]
     TooManyRelays(usize),
+    /// More STUN servers than a node asks.
+    #[error("`stun` names {0} servers; keep at most {MAX_STUN}")]
+    TooManyStun(usize),
+    /// A setting of the looking for direct paths is out of its range.
+    #[error(transparent)]
+    Nat(#[from] AgentConfigError),
     /// A relay that may not be reached directly.
     #[error("a relay cannot be `relay_only` itself; switch one of the two off")]
     RelayOnlyRelay,

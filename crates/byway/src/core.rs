@@ -9,7 +9,7 @@ use std::{
 use byway_proto::{
     PeerId, Rng,
     addr::candidate::is_probeable,
-    hello::{Hello, Limits, MAX_CANDIDATES},
+    hello::{Candidates, Control, Hello, Limits, MAX_CANDIDATES},
     nat::candidates::{Sources, candidates},
     paths::PathsConfig,
 };
@@ -26,7 +26,7 @@ use crate::{
     protocol::{MAX_MESSAGE, Registry},
     quic::endpoint::{Endpoint, MAX_STREAMS},
     relay::{client::Relays, server::RelayShell},
-    switch::SwitchRef,
+    switch::{SwitchRef, knows_this_machine},
     tasks::Tasks,
 };
 
@@ -71,6 +71,19 @@ impl Core {
             protocols: self.registry.announced(),
             limits: Limits { max_message: MAX_MESSAGE as u64, max_streams: u64::from(MAX_STREAMS) },
         }
+    }
+
+    /// What a peer needs to know for a direct path.
+    pub(crate) fn introduction(&self, track: &Track) -> Vec<Control> {
+        let addrs = self.addrs(knows_this_machine(track));
+        let mut introduction = Vec::new();
+        if !addrs.is_empty() {
+            introduction.push(Control::Candidates(Candidates { addrs, generation: 0 }));
+        }
+        if !self.config.relay_only {
+            introduction.push(Control::NatReport(self.agent.nat_report()));
+        }
+        introduction
     }
 
     /// What a link's readers need; control messages go to `control`.

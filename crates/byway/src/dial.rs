@@ -188,6 +188,9 @@ pub(crate) async fn hello(
     core.run_routes(track, &connection, config, told).await?;
     let mut control = ControlStream::open(&connection).await?;
     control.say(ours.clone()).await?;
+    if told.is_some() {
+        control.tell(&core.introduction(track)).await?; // without waiting for the other hello: that is a round trip
+    }
     let theirs = control.hear().await?;
     let agreed = establish::agreed(&connection, &ours, &theirs)?;
     Established::new(connection, Arc::clone(track), control, theirs, agreed).ok_or(Gone::SelfDial)

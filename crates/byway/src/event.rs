@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use byway_proto::{PeerId, paths::RouteKind};
+use byway_proto::{PeerId, nat::NatReport, paths::RouteKind};
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::gone::Gone;
@@ -48,6 +48,8 @@ pub enum Event {
         /// The reason.
         why: String,
     },
+    /// The survey has learned something new about what stands between the node and the core.
+    NatChanged(NatReport),
     /// The listener was too slow, and this many events are lost to it.
     Missed(u64),
 }

@@ -49,13 +49,14 @@ pub use byway_proto::{
     addr::HostAddr,
     gate::GateConfig,
     hello::Refusal,
+    nat,
     paths::PathsConfig,
     relay::RelayConfig,
     schedule::{Class, Share},
 };
 
 pub use self::{
-    config::{Config, ConfigError, MAX_NETWORK, MAX_RELAYS, WallClock},
+    config::{Config, ConfigError, MAX_NETWORK, MAX_RELAYS, MAX_STUN, WallClock},
     dial::{DialError, MAX_DIAL_ADDRS, MAX_DIAL_RELAYS, Target},
     event::{EVENT_QUEUE, Event, EventStream, PathKind},
     gone::Gone,
@@ -67,6 +68,6 @@ pub use self::{
         Receiver, RegisterError, STREAM_BACKLOG, SendError, Sender, Sent, Streams, To,
     },
     quic::endpoint::EndpointError,
-    status::{NodeStatus, PeerStatus, RelayServerStatus, RelayStatus, RouteReport},
+    status::{NatStatus, NodeStatus, PeerStatus, RelayServerStatus, RelayStatus, RouteReport},
     stream::{ReadHalf, Stream, WriteHalf},
 };

@@ -6,6 +6,7 @@
 pub(crate) mod mux;
 pub mod os;
 pub(crate) mod routes;
+pub(crate) mod sockets;
 pub(crate) mod track;
 
 use std::{
@@ -58,6 +59,13 @@ pub trait Net: Debug + Send + Sync + 'static {
 pub trait UdpSocket: Debug + Send + Sync + 'static {
     /// Sends what `transmit` holds, or says `WouldBlock`.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()>;
+
+    /// As [`UdpSocket::try_send`], but the datagram passes `hop_limit` routers at most, where the network can see to that.
+    /// Sends of other tasks by the same socket must not overlap.
+    fn try_send_limited(&self, transmit: &Transmit<'_>, hop_limit: u8) -> io::Result<()> {
+        let _ = hop_limit;
+        self.try_send(transmit)
+    }
 
     /// Waits until [`UdpSocket::try_send`] is worth another try; any number of callers may wait at once.
     fn writable(self: Arc<Self>) -> BoxFuture<'static, io::Result<()>>;

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use byway_proto::{PeerAddr, PeerId, Rng, Ticket, gate::Gate};
+use byway_proto::{PeerAddr, PeerId, Rng, Ticket, addr::HostAddr, gate::Gate, nat::Explanation};
 use quinn::VarInt;
 use tokio::time::Instant;
 
@@ -24,14 +24,15 @@ use crate::{
     gone::Gone,
     net::{
         Net, UdpSocket,
-        mux::{Clock, Mux, Sockets, Welcome},
+        mux::{Clock, Mux, Welcome},
         os::Os,
         routes::Routes,
+        sockets::Sockets,
     },
     protocol::{Peers, Protocol, RegisterError, Registry},
     quic::endpoint::{Endpoint, EndpointError},
     relay::{client::Relays, server::RelayShell},
-    status::{NodeStatus, PeerStatus},
+    status::{NatStatus, NodeStatus, PeerStatus},
     switch::{self, Command, SwitchRef},
     tasks::Tasks,
 };
@@ -41,6 +42,9 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long a ping waits for its pong.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Addresses of one STUN server that are asked: one of each family.
+const MAX_STUN_ADDRS: usize = 2;
 
 /// Ports that are tried until one is free for both address families.
 const PORT_ATTEMPTS: usize = 16;
@@ -146,8 +150,17 @@ impl Node {
         let (mux, datagrams) = Mux::new(sockets, routes, gate, clock, welcome);
         let serving = config.relay.clone().map(|relay| RelayShell::new(relay, &mux));
         let endpoint = Endpoint::new(&config, &seed, Arc::clone(&mux), &tasks)?;
-        let agent = agent::spawn(Arc::clone(&mux), datagrams, events.clone(), &seed, &tasks);
         let (switch, inlets) = SwitchRef::new();
+        let setup = agent::Setup {
+            mux: Arc::clone(&mux),
+            net: Arc::clone(&net),
+            datagrams,
+            events: events.clone(),
+            switch: switch.clone(),
+            nat: config.nat.clone(),
+            seed,
+        };
+        let agent = agent::spawn(setup, &tasks);
         let (shell, from_links) = serving.unzip();
         let mut rng = Rng::new(&seed, "node");
         let core = Arc::new(Core {
@@ -174,6 +187,9 @@ impl Node {
         }
         for relay in &core.config.relays {
             core.relays.add_home(&core, relay);
+        }
+        if !core.config.stun.is_empty() && !core.config.relay_only {
+            tasks.spawn(tell_servers(Arc::clone(&core)));
         }
         let life = Arc::new(Life { core: Arc::clone(&core), closed: AtomicBool::new(false) });
         Ok(Node { core, started: Instant::now(), life })
@@ -244,6 +260,12 @@ impl Node {
         Ok(Pong { rtt, path })
     }
 
+    /// Why the connection to a peer takes a direct path or does not, and what was tried; `None` if it is not connected.
+    pub async fn why(&self, peer: PeerId) -> Option<Explanation> {
+        let link = self.core.switch.link(peer)?;
+        self.core.agent.explain(link.track.alias()).await
+    }
+
     /// The node's state.
     pub async fn status(&self) -> NodeStatus {
         let core = &self.core;
@@ -269,6 +291,7 @@ impl Node {
             uptime: self.started.elapsed(),
             relays: core.relays.status(core).await,
             peers,
+            nat: NatStatus { report: core.agent.nat_report(), spent: core.agent.spent().await },
             serving: core.serving.as_ref().map(|shell| shell.status()),
             dropped: core.dropped(),
             aliases: core.mux.routes.read().len(),
@@ -288,6 +311,24 @@ impl Node {
         if self.life.end() {
             self.core.endpoint.closed(CLOSE_DEADLINE).await;
             self.core.tasks.join(CLOSE_DEADLINE).await;
+        }
+    }
+}
+
+/// Tells the agent the addresses of the STUN servers that the configuration names.
+async fn tell_servers(core: Arc<Core>) {
+    for server in &core.config.stun {
+        let addrs = match server {
+            HostAddr::Socket(addr) => Ok(vec![*addr]),
+            HostAddr::Name(name, port) => core.net.resolve(name, *port).await,
+        };
+        match addrs {
+            Ok(addrs) => {
+                for addr in addrs.into_iter().take(MAX_STUN_ADDRS) {
+                    core.agent.send(agent::Command::Server(addr)).await;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a STUN server's name does not resolve; check `stun`"),
         }
     }
 }
@@ -316,15 +357,15 @@ fn bind_port(net: &dyn Net, config: &Config, port: u16) -> Result<Sockets, BindE
                 addr: SocketAddr::new(config.ipv4.map_or_else(|| [0, 0, 0, 0].into(), Into::into), port),
                 source,
             })?,
-            None => return Ok(Sockets { v4, v6: config.ipv6.map(|ip| bind(net, (ip, port).into())).transpose()? }),
+            None => return Ok(Sockets::new(v4, config.ipv6.map(|ip| bind(net, (ip, port).into())).transpose()?)),
         };
-        let Some(ip) = config.ipv6 else { return Ok(Sockets { v4, v6: None }) };
+        let Some(ip) = config.ipv6 else { return Ok(Sockets::new(v4, None)) };
         match bind(net, SocketAddr::new(ip.into(), shared.port())) {
-            Ok(v6) => return Ok(Sockets { v4, v6: Some(v6) }),
+            Ok(v6) => return Ok(Sockets::new(v4, Some(v6))),
             // The system chose a port that is free for one family only: let it choose again.
             Err(BindError::PortInUse(_)) if port == 0 && attempt < PORT_ATTEMPTS => {}
             // A machine without IPv6 is an ordinary one.
-            Err(BindError::Socket { source, .. }) if no_family(&source) => return Ok(Sockets { v4, v6: None }),
+            Err(BindError::Socket { source, .. }) if no_family(&source) => return Ok(Sockets::new(v4, None)),
             Err(error) => return Err(error),
         }
     }

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use byway_proto::PeerId;
+use byway_proto::{
+    PeerId,
+    nat::{Counters, NatReport},
+};
 
 use crate::event::PathKind;
 
@@ -24,12 +27,24 @@ pub struct NodeStatus {
     pub relays: Vec<RelayStatus>,
     /// The peers it is connected to, in the order of their ids.
     pub peers: Vec<PeerStatus>,
+    /// What stands between it and the core, and what the looking for direct paths has cost.
+    pub nat: NatStatus,
     /// What it relays for others, if it does.
     pub serving: Option<RelayServerStatus>,
     /// Datagrams dropped and handshakes turned away since the start, by reason; reasons that never occurred are left out.
     pub dropped: Vec<(&'static str, u64)>,
     /// Connections that the packet path knows: those of peers and relays, those being made, and those that ended just now.
     pub aliases: usize,
+}
+
+/// What a node knows of its NATs.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct NatStatus {
+    /// What its survey has found.
+    pub report: NatReport,
+    /// What the looking for direct paths has cost so far.
+    pub spent: Counters,
 }
 
 /// A relay as this node uses it.

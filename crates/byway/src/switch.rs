@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -26,7 +25,7 @@ use crate::{
     event::Event,
     gone::Gone,
     link::{Link, establish::Established, readers, writer},
-    net::routes::Via,
+    net::track::Track,
 };
 
 /// Requests that may wait; whoever sends the next one waits.
@@ -336,6 +335,14 @@ impl Switch {
         match message {
             Control::Hello(hello) => self.hello(link, hello),
             Control::Candidates(candidates) => self.candidates(link, candidates).await,
+            Control::NatReport(report) => {
+                let alias = link.track.alias();
+                self.core.agent.send(AgentCommand::Theirs { alias, report }).await;
+            }
+            Control::Punch(signal) => {
+                let alias = link.track.alias();
+                self.core.agent.send(AgentCommand::Signal { alias, signal }).await;
+            }
             Control::Goodbye(_) => {} // the connection's own close says why
             other => debug!(peer = ?link.peer, ?other, "control message is not for a peer"),
         }
@@ -372,23 +379,23 @@ impl Switch {
 
     fn tell_candidates(&mut self, link: &Link) {
         self.generation += 1;
-        let addrs = self.core.addrs(knows_this_machine(link));
+        let addrs = self.core.addrs(knows_this_machine(&link.track));
         if !addrs.is_empty() {
             link.control(&Control::Candidates(Candidates { addrs, generation: self.generation }));
+        }
+        if !self.core.config.relay_only {
+            link.control(&Control::NatReport(self.core.agent.nat_report()));
         }
     }
 
     async fn candidates(&self, link: &Arc<Link>, candidates: Candidates) {
-        let loopback = knows_this_machine(link);
-        let addrs = candidates.addrs.into_iter().filter(|addr| self.core.may_probe(*addr, loopback));
-        for addr in addrs.collect::<Vec<SocketAddr>>() {
-            let (track, via) = (Arc::clone(&link.track), Via::Direct(addr));
-            self.core.agent.send(AgentCommand::AddRoute { track, via }).await;
-        }
+        let loopback = knows_this_machine(&link.track);
+        let addrs = candidates.addrs.into_iter().filter(|addr| self.core.may_probe(*addr, loopback)).collect();
+        self.core.agent.send(AgentCommand::Candidates { alias: link.track.alias(), addrs }).await;
     }
 }
 
 /// Whether a link proves that both nodes run on one machine: it, or its relay, is reached over loopback.
-fn knows_this_machine(link: &Link) -> bool {
-    link.track.vias().iter().any(|via| via.remote().ip().is_loopback())
+pub(crate) fn knows_this_machine(track: &Track) -> bool {
+    track.vias().iter().any(|via| via.remote().ip().is_loopback())
 }

@@ -4,6 +4,7 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use byway_proto::{
     Instant,
+    nat::SocketId,
     paths::{HedgeWhy, Input, Output, Paths, Plan, RouteId, RouteKind},
     wire::probe::{self, Probe, ProbeKey, ProbeKind, ReplayWindow},
 };
@@ -41,6 +42,10 @@ pub(super) struct AgentPeer {
     pub(super) timer: Instant,
     /// The relay through which nothing is heard any more, until the agent has taken notice.
     pub(super) silent_relay: Option<SocketAddr>,
+    /// A pong by a way that is no route, until the agent has taken notice.
+    pub(super) stray_pong: Option<(Via, u64)>,
+    /// Sockets whose routes were dropped, until the agent has taken notice.
+    pub(super) unused: Vec<SocketId>,
     paths: Paths,
     window: ReplayWindow,
     seq: u64,
@@ -57,17 +62,27 @@ impl AgentPeer {
             told: up.told,
             timer: Instant::START,
             silent_relay: None,
+            stray_pong: None,
+            unused: Vec::new(),
             window: ReplayWindow::new(),
             seq: 0,
             pings: VecDeque::new(),
         }
     }
 
-    /// Hands the routes of the handshake to the machine.
-    pub(super) fn begin(&mut self, now: Instant) {
+    /// Hands the routes of the handshake to the machine; returns the addresses of a peer's ticket that have not answered
+    /// yet, for they are candidates as any other.
+    pub(super) fn begin(&mut self, now: Instant) -> Vec<SocketAddr> {
         let mut state = self.track.lock();
         state.established = true;
         let dialled = state.dialled;
+        let mut unheard = Vec::new();
+        if self.told.is_some() {
+            let silent = state.routes().filter(|(_, slot)| slot.heard.is_none());
+            let silent: Vec<_> = silent.filter_map(|(route, slot)| Some((route, slot.via.peer_addr()?))).collect();
+            silent.iter().for_each(|(route, _)| state.remove(*route));
+            unheard = silent.into_iter().map(|(_, addr)| addr).collect();
+        }
         let routes: Vec<_> = state.routes().map(|(route, slot)| (route, slot.via, slot.heard)).collect();
         drop(state);
         for &(route, via, _) in &routes {
@@ -76,6 +91,7 @@ impl AgentPeer {
         if let Some((heard, ..)) = routes.iter().max_by_key(|(_, via, heard)| (*heard, !via.is_relay())) {
             self.paths.handle_input(Input::Established { heard: *heard }, now);
         }
+        unheard
     }
 
     /// Adds a way to the peer, unless it is there already.
@@ -83,6 +99,26 @@ impl AgentPeer {
         let route = self.track.lock().add(via, false)?;
         self.paths.handle_input(added(route, via, trusted), now);
         Some(route)
+    }
+
+    /// Adds a way to the peer on which a probe has come back, or proves the one that is there.
+    pub(super) fn add_proven(&mut self, mux: &Mux, via: Via, rtt: Duration, now: Instant) {
+        let Some(route) = self.track.lock().add(via, false) else { return };
+        let kind = kind_of(via);
+        self.paths.handle_input(Input::Add { route, kind, trusted: true, rtt: Some(rtt) }, now);
+        if self.track.prove(route) {
+            mux.routes.learn_route(via, &self.track);
+        }
+    }
+
+    /// Whether one of the routes leaves by this socket.
+    pub(super) fn uses(&self, socket: SocketId) -> bool {
+        self.track.lock().routes().any(|(_, slot)| slot.via.socket() == socket)
+    }
+
+    /// The socket of the selected route, if it is a direct one.
+    pub(super) fn direct(&self) -> Option<SocketId> {
+        self.track.via().filter(|via| !via.is_relay()).map(Via::socket)
     }
 
     /// Lets the machine look at what the packet path saw.
@@ -118,17 +154,17 @@ impl AgentPeer {
                     Some(route) => Some(route),
                     None => self.add_route(datagram.via, false, now),
                 };
-                let observed = match datagram.via {
-                    Via::Direct(addr) => Some(addr),
-                    Via::Relay(..) => None,
-                };
+                let observed = datagram.via.peer_addr();
                 self.send(mux, datagram.via, ProbeKind::Pong { observed }, probe.txid);
                 if let Some(route) = route {
                     self.paths.handle_input(Input::Ping { route, doubt }, now);
                 }
             }
             ProbeKind::Pong { .. } => {
-                let Some(route) = known else { return };
+                let Some(route) = known else {
+                    self.stray_pong = Some((datagram.via, txid));
+                    return;
+                };
                 self.answer_user(txid, route, now);
                 self.paths.handle_input(Input::Pong { route, txid }, now);
                 // Only a pong to a ping of ours proves a route: a peer must not prove a forged source.
@@ -137,6 +173,13 @@ impl AgentPeer {
                 }
             }
         }
+    }
+
+    /// Sends a ping of the NAT agent's, on no route yet; an opener need not arrive.
+    pub(super) fn probe_for(&mut self, mux: &Mux, via: Via, txid: u64, hop_limit: Option<u8>) {
+        self.seq += 1;
+        let probe = Probe { seq: self.seq, kind: ProbeKind::Ping { doubt: false }, txid: txid.to_be_bytes() };
+        mux.send_limited(via, &probe::encode(&probe, &self.key, 0), hop_limit);
     }
 
     /// Sends a ping for the user on the selected route.
@@ -199,6 +242,7 @@ impl AgentPeer {
                     self.track.lock().remove(route);
                     if let Some(via) = via {
                         mux.routes.forget_route(via, &self.track);
+                        self.unused.push(via.socket());
                     }
                 }
             }

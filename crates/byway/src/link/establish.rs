@@ -46,8 +46,15 @@ impl ControlStream {
     }
 
     pub(crate) async fn say(&mut self, hello: Hello) -> Result<(), Gone> {
-        let frame = Control::Hello(hello).to_frame().map_err(|error| Gone::Lost(error.to_string()))?;
-        let said = time::timeout(HELLO_TIMEOUT, self.send.write_all(&frame)).await;
+        self.tell(&[Control::Hello(hello)]).await
+    }
+
+    pub(crate) async fn tell(&mut self, messages: &[Control]) -> Result<(), Gone> {
+        let mut frames = Vec::new();
+        for message in messages {
+            frames.extend(message.to_frame().map_err(|error| Gone::Lost(error.to_string()))?);
+        }
+        let said = time::timeout(HELLO_TIMEOUT, self.send.write_all(&frames)).await;
         said.map_err(|_| Gone::TimedOut)?.map_err(|error| Gone::Lost(error.to_string()))
     }
 

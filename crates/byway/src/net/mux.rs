@@ -13,11 +13,15 @@ use std::{
     io::{self, IoSliceMut},
     net::{Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
+    time::Duration,
 };
 
-use byway_proto::{Instant, gate::Gate, relay::RelayServer, schedule::Bucket, wire::stun};
+use byway_proto::{Instant, gate::Gate, nat::SocketId, relay::RelayServer, schedule::Bucket, wire::stun};
 use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
@@ -26,8 +30,9 @@ use tokio::sync::{Notify, mpsc};
 
 use self::send::Sent;
 use super::{
-    BoxFuture, UdpSocket,
+    BoxFuture,
     routes::{Routes, Via},
+    sockets::{Sockets, Which},
 };
 use crate::metrics::{Counters, Dropped};
 
@@ -38,8 +43,11 @@ pub(crate) const AGENT_QUEUE: usize = 256;
 /// is shorter than its question, and a restarted relay owes one to every client.
 const STRANGER_RATE: (u64, u64) = (1_000, 200);
 
-/// STUN answers per second, and at once; each is shorter than 100 bytes.
+/// STUN messages taken per second, and at once: answers are shorter than 100 bytes, and a survey waits for some dozen.
 const STUN_RATE: (u64, u64) = (200, 100);
+
+/// How long after a question of ours STUN messages are taken for its answers.
+const STUN_WAIT: Duration = Duration::from_secs(10);
 
 /// The largest UDP payload that is received: an Ethernet frame's.
 pub(crate) const MAX_DATAGRAM: u16 = 1_500;
@@ -85,8 +93,12 @@ pub(crate) struct Mux {
     control: mpsc::Sender<ControlDatagram>,
     strangers: Mutex<Bucket>,
     stun: Mutex<Bucket>,
+    /// Answers to the agent's STUN messages are taken until then, in milliseconds since the start.
+    stun_until: AtomicU64,
     spill: Mutex<VecDeque<(SocketAddr, Vec<u8>)>>,
     turn: AtomicUsize,
+    /// The further socket that was received from last.
+    further: AtomicU32,
 }
 
 /// Whose handshakes are answered.
@@ -106,13 +118,6 @@ pub(crate) struct Relaying {
     pub(crate) changed: Notify,
 }
 
-/// One socket per address family.
-#[derive(Debug, Clone)]
-pub(crate) struct Sockets {
-    pub(crate) v4: Option<Arc<dyn UdpSocket>>,
-    pub(crate) v6: Option<Arc<dyn UdpSocket>>,
-}
-
 /// The aliases whose tracks ask to be watched; each is in it at most once, so the table bounds it.
 #[derive(Debug, Default)]
 pub(crate) struct Woken {
@@ -128,24 +133,6 @@ impl Woken {
 
     pub(crate) fn take(&self) -> Vec<SocketAddr> {
         std::mem::take(&mut *self.aliases.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Sockets {
-    /// The socket that reaches `addr`, and its number.
-    pub(crate) fn towards(&self, addr: SocketAddr) -> Option<(usize, &Arc<dyn UdpSocket>)> {
-        match addr {
-            SocketAddr::V4(_) => self.v4.as_ref().map(|socket| (0, socket)),
-            SocketAddr::V6(_) => self.v6.as_ref().map(|socket| (1, socket)),
-        }
-    }
-
-    fn nth(&self, number: usize) -> Option<&Arc<dyn UdpSocket>> {
-        if number == 0 { self.v4.as_ref() } else { self.v6.as_ref() }
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Arc<dyn UdpSocket>> {
-        self.v4.iter().chain(&self.v6)
     }
 }
 
@@ -171,8 +158,10 @@ impl Mux {
             control,
             strangers: Mutex::new(Bucket::new(STRANGER_RATE.0, STRANGER_RATE.1, clock.now())),
             stun: Mutex::new(Bucket::new(STUN_RATE.0, STUN_RATE.1, clock.now())),
+            stun_until: AtomicU64::new(0),
             spill: Mutex::default(),
             turn: AtomicUsize::new(0),
+            further: AtomicU32::new(0),
         };
         (Arc::new(mux), agent)
     }
@@ -185,16 +174,27 @@ impl Mux {
         }
     }
 
-    /// Tells a client of this relay which address its datagrams come from (RFC 8489 §3); never one that is relayed itself,
-    /// for that would be its relay's.
-    fn answer_stun(&self, via: Via, datagram: &[u8], now: Instant) {
-        let (Via::Direct(from), Some(_), Some(txid)) = (via, self.relay.get(), stun::parse_request(datagram)) else {
-            return self.counters.count(Dropped::Junk);
-        };
-        if self.stun.lock().unwrap_or_else(PoisonError::into_inner).take(1, now) {
+    /// Sends a STUN message of the agent's; what comes back goes to the agent for a while.
+    pub(crate) fn send_stun(&self, socket: SocketId, to: SocketAddr, datagram: &[u8]) {
+        let until = (self.clock.now() + STUN_WAIT).since_start().as_millis();
+        self.stun_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.send_control(Via::straight(socket, to), datagram);
+    }
+
+    /// A relay tells its clients which address their datagrams come from (RFC 8489 §3); never one that is relayed itself,
+    /// for that would be its relay's. What else is STUN may be an answer to the agent, or its own question coming back.
+    fn sort_stun(&self, via: Via, datagram: &[u8], now: Instant) {
+        let Some(from) = via.peer_addr() else { return self.counters.count(Dropped::Junk) };
+        let asked = self.relay.get().filter(|_| via == Via::Direct(from)).and_then(|_| stun::parse_request(datagram));
+        let is_expected = now.since_start().as_millis() < self.stun_until.load(Ordering::Relaxed).into();
+        if asked.is_none() && !is_expected {
+            self.counters.count(Dropped::Junk);
+        } else if !self.stun.lock().unwrap_or_else(PoisonError::into_inner).take(1, now) {
+            self.counters.count(Dropped::StunRate);
+        } else if let Some(txid) = asked {
             self.send_control(via, &stun::binding_response(txid, from));
         } else {
-            self.counters.count(Dropped::StunRate);
+            self.to_agent(via, datagram);
         }
     }
 
@@ -216,7 +216,7 @@ impl fmt::Debug for Mux {
 
 impl AsyncUdpSocket for Mux {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Poller { sockets: self.sockets.clone(), waiting: Mutex::new(None) })
+        Box::pin(Poller { mux: self, waiting: Mutex::new(None) })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -241,20 +241,20 @@ impl AsyncUdpSocket for Mux {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         // QUIC must take us for an IPv6 socket, for aliases are IPv6 addresses.
-        let port = self.sockets.all().next().map_or(Ok(0), |socket| socket.local_addr().map(|addr| addr.port()))?;
+        let port = self.sockets.own().next().map_or(Ok(0), |socket| socket.local_addr().map(|addr| addr.port()))?;
         Ok((Ipv6Addr::UNSPECIFIED, port).into())
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.sockets.all().map(|socket| socket.max_transmit_segments()).min().unwrap_or(1)
+        self.sockets.own().map(|socket| socket.max_transmit_segments()).min().unwrap_or(1)
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.sockets.all().map(|socket| socket.max_receive_segments()).max().unwrap_or(1)
+        self.sockets.own().map(|socket| socket.max_receive_segments()).max().unwrap_or(1)
     }
 
     fn may_fragment(&self) -> bool {
-        self.sockets.all().any(|socket| socket.may_fragment())
+        self.sockets.own().any(|socket| socket.may_fragment())
     }
 }
 
@@ -267,7 +267,7 @@ enum Turn {
     /// A poller was asked last, and let its connection send.
     Asked,
     /// This socket refused what that connection sent.
-    Blocked(usize),
+    Blocked(Which),
 }
 
 thread_local! {
@@ -276,7 +276,7 @@ thread_local! {
 
 /// Waits for the socket that blocked one connection; always ready otherwise.
 struct Poller {
-    sockets: Sockets,
+    mux: Arc<Mux>,
     waiting: Mutex<Option<BoxFuture<'static, io::Result<()>>>>,
 }
 
@@ -284,10 +284,10 @@ impl UdpPoller for Poller {
     fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let waiting = this.waiting.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Turn::Blocked(number) = TURN.take()
-            && let Some(socket) = this.sockets.nth(number)
+        if let Turn::Blocked(which) = TURN.take()
+            && let Some(socket) = this.mux.sockets.get(which)
         {
-            *waiting = Some(Arc::clone(socket).writable());
+            *waiting = Some(socket.writable());
         }
         if let Some(future) = waiting
             && future.as_mut().poll(cx).is_pending()

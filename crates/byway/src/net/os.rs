@@ -28,6 +28,9 @@ pub const SOCKET_BUFFER: usize = 7 << 20;
 /// Below this size in bytes bursts are lost inside the machine, which looks like loss on the network.
 const SMALL_BUFFER: usize = 1 << 20;
 
+/// How many routers an ordinary datagram may pass (IANA's recommended default).
+const HOP_LIMIT: u32 = 64;
+
 /// How often the list of interfaces is compared with the last one.
 const INTERFACE_POLL: Duration = Duration::from_secs(2);
 
@@ -171,6 +174,18 @@ impl UdpSocket for OsUdpSocket {
                 self.rebuild();
             }
         }
+        sent
+    }
+
+    fn try_send_limited(&self, transmit: &Transmit<'_>, hop_limit: u8) -> io::Result<()> {
+        let socket = SockRef::from(&self.io);
+        let set = |limit| match transmit.destination {
+            SocketAddr::V4(_) => socket.set_ttl_v4(limit),
+            SocketAddr::V6(_) => socket.set_unicast_hops_v6(limit),
+        };
+        set(hop_limit.into())?;
+        let sent = self.try_send(transmit);
+        set(HOP_LIMIT)?;
         sent
     }
 

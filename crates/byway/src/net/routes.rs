@@ -14,6 +14,7 @@ use std::{
 
 use byway_proto::{
     Instant, Rng,
+    nat::SocketId,
     wire::{quic::CID_LEN, relay_data::AllocId},
 };
 
@@ -46,6 +47,8 @@ pub(crate) const MAX_RELAYS: usize = 16;
 pub(crate) enum Via {
     /// To the peer's own address.
     Direct(SocketAddr),
+    /// To the peer's own address, from a socket that was opened to get through a NAT.
+    Punched(SocketId, SocketAddr),
     /// To a relay, which forwards it by the allocation's id.
     Relay(SocketAddr, AllocId),
 }
@@ -54,7 +57,28 @@ impl Via {
     /// The address that the kernel sees.
     pub(crate) fn remote(self) -> SocketAddr {
         match self {
-            Via::Direct(addr) | Via::Relay(addr, _) => addr,
+            Via::Direct(addr) | Via::Punched(_, addr) | Via::Relay(addr, _) => addr,
+        }
+    }
+
+    /// The way straight to `addr` from a socket of ours.
+    pub(crate) fn straight(socket: SocketId, addr: SocketAddr) -> Via {
+        if socket == SocketId::MAIN { Via::Direct(addr) } else { Via::Punched(socket, addr) }
+    }
+
+    /// The socket that it leaves by.
+    pub(crate) fn socket(self) -> SocketId {
+        match self {
+            Via::Punched(socket, _) => socket,
+            Via::Direct(_) | Via::Relay(..) => SocketId::MAIN,
+        }
+    }
+
+    /// The peer's own address, unless a relay stands between.
+    pub(crate) fn peer_addr(self) -> Option<SocketAddr> {
+        match self {
+            Via::Direct(addr) | Via::Punched(_, addr) => Some(addr),
+            Via::Relay(..) => None,
         }
     }
 

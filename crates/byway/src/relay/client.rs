@@ -376,6 +376,9 @@ impl Client {
         for id in ids {
             self.open(link, addr, id).await;
         }
+        if !self.core.config.relay_only {
+            self.core.agent.send(AgentCommand::Server(addr)).await;
+        }
         // The peers may reach this node at the address that the relay sees.
         self.core.switch.send(SwitchCommand::Announce).await;
     }

@@ -11,6 +11,7 @@ use std::{
 use byway_proto::{
     Instant,
     gate::Source,
+    nat::SocketId,
     paths::RouteId,
     relay::{Forward, Load},
     wire::{
@@ -25,6 +26,7 @@ use super::{MAX_DATAGRAM, Mux, Welcome};
 use crate::{
     metrics::Dropped,
     net::{
+        UdpSocket,
         routes::{Via, is_alias},
         track::{State, Track},
     },
@@ -39,6 +41,17 @@ const MAX_EMPTY_RECEIVES: usize = 16;
 
 /// The smallest UDP payload that may carry an Initial (RFC 9000 §14.1).
 const MIN_INITIAL: usize = 1_200;
+
+/// While the node's own sockets always have something, the others get a turn once in so many.
+const FURTHER_TURN: usize = 32;
+
+/// What one socket had.
+enum Received {
+    /// It will wake us.
+    Nothing,
+    /// So many buffers for QUIC.
+    Kept(usize),
+}
 
 /// Datagrams of one receive buffer, for one alias, moved to the buffer's front.
 struct Run {
@@ -65,26 +78,23 @@ impl Mux {
             // Start with the other socket each time, so that one cannot starve the other.
             let turn = self.turn.fetch_add(1, Ordering::Relaxed);
             let mut idle = true;
-            for number in [turn % 2, (turn + 1) % 2] {
-                let Some(socket) = self.sockets.nth(number) else { continue };
-                match socket.poll_recv(cx, bufs, meta) {
-                    Poll::Pending => {}
-                    Poll::Ready(Ok(count)) => {
-                        idle = false;
-                        let kept = self.sort(bufs, meta, count);
-                        if kept > 0 {
-                            return Poll::Ready(Ok(kept));
-                        }
-                    }
-                    Poll::Ready(Err(error)) => {
-                        // An ICMP answer to an earlier datagram, or a passing fault: to QUIC it is loss.
-                        idle = false;
-                        tracing::trace!(%error, "receive failed");
-                        self.counters.count(Dropped::ReceiveError);
-                    }
+            let own = [&self.sockets.v4, &self.sockets.v6];
+            for socket in [own[turn % 2], own[(turn + 1) % 2]].into_iter().flatten() {
+                match self.receive_from((SocketId::MAIN, &**socket), cx, bufs, meta) {
+                    Received::Nothing => {}
+                    Received::Kept(0) => idle = false,
+                    Received::Kept(kept) => return Poll::Ready(Ok(kept)),
+                }
+            }
+            if self.sockets.count() > 0 && (idle || turn.is_multiple_of(FURTHER_TURN)) {
+                match self.receive_further(cx, bufs, meta) {
+                    Received::Nothing => {}
+                    Received::Kept(0) => idle = false,
+                    Received::Kept(kept) => return Poll::Ready(Ok(kept)),
                 }
             }
             if idle {
+                self.sockets.await_more(cx);
                 return Poll::Pending; // every socket has registered the waker
             }
         }
@@ -92,12 +102,45 @@ impl Mux {
         Poll::Pending
     }
 
+    /// Receives from the further sockets in turn until one has something.
+    fn receive_further(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Received {
+        let mut last = SocketId(self.further.load(Ordering::Relaxed));
+        for _ in 0..self.sockets.count() {
+            let Some((id, socket)) = self.sockets.after(last) else { break };
+            last = id;
+            if let received @ Received::Kept(_) = self.receive_from((id, &*socket), cx, bufs, meta) {
+                self.further.store(id.0, Ordering::Relaxed);
+                return received;
+            }
+        }
+        Received::Nothing
+    }
+
+    fn receive_from(
+        &self,
+        (id, socket): (SocketId, &dyn UdpSocket),
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Received {
+        match socket.poll_recv(cx, bufs, meta) {
+            Poll::Pending => Received::Nothing,
+            Poll::Ready(Ok(count)) => Received::Kept(self.sort(id, bufs, meta, count)),
+            Poll::Ready(Err(error)) => {
+                // An ICMP answer to an earlier datagram, or a passing fault: to QUIC it is loss.
+                tracing::trace!(%error, "receive failed");
+                self.counters.count(Dropped::ReceiveError);
+                Received::Kept(0)
+            }
+        }
+    }
+
     /// Sorts received buffers: QUIC's stay, with aliases as sources, at the front of `bufs`; returns how many.
-    fn sort(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta], count: usize) -> usize {
+    fn sort(&self, id: SocketId, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta], count: usize) -> usize {
         let now = self.clock.now();
         let mut kept = 0;
         for index in 0..count.min(bufs.len()).min(meta.len()) {
-            let Some(run) = self.sort_segments(&mut bufs[index], &meta[index], now) else { continue };
+            let Some(run) = self.sort_segments(id, &mut bufs[index], &meta[index], now) else { continue };
             meta[index].addr = run.alias;
             meta[index].len = run.len;
             meta[index].stride = run.stride;
@@ -111,7 +154,7 @@ impl Mux {
     }
 
     /// Sorts the segments of one buffer; those of the first alias stay, moved to the front.
-    fn sort_segments(&self, buf: &mut [u8], meta: &RecvMeta, now: Instant) -> Option<Run> {
+    fn sort_segments(&self, id: SocketId, buf: &mut [u8], meta: &RecvMeta, now: Instant) -> Option<Run> {
         let source = canonical(meta.addr);
         let (len, stride) = (meta.len.min(buf.len()), meta.stride.max(1));
         if is_alias(source) {
@@ -127,13 +170,14 @@ impl Mux {
                 start = end;
                 continue;
             }
-            if wire::classify(&buf[start..end]) == Kind::RelayData
+            if id == SocketId::MAIN
+                && wire::classify(&buf[start..end]) == Kind::RelayData
                 && let Some(forwarded) = self.forward_run(source, &buf[start..len], stride, now)
             {
                 start += forwarded;
                 continue;
             }
-            if let Some((alias, inner)) = self.sort_segment(source, &buf[start..end], now) {
+            if let Some((alias, inner)) = self.sort_segment(Via::straight(id, source), &buf[start..end], now) {
                 self.keep(buf, start + inner.start..start + inner.end, alias, &mut run);
             }
             start = end;
@@ -161,11 +205,11 @@ impl Mux {
     }
 
     /// Says whose one datagram is, and which part of it is QUIC's; takes care of what is not QUIC's.
-    fn sort_segment(&self, source: SocketAddr, segment: &[u8], now: Instant) -> Option<(SocketAddr, Range<usize>)> {
-        match wire::classify(segment) {
-            Kind::RelayData => self.sort_relayed(source, segment, now),
-            kind => {
-                let alias = self.sort_inner(Via::Direct(source), kind, segment, now)?;
+    fn sort_segment(&self, via: Via, segment: &[u8], now: Instant) -> Option<(SocketAddr, Range<usize>)> {
+        match (wire::classify(segment), via) {
+            (Kind::RelayData, Via::Direct(relay)) => self.sort_relayed(relay, segment, now),
+            (kind, via) => {
+                let alias = self.sort_inner(via, kind, segment, now)?;
                 Some((alias, 0..segment.len()))
             }
         }
@@ -206,7 +250,7 @@ impl Mux {
                 None
             }
             Kind::Stun => {
-                self.answer_stun(via, datagram, now);
+                self.sort_stun(via, datagram, now);
                 None
             }
             Kind::Fragment => {
@@ -240,6 +284,7 @@ impl Mux {
         }
         match via {
             Via::Direct(source) => Some(source),
+            Via::Punched(..) => None, // QUIC would answer from another socket
             Via::Relay(..) => {
                 let track = self.routes.stranger(via, now)?;
                 self.deliver(&track, via, datagram.len(), now)
@@ -320,7 +365,7 @@ impl Mux {
             return None;
         }
         let source = match via {
-            Via::Direct(addr) => Source::of(addr),
+            Via::Direct(addr) | Via::Punched(_, addr) => Source::of(addr),
             Via::Relay(relay, id) => Source::relayed(relay, id),
         };
         let admitted = self.gate.lock().unwrap_or_else(PoisonError::into_inner).initial(source, len, now);

@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use byway_proto::{
     Instant,
+    nat::SocketId,
     paths::{Plan, RouteId},
     wire::{fragment, quic, relay_data},
 };
@@ -14,6 +15,7 @@ use crate::{
     metrics::Dropped,
     net::{
         routes::{Via, is_alias},
+        sockets::Which,
         track::{State, Track},
     },
 };
@@ -22,15 +24,15 @@ use crate::{
 pub(super) enum Sent {
     /// It left, or was lost on the way: QUIC deals with loss.
     Yes,
-    /// The socket with this number is full.
-    Blocked(usize),
+    /// This socket is full.
+    Blocked(Which),
 }
 
 impl Mux {
     /// Sends what QUIC hands over. No error is passed on: it would end the connection.
     pub(super) fn send(&self, transmit: &Transmit<'_>) -> Sent {
         if !is_alias(transmit.destination) {
-            return self.put(transmit.destination, transmit.contents, transmit.segment_size);
+            return self.put(SocketId::MAIN, transmit.destination, transmit.contents, transmit.segment_size);
         }
         let Some(track) = self.routes.read().by_alias(transmit.destination).cloned() else {
             self.counters.count(Dropped::DeadAlias);
@@ -74,11 +76,27 @@ impl Mux {
     /// Sends a datagram of ours, past QUIC; lost where the socket is full.
     pub(crate) fn send_control(&self, via: Via, datagram: &[u8]) {
         let sent = match via {
-            Via::Direct(addr) => self.put(addr, datagram, None),
-            Via::Relay(addr, id) => self.put(addr, &[&relay_data::prefix(id), datagram].concat(), None),
+            Via::Direct(addr) => self.put(SocketId::MAIN, addr, datagram, None),
+            Via::Punched(socket, addr) => self.put(socket, addr, datagram, None),
+            Via::Relay(addr, id) => self.put(SocketId::MAIN, addr, &[&relay_data::prefix(id), datagram].concat(), None),
         };
         if let Sent::Blocked(_) = sent {
             self.counters.count(Dropped::SocketFull);
+        }
+    }
+
+    /// Sends a datagram of ours that may pass no more than `hop_limit` routers, where the socket is not shared.
+    pub(crate) fn send_limited(&self, via: Via, datagram: &[u8], hop_limit: Option<u8>) {
+        match (via, hop_limit) {
+            (Via::Punched(id, addr), Some(limit)) if is_sendable(addr) => {
+                let transmit =
+                    Transmit { destination: addr, ecn: None, contents: datagram, segment_size: None, src_ip: None };
+                let sent = self.sockets.further(id).map(|socket| socket.try_send_limited(&transmit, limit));
+                if sent.is_none_or(|sent| sent.is_err()) {
+                    self.counters.count(Dropped::SendError);
+                }
+            }
+            _ => self.send_control(via, datagram),
         }
     }
 
@@ -122,7 +140,12 @@ impl Mux {
             return self.send_split(state, via, contents, segment);
         }
         let sent = match via {
-            Via::Direct(addr) => self.put(addr, contents, (segment < contents.len()).then_some(segment)),
+            Via::Direct(addr) => {
+                self.put(SocketId::MAIN, addr, contents, (segment < contents.len()).then_some(segment))
+            }
+            Via::Punched(socket, addr) => {
+                self.put(socket, addr, contents, (segment < contents.len()).then_some(segment))
+            }
             Via::Relay(addr, id) => {
                 let prefix = relay_data::prefix(id);
                 let count = contents.len().div_ceil(segment);
@@ -131,7 +154,7 @@ impl Mux {
                     laid.extend_from_slice(&prefix);
                     laid.extend_from_slice(datagram);
                 }
-                self.put(addr, &laid, (count > 1).then_some(segment + prefix.len()))
+                self.put(SocketId::MAIN, addr, &laid, (count > 1).then_some(segment + prefix.len()))
             }
         };
         if let (Sent::Yes, Some(slot)) = (&sent, state.slot_mut(route)) {
@@ -156,15 +179,20 @@ impl Mux {
     }
 
     /// Puts one batch on a socket.
-    fn put(&self, addr: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> Sent {
-        let Some((number, socket)) = self.sockets.towards(addr).filter(|_| is_sendable(addr)) else {
+    fn put(&self, from: SocketId, addr: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> Sent {
+        let further = if from == SocketId::MAIN { None } else { self.sockets.further(from) };
+        let chosen = match &further {
+            Some(socket) => Some((Which::Further(from), socket)),
+            None => self.sockets.towards(addr).filter(|_| from == SocketId::MAIN),
+        };
+        let Some((which, socket)) = chosen.filter(|_| is_sendable(addr)) else {
             self.counters.count(Dropped::NoSocket);
             return Sent::Yes;
         };
         // No source address: one that is no longer ours would turn segmentation offload off for good.
         match socket.try_send(&Transmit { destination: addr, ecn: None, contents, segment_size, src_ip: None }) {
             Ok(()) => Sent::Yes,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Blocked(number),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Blocked(which),
             Err(error) => {
                 tracing::trace!(%error, "datagram not sent");
                 self.counters.count(Dropped::SendError);
@@ -175,7 +203,7 @@ impl Mux {
 
     /// Forwards relayed datagrams as they came; lost, and counted, where the socket is full.
     pub(super) fn forward(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) {
-        if let Sent::Blocked(_) = self.put(to, contents, segment_size) {
+        if let Sent::Blocked(_) = self.put(SocketId::MAIN, to, contents, segment_size) {
             self.counters.count(Dropped::SocketFull);
         }
     }

@@ -19,7 +19,10 @@ use super::*;
 use crate::{
     config::Config,
     identity::Identity,
-    net::track::{State, Track},
+    net::{
+        UdpSocket,
+        track::{State, Track},
+    },
     quic::endpoint::Endpoint,
     tasks::Tasks,
 };
@@ -340,6 +343,71 @@ async fn a_node_that_only_dials_is_silent_towards_strangers_handshakes() {
     }
 }
 
+#[tokio::test]
+async fn a_route_is_a_socket_and_a_remote() {
+    let mut bench = Bench::new(Welcome::Everyone);
+    let further = Arc::new(Fake::default());
+    bench.mux.sockets.add(SocketId(7), Arc::clone(&further) as _);
+    let peer = bench.peer_via(1, &[Via::Punched(SocketId(7), v4(1))]);
+    bench.send(peer.alias(), &short(1, 60), None).unwrap();
+    assert_eq!((further.sent().len(), bench.v4.sent().len()), (1, 0));
+    further.arrive(v4(1), 60, &short(1, 60));
+    assert_eq!(bench.receive(), [(peer.alias(), 60, short(1, 60))]);
+    bench.v4.arrive(v4(1), 60, &short(1, 60));
+    assert_eq!((bench.receive(), bench.dropped(Dropped::UnknownSource)), (vec![], 1));
+    further.arrive(v4(1), 60, &probe(1, 60));
+    assert_eq!(bench.receive(), []);
+    assert_eq!(bench.control(), [(Via::Punched(SocketId(7), v4(1)), probe(1, 60))]);
+    bench.mux.sockets.remove(SocketId(7));
+    bench.send(peer.alias(), &short(1, 60), None).unwrap();
+    assert_eq!((bench.v4.sent().len(), bench.dropped(Dropped::NoSocket)), (0, 1));
+}
+
+#[tokio::test]
+async fn a_socket_that_is_added_while_quic_waits_is_received_from() {
+    let bench = Bench::new(Welcome::Everyone);
+    let peer = bench.peer_via(1, &[Via::Punched(SocketId(7), v4(1))]);
+    let wakes = Arc::new(Wakes::default());
+    assert_eq!(bench.receive_or_wake(&Waker::from(Arc::clone(&wakes))), []);
+    let further = Arc::new(Fake::default());
+    bench.mux.sockets.add(SocketId(7), Arc::clone(&further) as _);
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+    assert_eq!(bench.receive_or_wake(&Waker::from(Arc::clone(&wakes))), []);
+    further.arrive(v4(1), 60, &short(1, 60));
+    assert!(wakes.0.load(Ordering::Relaxed) > 1);
+    assert_eq!(bench.receive(), [(peer.alias(), 60, short(1, 60))]);
+}
+
+#[tokio::test]
+async fn every_further_socket_gets_its_turn() {
+    let bench = Bench::new(Welcome::Everyone);
+    let fakes: Vec<_> = (1..=4).map(|_| Arc::new(Fake::default())).collect();
+    let ids = || (1..).map(SocketId);
+    let vias: Vec<Via> = ids().take(4).map(|id| Via::Punched(id, v4(1))).collect();
+    let peer = bench.peer_via(1, &vias);
+    for (id, fake) in ids().zip(&fakes) {
+        bench.mux.sockets.add(id, Arc::clone(fake) as _);
+        (0..20).for_each(|_| fake.arrive(v4(1), 60, &short(1, 60)));
+    }
+    let received: usize = (0..4).map(|_| bench.receive().len()).sum();
+    assert_eq!(received, 16);
+    let left: Vec<usize> = fakes.iter().map(|fake| fake.arriving.lock().unwrap().len()).collect();
+    assert_eq!(left, [16; 4], "each was received from once");
+    assert!(peer.lock().routes().all(|(_, slot)| slot.heard.is_some()));
+}
+
+#[tokio::test]
+async fn stun_answers_reach_the_agent_for_a_while_after_a_question_only() {
+    let mut bench = Bench::new(Welcome::Everyone);
+    let answer = stun::binding_response([7; 12], v4(3));
+    bench.v4.arrive(v4(1), answer.len(), &answer);
+    assert_eq!((bench.receive(), bench.control(), bench.dropped(Dropped::Junk)), (vec![], vec![], 1));
+    bench.mux.send_stun(SocketId::MAIN, v4(1), &stun::binding_request([7; 12]));
+    bench.v4.arrive(v4(1), answer.len(), &answer);
+    assert_eq!(bench.receive(), []);
+    assert_eq!(bench.control(), [(Via::Direct(v4(1)), answer)]);
+}
+
 /// A mux over one socket for each family.
 struct Bench {
     mux: Arc<Mux>,
@@ -351,7 +419,7 @@ struct Bench {
 impl Bench {
     fn new(welcome: Welcome) -> Self {
         let (v4, v6) = (Arc::new(Fake::default()), Arc::new(Fake::default()));
-        let sockets = Sockets { v4: Some(Arc::clone(&v4) as _), v6: Some(Arc::clone(&v6) as _) };
+        let sockets = Sockets::new(Some(Arc::clone(&v4) as _), Some(Arc::clone(&v6) as _));
         let routes = Routes::new(&[1; 32], [2; 32]);
         let gate = Gate::new(GateConfig::default(), [3; 32]);
         let (mux, agent) = Mux::new(sockets, routes, gate, Clock::start(), welcome);
@@ -401,10 +469,14 @@ impl Bench {
     }
 
     fn receive(&self) -> Vec<(SocketAddr, usize, Vec<u8>)> {
+        self.receive_or_wake(Waker::noop())
+    }
+
+    fn receive_or_wake(&self, waker: &Waker) -> Vec<(SocketAddr, usize, Vec<u8>)> {
         let mut buffers = vec![vec![0; 65_536]; 4];
         let mut bufs: Vec<IoSliceMut<'_>> = buffers.iter_mut().map(|buf| IoSliceMut::new(buf)).collect();
         let mut meta = [RecvMeta::default(); 4];
-        let mut cx = Context::from_waker(Waker::noop());
+        let mut cx = Context::from_waker(waker);
         match self.mux.poll_recv(&mut cx, &mut bufs, &mut meta) {
             Poll::Pending => Vec::new(),
             Poll::Ready(received) => {
@@ -484,7 +556,7 @@ impl Fake {
 
     fn arrive_via(&self, via: Via, datagram: &[u8]) {
         let bytes = match via {
-            Via::Direct(_) => datagram.to_vec(),
+            Via::Direct(_) | Via::Punched(..) => datagram.to_vec(),
             Via::Relay(_, id) => relayed(id, datagram),
         };
         self.arrive(via.remote(), bytes.len(), &bytes);

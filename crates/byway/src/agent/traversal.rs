@@ -1,0 +1,220 @@
+//! Carries out what the NAT agent decides: sockets, STUN messages, pings and signals.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use byway_proto::{
+    PeerId,
+    hello::Control,
+    nat::{self, Input, LinkId, NatReport, Output, SocketId},
+};
+use tracing::debug;
+
+use super::{Agent, peer::AgentPeer};
+use crate::{
+    event::Event,
+    net::{Net, mux::ControlDatagram, routes::Via},
+    switch::SwitchRef,
+    watched::Watched,
+};
+
+/// STUN servers that a node knows at once: its relays, and those that it was told.
+const MAX_SERVERS: usize = 8;
+
+/// The NAT agent, and what belongs to its decisions.
+pub(super) struct Traversal {
+    pub(super) machine: nat::Agent,
+    pub(super) net: Arc<dyn Net>,
+    switch: SwitchRef,
+    /// What the survey knows, for whoever becomes a peer.
+    report: Arc<Watched<NatReport>>,
+    servers: Vec<SocketAddr>,
+    /// The connections to peers whose paths the machine looks for.
+    links: BTreeMap<LinkId, (SocketAddr, PeerId)>,
+    numbers: BTreeMap<SocketAddr, LinkId>,
+    /// Links numbered so far.
+    numbered: u64,
+    /// Sockets that the machine is done with, while a route still uses them.
+    closing: BTreeSet<SocketId>,
+    /// What carrying out a decision has led to; each decision leads to one input at most.
+    inputs: VecDeque<Input>,
+    acting: bool,
+}
+
+impl Traversal {
+    pub(super) fn new(
+        machine: nat::Agent,
+        net: Arc<dyn Net>,
+        switch: SwitchRef,
+        report: Arc<Watched<NatReport>>,
+    ) -> Self {
+        Traversal {
+            machine,
+            net,
+            switch,
+            report,
+            servers: Vec::new(),
+            links: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            numbered: 0,
+            closing: BTreeSet::new(),
+            inputs: VecDeque::new(),
+            acting: false,
+        }
+    }
+
+    pub(super) fn link(&self, alias: SocketAddr) -> Option<LinkId> {
+        self.numbers.get(&alias).copied()
+    }
+
+    fn alias(&self, link: LinkId) -> Option<SocketAddr> {
+        self.links.get(&link).map(|(alias, _)| *alias)
+    }
+}
+
+impl Agent {
+    /// Lets the NAT machine act, and carries out what it decides.
+    pub(super) fn traverse(&mut self, input: Input) {
+        self.traversal.inputs.push_back(input);
+        if std::mem::replace(&mut self.traversal.acting, true) {
+            return; // a decision that is being carried out led here
+        }
+        while let Some(input) = self.traversal.inputs.pop_front() {
+            self.traversal.machine.handle_input(input, self.mux.now());
+            while let Some(output) = self.traversal.machine.poll_output() {
+                self.traverse_by(output);
+            }
+        }
+        self.traversal.acting = false;
+    }
+
+    /// The same for what concerns one connection; nothing if it is not a peer's.
+    pub(super) fn traverse_link(&mut self, alias: SocketAddr, input: impl FnOnce(LinkId) -> Input) {
+        if let Some(link) = self.traversal.link(alias) {
+            self.traverse(input(link));
+        }
+    }
+
+    fn traverse_by(&mut self, output: Output) {
+        match output {
+            Output::Open { socket, ipv6 } => {
+                let local = self.open(socket, ipv6);
+                self.traversal.machine.handle_input(Input::Opened { socket, local }, self.mux.now());
+            }
+            Output::Close { socket } => {
+                if self.peers.values().any(|peer| peer.uses(socket)) {
+                    self.traversal.closing.insert(socket);
+                } else {
+                    self.mux.sockets.remove(socket);
+                }
+            }
+            Output::Stun { socket, to, datagram } => self.mux.send_stun(socket, to, &datagram),
+            Output::Ping { link, socket, to, txid, hop_limit } => {
+                let Some(alias) = self.traversal.alias(link) else { return };
+                let mux = Arc::clone(&self.mux);
+                self.with(alias, |peer, _| peer.probe_for(&mux, Via::straight(socket, to), txid, hop_limit));
+            }
+            Output::Route { link, socket, remote, rtt } => {
+                let Some(alias) = self.traversal.alias(link) else { return };
+                let mux = Arc::clone(&self.mux);
+                self.with(alias, |peer, now| peer.add_proven(&mux, Via::straight(socket, remote), rtt, now));
+            }
+            Output::Signal { link, signal } => self.tell(link, &Control::Punch(signal)),
+            Output::Report(report) => {
+                self.traversal.report.set(report.clone());
+                let links: Vec<LinkId> = self.traversal.links.keys().copied().collect();
+                links.into_iter().for_each(|link| self.tell(link, &Control::NatReport(report.clone())));
+                self.events.send(Event::NatChanged(report));
+            }
+        }
+    }
+
+    /// Opens a socket beside the node's own of the same family.
+    fn open(&self, socket: SocketId, ipv6: bool) -> Option<SocketAddr> {
+        let own = if ipv6 { self.mux.sockets.v6.as_ref() } else { self.mux.sockets.v4.as_ref() };
+        let ip = own?.local_addr().ok()?.ip();
+        let opened = self.traversal.net.bind_udp(SocketAddr::new(ip, 0)).and_then(|opened| {
+            let local = opened.local_addr()?;
+            Ok((opened, local))
+        });
+        match opened {
+            Ok((opened, local)) => self.mux.sockets.add(socket, opened).then_some(local),
+            Err(error) => {
+                debug!(%error, "no further socket");
+                None
+            }
+        }
+    }
+
+    /// Says something on a link's control stream; before the hellos there is none, and after its end nobody listens.
+    fn tell(&self, link: LinkId, message: &Control) {
+        let Some((alias, peer)) = self.traversal.links.get(&link) else { return };
+        if let Some(link) = self.traversal.switch.link(*peer).filter(|link| link.track.alias() == *alias) {
+            link.control(message);
+        }
+    }
+
+    /// A connection to a peer is established; `unheard` are addresses of its ticket that have not answered yet.
+    pub(super) fn begin_traversal(&mut self, alias: SocketAddr, unheard: Vec<SocketAddr>) {
+        let Some((peer, track)) = self.peers.get(&alias).and_then(|peer| Some((peer.told?, &peer.track))) else {
+            return;
+        };
+        let dialled = track.lock().dialled;
+        let loopback = track.vias().iter().any(|via| via.remote().ip().is_loopback());
+        self.traversal.numbered += 1;
+        let link = LinkId(self.traversal.numbered);
+        self.traversal.links.insert(link, (alias, peer));
+        self.traversal.numbers.insert(alias, link);
+        let direct = self.peers.get(&alias).and_then(AgentPeer::direct);
+        self.traverse(Input::Up { link, dialled, loopback });
+        if let Some(socket) = direct {
+            self.traverse(Input::Direct { link, socket });
+        }
+        if !unheard.is_empty() {
+            self.traverse(Input::Candidates { link, addrs: unheard });
+        }
+    }
+
+    /// The connection is over; `vias` were its routes.
+    pub(super) fn end_traversal(&mut self, alias: SocketAddr, vias: &[Via]) {
+        if let Some(link) = self.traversal.numbers.remove(&alias) {
+            self.traversal.links.remove(&link);
+            self.traverse(Input::Forget { link });
+        }
+        vias.iter().for_each(|via| self.unused(via.socket()));
+    }
+
+    /// A route on this socket is gone.
+    pub(super) fn unused(&mut self, socket: SocketId) {
+        if self.traversal.closing.remove(&socket) {
+            self.mux.sockets.remove(socket);
+        } else if socket != SocketId::MAIN {
+            self.traverse(Input::Unused { socket });
+        }
+    }
+
+    /// One more STUN server.
+    pub(super) fn add_server(&mut self, addr: SocketAddr) {
+        let servers = &mut self.traversal.servers;
+        if !servers.contains(&addr) && servers.len() < MAX_SERVERS && self.mux.sockets.towards(addr).is_some() {
+            servers.push(addr);
+            let servers = servers.clone();
+            self.traverse(Input::Servers(servers));
+        }
+    }
+
+    /// The node may be on another network.
+    pub(super) fn network_changed(&mut self) {
+        let interfaces: Vec<IpAddr> =
+            self.traversal.net.interfaces().into_iter().map(|interface| interface.ip).collect();
+        self.traverse(Input::Network(interfaces));
+    }
+
+    pub(super) fn stun(&mut self, datagram: ControlDatagram) {
+        let Some(from) = datagram.via.peer_addr() else { return };
+        self.traverse(Input::Stun { socket: datagram.via.socket(), from, datagram: datagram.bytes });
+    }
+}

@@ -1,0 +1,115 @@
+//! The node's sockets: one a family, and those that the agent opened to get through a NAT.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    ops::Bound,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Waker},
+};
+
+use byway_proto::nat::SocketId;
+
+use super::UdpSocket;
+
+/// Most further sockets at once: one hard punch, and as many again for what earlier ones left in use.
+pub(crate) const MAX_FURTHER: usize = 512;
+
+/// All sockets of a node.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    pub(crate) v4: Option<Arc<dyn UdpSocket>>,
+    pub(crate) v6: Option<Arc<dyn UdpSocket>>,
+    further: RwLock<BTreeMap<SocketId, Arc<dyn UdpSocket>>>,
+    /// How many further ones there are: almost always none, which the packet path must learn without a lock.
+    count: AtomicUsize,
+    /// Whoever receives, for it does not know yet of a socket that is added while it waits.
+    receiver: Mutex<Option<Waker>>,
+}
+
+/// Names one socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    V4,
+    V6,
+    Further(SocketId),
+}
+
+impl Sockets {
+    pub(crate) fn new(v4: Option<Arc<dyn UdpSocket>>, v6: Option<Arc<dyn UdpSocket>>) -> Self {
+        Sockets { v4, v6, ..Sockets::default() }
+    }
+
+    /// The node's own socket that reaches `addr`.
+    pub(crate) fn towards(&self, addr: SocketAddr) -> Option<(Which, &Arc<dyn UdpSocket>)> {
+        match addr {
+            SocketAddr::V4(_) => self.v4.as_ref().map(|socket| (Which::V4, socket)),
+            SocketAddr::V6(_) => self.v6.as_ref().map(|socket| (Which::V6, socket)),
+        }
+    }
+
+    pub(crate) fn get(&self, which: Which) -> Option<Arc<dyn UdpSocket>> {
+        match which {
+            Which::V4 => self.v4.clone(),
+            Which::V6 => self.v6.clone(),
+            Which::Further(id) => self.further(id),
+        }
+    }
+
+    /// The node's own sockets.
+    pub(crate) fn own(&self) -> impl Iterator<Item = &Arc<dyn UdpSocket>> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    /// A socket that the agent opened.
+    pub(crate) fn further(&self, id: SocketId) -> Option<Arc<dyn UdpSocket>> {
+        self.further.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// How many further sockets there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The further socket that follows `id`, around in a circle.
+    pub(crate) fn after(&self, id: SocketId) -> Option<(SocketId, Arc<dyn UdpSocket>)> {
+        let further = self.further.read().unwrap_or_else(PoisonError::into_inner);
+        let next = further.range((Bound::Excluded(id), Bound::Unbounded)).next().or_else(|| further.iter().next());
+        next.map(|(id, socket)| (*id, Arc::clone(socket)))
+    }
+
+    /// Receives from one more socket; `false` if that would be more than [`MAX_FURTHER`].
+    pub(crate) fn add(&self, id: SocketId, socket: Arc<dyn UdpSocket>) -> bool {
+        let mut further = self.further.write().unwrap_or_else(PoisonError::into_inner);
+        if further.len() >= MAX_FURTHER {
+            return false;
+        }
+        further.insert(id, socket);
+        self.count.store(further.len(), Ordering::Relaxed);
+        drop(further);
+        let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
+        receiver.into_iter().for_each(Waker::wake);
+        true
+    }
+
+    /// Closes a further socket.
+    pub(crate) fn remove(&self, id: SocketId) {
+        let mut further = self.further.write().unwrap_or_else(PoisonError::into_inner);
+        let closed = further.remove(&id);
+        self.count.store(further.len(), Ordering::Relaxed);
+        drop(further);
+        drop(closed); // unlocked: closing is a system call
+    }
+
+    /// Notes who receives.
+    pub(crate) fn await_more(&self, cx: &Context<'_>) {
+        let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *receiver {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *receiver = Some(cx.waker().clone()),
+        }
+    }
+}
