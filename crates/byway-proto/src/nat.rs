@@ -14,10 +14,12 @@ mod explain;
 pub mod portmap;
 mod punch;
 mod report;
+mod survey;
 
 pub use agent::{Agent, AgentConfig, AgentConfigError, BudgetConfig, ChallengeConfig, MAX_LINKS, ScanConfig};
 pub use budget::Counters;
-pub use event::{Input, LinkId, MAX_GUESSES, Output, Signal, SocketId};
+pub use event::{Input, LinkId, MAX_GUESSES, Output, Signal, SocketId, SocketIds};
 pub use explain::{Attempt, Explanation, Means, Outcome, Remedy};
 pub use punch::{Obstacle, Plan, Side, plan};
 pub use report::{FamilyReport, Filtering, Mapping, NatReport, Ports};
+pub use survey::Survey;

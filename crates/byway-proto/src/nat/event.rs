@@ -17,6 +17,20 @@ impl SocketId {
     pub const MAIN: SocketId = SocketId(0);
 }
 
+/// Numbers the sockets that the agent has opened, of which the survey's are some.
+#[derive(Debug, Default)]
+pub struct SocketIds {
+    last: u32,
+}
+
+impl SocketIds {
+    /// A number that no socket of this node ever had.
+    pub fn next_id(&mut self) -> SocketId {
+        self.last = self.last.wrapping_add(1).max(1); // at 1,000 sockets a second the numbers last for 50 days, sockets do not
+        SocketId(self.last)
+    }
+}
+
 /// A connection with a peer, numbered by the driver, which never uses a number twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u64);
@@ -36,7 +50,8 @@ pub enum Input {
         /// Its own address.
         local: Option<SocketAddr>,
     },
-    /// A STUN message came in by a socket, from a server that was asked, or from this node itself (hairpin).
+    /// A STUN message came in by a socket, from whomever: a server may answer from elsewhere (RFC 5780), and this node reaches
+    /// itself through a NAT that hairpins. What was not asked for is ignored.
     Stun {
         /// The socket it came in by.
         socket: SocketId,
