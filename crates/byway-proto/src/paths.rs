@@ -109,6 +109,7 @@ impl Paths {
                 self.add(new, now);
             }
             Input::Remove { route } => self.remove(route, now),
+            Input::KeepAlive(every) => self.config.warm = every,
             Input::Established { heard } => self.establish(heard, now),
             Input::Sample(sample) => self.look(&sample, now),
             Input::Pong { route, txid } => self.pong(route, txid, now),

@@ -63,6 +63,8 @@ pub struct RelayConfig {
     pub client_rate: u64,
     /// Bytes that one client may send at once.
     pub client_burst: u64,
+    /// Another port that answers STUN, as clients are told; the node sets it to the one that it opened.
+    pub stun_port: Option<u16>,
 }
 
 impl Default for RelayConfig {
@@ -74,6 +76,7 @@ impl Default for RelayConfig {
             allocation_idle: ALLOCATION_IDLE,
             client_rate: CLIENT_RATE,
             client_burst: CLIENT_BURST,
+            stun_port: None,
         }
     }
 }

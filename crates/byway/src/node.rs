@@ -148,7 +148,7 @@ impl Node {
             (true, false) => Welcome::Everyone,
         };
         let (mux, datagrams) = Mux::new(sockets, routes, gate, clock, welcome);
-        let serving = config.relay.clone().map(|relay| RelayShell::new(relay, &mux));
+        let serving = config.relay.clone().map(|relay| RelayShell::new(relay, &mux, &*net));
         let endpoint = Endpoint::new(&config, &seed, Arc::clone(&mux), &tasks)?;
         let (switch, inlets) = SwitchRef::new();
         let setup = agent::Setup {

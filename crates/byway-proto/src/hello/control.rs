@@ -43,6 +43,8 @@ pub enum Control {
         observed: SocketAddr,
         /// Bytes a second that the relay forwards for this client.
         max_rate: u64,
+        /// Another port of the relay's that answers STUN, if it has one: a NAT shows there how it treats ports.
+        stun_port: Option<u16>,
     },
     /// To a relay: forward datagrams of this allocation between me and that peer.
     Open {
@@ -462,7 +464,8 @@ mod tests {
                 .prop_map(|(addrs, generation)| Control::Candidates(Candidates { addrs, generation })),
             (any::<u32>(), ".{0,100}").prop_map(|(code, detail)| Control::Goodbye(Goodbye { code, detail })),
             Just(Control::Register),
-            (any_addr(), any::<u64>()).prop_map(|(observed, max_rate)| Control::Registered { observed, max_rate }),
+            (any_addr(), any::<u64>(), prop::option::of(1u16..))
+                .prop_map(|(observed, max_rate, stun_port)| { Control::Registered { observed, max_rate, stun_port } }),
             relayed,
             any::<u64>().prop_map(|ms| Control::Drain { deadline: Duration::from_millis(ms) }),
             (prop::option::of(any_family()), prop::option::of(any_family()))

@@ -71,6 +71,8 @@ struct Registered {
     observed: Vec<u8>,
     #[prost(uint64, tag = "2")]
     max_rate: u64,
+    #[prost(uint32, tag = "3")]
+    stun_port: u32,
 }
 
 /// All messages about one allocation; each uses what it needs.
@@ -107,9 +109,11 @@ impl Frame {
                 Body::Goodbye(Leave { code: *code, detail: cut(detail).into() })
             }
             Control::Register => Body::Register(Empty {}),
-            Control::Registered { observed, max_rate } => {
-                Body::Registered(Registered { observed: write_addr(observed), max_rate: *max_rate })
-            }
+            Control::Registered { observed, max_rate, stun_port } => Body::Registered(Registered {
+                observed: write_addr(observed),
+                max_rate: *max_rate,
+                stun_port: stun_port.unwrap_or(0).into(),
+            }),
             Control::Open { alloc, peer } => Body::Open(allocation(*alloc, peer)),
             Control::Opened { alloc, peer, instance } => {
                 Body::Opened(Allocation { instance: *instance, ..allocation(*alloc, peer) })
@@ -145,8 +149,9 @@ impl Frame {
             }
             Body::Goodbye(Leave { code, detail }) => Control::Goodbye(Goodbye { code, detail: cut(&detail).into() }),
             Body::Register(Empty {}) => Control::Register,
-            Body::Registered(Registered { observed, max_rate }) => {
-                Control::Registered { observed: read_addr(&observed)?, max_rate }
+            Body::Registered(Registered { observed, max_rate, stun_port }) => {
+                let stun_port = u16::try_from(stun_port).ok().filter(|port| *port != 0);
+                Control::Registered { observed: read_addr(&observed)?, max_rate, stun_port }
             }
             Body::Open(a) => Control::Open { alloc: AllocId(a.alloc), peer: read_peer(&a)? },
             Body::Opened(a) => Control::Opened { alloc: AllocId(a.alloc), peer: read_peer(&a)?, instance: a.instance },

@@ -104,6 +104,8 @@ pub enum Input {
         /// The route that is gone.
         route: RouteId,
     },
+    /// From now on a route that must not go cold is pinged this often while the connection is idle.
+    KeepAlive(Duration),
     /// QUIC's handshake is complete and probe keys exist; until then every datagram goes out on every route.
     Established {
         /// The route on which the handshake was last heard.

@@ -271,7 +271,8 @@ impl RelayServer {
             self.close(old, CloseReason::Replaced, now);
         }
         self.counters.registered += 1;
-        let message = Control::Registered { observed: addr, max_rate: self.config.client_rate };
+        let message =
+            Control::Registered { observed: addr, max_rate: self.config.client_rate, stun_port: self.config.stun_port };
         self.outputs.push_back(Output::Send { conn, message });
         if restarted {
             self.tell_others(slot, |alloc| Control::PeerAnew { alloc, peer, instance });
@@ -524,7 +525,8 @@ mod tests {
     fn a_client_learns_its_address_and_its_rate() {
         let mut relay = Bench::with_clients(&[]);
         relay.connect(1, 1, 100);
-        let registered = Control::Registered { observed: addr(1), max_rate: relay.config().client_rate };
+        let max_rate = relay.config().client_rate;
+        let registered = Control::Registered { observed: addr(1), max_rate, stun_port: None };
         assert_eq!(relay.control(1, Control::Register), [Output::Send { conn: 1, message: registered }]);
     }
 

@@ -111,6 +111,11 @@ impl AgentPeer {
         }
     }
 
+    /// From now on the connection's idle routes are pinged this often.
+    pub(super) fn keep_alive(&mut self, every: Duration, now: Instant) {
+        self.paths.handle_input(Input::KeepAlive(every), now);
+    }
+
     /// Whether one of the routes leaves by this socket.
     pub(super) fn uses(&self, socket: SocketId) -> bool {
         self.track.lock().routes().any(|(_, slot)| slot.via.socket() == socket)

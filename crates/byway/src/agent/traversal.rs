@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use byway_proto::{
@@ -23,6 +24,19 @@ use crate::{
 
 /// STUN servers that a node knows at once: its relays, and those that it was told.
 const MAX_SERVERS: usize = 8;
+
+/// Keep-alives for each lifetime of a mapping: one may be lost, and the next one still comes in time.
+const KEEP_ALIVES: u32 = 3;
+
+/// The least and the longest pause between keep-alives: no mapping that lives for less is worth its packets, and behind
+/// one NAT of several whose lifetime was not seen yet a mapping may die sooner.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How often an idle route is pinged; `None` until the lifetime of mappings is known.
+fn keep_alive(report: &NatReport) -> Option<Duration> {
+    let lifetimes = [&report.ipv4, &report.ipv6].into_iter().flatten().filter_map(|family| family.lifetime);
+    lifetimes.min().map(|lifetime| (lifetime / KEEP_ALIVES).clamp(KEEP_ALIVE.0, KEEP_ALIVE.1))
+}
 
 /// The NAT agent, and what belongs to its decisions.
 pub(super) struct Traversal {
@@ -127,8 +141,17 @@ impl Agent {
                 self.traversal.report.set(report.clone());
                 let links: Vec<LinkId> = self.traversal.links.keys().copied().collect();
                 links.into_iter().for_each(|link| self.tell(link, &Control::NatReport(report.clone())));
+                self.keep_alive(&report);
                 self.events.send(Event::NatChanged(report));
             }
+        }
+    }
+
+    /// Pings idle routes as often as the mappings on their way need, once that is known.
+    fn keep_alive(&mut self, report: &NatReport) {
+        let Some(every) = keep_alive(report) else { return };
+        for (alias, _) in self.traversal.links.values().copied().collect::<Vec<_>>() {
+            self.with(alias, |peer, now| peer.keep_alive(every, now));
         }
     }
 
@@ -169,6 +192,10 @@ impl Agent {
         self.traversal.links.insert(link, (alias, peer));
         self.traversal.numbers.insert(alias, link);
         let direct = self.peers.get(&alias).and_then(AgentPeer::direct);
+        let every = keep_alive(&self.traversal.report.read());
+        if let Some(every) = every {
+            self.with(alias, |peer, now| peer.keep_alive(every, now));
+        }
         self.traverse(Input::Up { link, dialled, loopback });
         if let Some(socket) = direct {
             self.traverse(Input::Direct { link, socket });

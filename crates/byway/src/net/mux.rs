@@ -185,7 +185,7 @@ impl Mux {
     /// for that would be its relay's. What else is STUN may be an answer to the agent, or its own question coming back.
     fn sort_stun(&self, via: Via, datagram: &[u8], now: Instant) {
         let Some(from) = via.peer_addr() else { return self.counters.count(Dropped::Junk) };
-        let asked = self.relay.get().filter(|_| via == Via::Direct(from)).and_then(|_| stun::parse_request(datagram));
+        let asked = self.relay.get().and_then(|_| stun::parse_request(datagram));
         let is_expected = now.since_start().as_millis() < self.stun_until.load(Ordering::Relaxed).into();
         if asked.is_none() && !is_expected {
             self.counters.count(Dropped::Junk);

@@ -352,8 +352,9 @@ impl Client {
                 reason = link.ended() => return Err(reason.to_string()),
                 () = time::sleep_until(deadline) => return Err("it did not answer the registration".into()),
                 Some((_, message)) = from_link.recv() => {
-                    if let Control::Registered { observed, .. } = message {
+                    if let Control::Registered { observed, stun_port, .. } = message {
                         self.registered(link, addr, observed).await;
+                        self.tell_servers(addr, stun_port).await;
                         return Ok(());
                     }
                 }
@@ -376,11 +377,19 @@ impl Client {
         for id in ids {
             self.open(link, addr, id).await;
         }
-        if !self.core.config.relay_only {
-            self.core.agent.send(AgentCommand::Server(addr)).await;
-        }
         // The peers may reach this node at the address that the relay sees.
         self.core.switch.send(SwitchCommand::Announce).await;
+    }
+
+    /// The relay tells a survey how this node's NATs behave.
+    async fn tell_servers(&self, addr: SocketAddr, stun_port: Option<u16>) {
+        if self.core.config.relay_only {
+            return;
+        }
+        let second = stun_port.map(|port| SocketAddr::new(addr.ip(), port));
+        for server in [Some(addr), second].into_iter().flatten() {
+            self.core.agent.send(AgentCommand::Server(server)).await;
+        }
     }
 
     async fn serve(

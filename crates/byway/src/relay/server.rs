@@ -3,11 +3,15 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use byway_proto::relay::{CloseReason, Input, Output, RelayConfig, RelayServer};
+use byway_proto::{
+    nat::SocketId,
+    relay::{CloseReason, Input, Output, RelayConfig, RelayServer},
+};
 use tokio::{
     sync::{Notify, mpsc},
     time,
@@ -17,13 +21,37 @@ use crate::{
     core::Core,
     gone::Gone,
     link::{Link, establish::Established, readers, writer},
-    net::mux::{Mux, Relaying},
+    net::{
+        Net,
+        mux::{Mux, Relaying},
+    },
     status::RelayServerStatus,
     switch::FromLink,
 };
 
 /// Control messages of all clients that may wait.
 const CONTROL: usize = 256;
+
+/// The sockets of a relay's second port: the agent counts its own from below.
+const SECOND: [SocketId; 2] = [SocketId(u32::MAX), SocketId(u32::MAX - 1)];
+
+/// Opens the port after the relay's own, or else any other, for STUN alone; with one server of two ports a client sees
+/// whether its NAT gives each destination another mapping.
+fn open_second_port(mux: &Mux, net: &dyn Net) -> Option<u16> {
+    let mut second = None;
+    for (id, own) in SECOND.into_iter().zip(mux.sockets.own()) {
+        let bound = own.local_addr().ok()?;
+        let wished = second.or(bound.port().checked_add(1)).unwrap_or(0);
+        let opened = net.bind_udp(SocketAddr::new(bound.ip(), wished)).or_else(|error| match second {
+            None => net.bind_udp(SocketAddr::new(bound.ip(), 0)),
+            Some(_) => Err(error), // clients are told of one port for both families
+        });
+        let Ok(socket) = opened else { continue };
+        second = second.or(socket.local_addr().ok().map(|addr| addr.port()));
+        mux.sockets.add(id, socket);
+    }
+    second
+}
 
 /// The relay of a node.
 pub(crate) struct RelayShell {
@@ -40,7 +68,8 @@ struct Links {
 
 impl RelayShell {
     /// A relay whose data the mux forwards from now on.
-    pub(crate) fn new(config: RelayConfig, mux: &Mux) -> (Arc<Self>, mpsc::Receiver<FromLink>) {
+    pub(crate) fn new(mut config: RelayConfig, mux: &Mux, net: &dyn Net) -> (Arc<Self>, mpsc::Receiver<FromLink>) {
+        config.stun_port = open_second_port(mux, net);
         let server = Mutex::new(RelayServer::new(config, mux.now()));
         let relaying = Arc::new(Relaying { server, changed: Notify::new() });
         // A mux is made for one node, which makes one relay.

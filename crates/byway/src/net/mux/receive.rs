@@ -356,6 +356,7 @@ impl Mux {
     /// Lets a stranger's Initial begin a handshake, if the gate allows it.
     fn begin(&self, via: Via, header: &LongHeader<'_>, len: usize, now: Instant) -> Option<Arc<Track>> {
         let wanted = match self.welcome {
+            _ if via.socket() != SocketId::MAIN => false, // it was opened for somebody in particular
             Welcome::Everyone => true,
             Welcome::Relayed => via.is_relay(),
             Welcome::Nobody => false,

@@ -358,6 +358,12 @@ async fn a_route_is_a_socket_and_a_remote() {
     further.arrive(v4(1), 60, &probe(1, 60));
     assert_eq!(bench.receive(), []);
     assert_eq!(bench.control(), [(Via::Punched(SocketId(7), v4(1)), probe(1, 60))]);
+    further.arrive(v4(2), 1_200, &long(0xc0, &[5; 12], 1_200));
+    assert_eq!(
+        (bench.receive(), bench.dropped(Dropped::UnknownHandshake)),
+        (vec![], 1),
+        "strangers are not its business"
+    );
     bench.mux.sockets.remove(SocketId(7));
     bench.send(peer.alias(), &short(1, 60), None).unwrap();
     assert_eq!((bench.v4.sent().len(), bench.dropped(Dropped::NoSocket)), (0, 1));
