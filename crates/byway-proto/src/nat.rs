@@ -6,15 +6,18 @@
 //! gateway forwards by itself are [`portmap`]'s, which needs none of that.
 
 mod agent;
-#[expect(dead_code, reason = "the punches that use the rest of it come next")]
 mod budget;
 pub mod candidates;
 mod event;
 mod explain;
+mod memory;
 pub mod portmap;
 mod punch;
 mod report;
+mod session;
 mod survey;
+#[cfg(test)]
+mod two_hosts;
 
 pub use agent::{Agent, AgentConfig, AgentConfigError, BudgetConfig, ChallengeConfig, MAX_LINKS, ScanConfig};
 pub use budget::Counters;

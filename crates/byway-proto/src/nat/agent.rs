@@ -14,20 +14,24 @@
 //! the budget, so that a peer who lies can make this host send 250 packets a second at most, to addresses that may be
 //! probed, and 1,200 guesses in any 20 s, to one address that it names as its own.
 
+mod candidates;
 mod challenge;
 mod config;
 mod flight;
 mod host;
 mod link;
+mod search;
+mod trial;
 
 use alloc::collections::BTreeMap;
 
 pub use config::{AgentConfig, AgentConfigError, BudgetConfig, ChallengeConfig, ScanConfig};
-pub(super) use config::{MAX_MAPPINGS, MAX_PER_SECOND, MAX_PROBES};
+use config::{MAX_MAPPINGS, MAX_PER_SECOND, MAX_PROBES};
+pub(super) use flight::Flight;
+pub(super) use host::{Host, Packet};
 
-use super::{Counters, Explanation, Input, LinkId, NatReport, Output};
+use super::{Counters, Explanation, Input, LinkId, NatReport, Output, SocketId, session::StunMessage, survey::Survey};
 use crate::Instant;
-use host::Host;
 use link::Link;
 
 /// The most connections that are helped at one time: a node has no more peers that it must reach; the others stay on their relay.
@@ -36,6 +40,7 @@ pub const MAX_LINKS: usize = 16_384;
 /// The agent of one node.
 #[derive(Debug)]
 pub struct Agent {
+    survey: Survey,
     host: Host,
     links: BTreeMap<LinkId, Link>,
     now: Instant,
@@ -47,13 +52,14 @@ impl Agent {
     /// Values out of range in `config`, which [`AgentConfig::check`] finds, are taken as the nearest that are in range
     /// where a budget is concerned.
     pub fn new(config: AgentConfig, seed: &[u8; 32], now: Instant) -> Self {
-        Agent { host: Host::new(config, seed), links: BTreeMap::new(), now }
+        Agent { survey: Survey::new(seed), host: Host::new(config, seed), links: BTreeMap::new(), now }
     }
 
     /// Takes in what happened; drain [`poll_output`](Self::poll_output) to `None` after every input.
     pub fn handle_input(&mut self, input: Input, now: Instant) {
         self.now = self.now.max(now); // a clock reading taken before the last one must not reopen a window
         let now = self.now;
+        self.survey(&input, now);
         match input {
             Input::Servers(servers) => self.host.set_servers(&servers),
             Input::Network(_) => {
@@ -84,8 +90,19 @@ impl Agent {
             }
             Input::Direct { link, socket } => self.with(link, |link, host| link.set_direct(socket, host, now)),
             Input::Relayed { link } => self.with(link, |link, host| link.set_relayed(host, now)),
-            Input::Opened { .. } | Input::Stun { .. } | Input::External(_) | Input::Signal { .. } => {}
-            Input::Unused { .. } | Input::RelayLoss { .. } => {}
+            Input::RelayLoss { link, per_mille } => {
+                self.with(link, |link, host| link.set_relay_loss(per_mille, host, now));
+            }
+            Input::Signal { link, signal } => self.with(link, |link, host| link.signal(&signal, host, now)),
+            Input::Opened { socket, local } => {
+                self.with_owner(socket, |link, host| link.opened(socket, local, host, now))
+            }
+            Input::Unused { socket } => self.with_owner(socket, |link, host| link.unused(socket, host)),
+            Input::Stun { socket, from, datagram } => {
+                let message = StunMessage { socket, from, datagram: &datagram };
+                self.with_owner(socket, |link, host| link.stun(&message, host, now));
+            }
+            Input::External(_) => {}
         }
     }
 
@@ -96,7 +113,8 @@ impl Agent {
 
     /// When the agent wants [`Input::Timeout`], and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        self.links.values().filter_map(Link::due).min_by_key(|(at, _)| *at)
+        let links = self.links.values().filter_map(Link::due);
+        links.chain(self.survey.poll_timeout()).min_by_key(|(at, _)| *at)
     }
 
     /// What is known about the NATs between this node and the core.
@@ -112,6 +130,28 @@ impl Agent {
     /// Why the connection is direct or not; `None` if it is not known.
     pub fn explain(&self, link: LinkId) -> Option<Explanation> {
         self.links.get(&link).map(|link| link.explain(&self.host, self.now))
+    }
+
+    /// Gives the survey its part of an input, and takes over what it has found.
+    fn survey(&mut self, input: &Input, now: Instant) {
+        self.survey.handle_input(input, &mut self.host.sockets, now);
+        self.host.outputs.extend(core::iter::from_fn(|| self.survey.poll_output()));
+        if self.host.report != *self.survey.report() {
+            self.set_report(self.survey.report().clone(), now);
+        }
+    }
+
+    fn set_report(&mut self, report: NatReport, now: Instant) {
+        self.host.report = report;
+        for link in self.links.values_mut() {
+            link.act(&mut self.host, now);
+        }
+    }
+
+    fn with_owner(&mut self, socket: SocketId, act: impl FnOnce(&mut Link, &mut Host)) {
+        if let Some(owner) = self.host.owners.get(&socket) {
+            self.with(*owner, act);
+        }
     }
 
     fn with(&mut self, link: LinkId, act: impl FnOnce(&mut Link, &mut Host)) {

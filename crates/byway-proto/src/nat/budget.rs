@@ -59,6 +59,13 @@ pub(super) enum Purpose {
     Scan,
 }
 
+impl Purpose {
+    /// Whether nobody reported or observed the address.
+    fn is_guess(self) -> bool {
+        matches!(self, Purpose::Predicted | Purpose::Guess)
+    }
+}
+
 /// Why a packet may not leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Denied {
@@ -129,7 +136,30 @@ impl Budget {
 
     /// Whether this packet may leave now; if so, it counts.
     pub(super) fn take(&mut self, purpose: Purpose, dial: &mut Allowance, now: Instant) -> Result<(), Denied> {
-        let guess = matches!(purpose, Purpose::Guess | Purpose::Predicted);
+        if let Err(denied) = self.check(purpose, dial, now) {
+            self.counters.deferred += u64::from(matches!(denied, Denied::Until(_)));
+            return Err(denied);
+        }
+        self.sent.push_back(now);
+        self.counters.per_second_max = self.counters.per_second_max.max(self.sent.len() as u32);
+        if purpose.is_guess() {
+            self.guessed.push_back(now);
+            dial.probes += 1;
+            dial.predicted += u32::from(purpose == Purpose::Predicted);
+            self.counters.probes_max_per_dial = self.counters.probes_max_per_dial.max(dial.probes);
+        }
+        *match purpose {
+            Purpose::Candidate => &mut self.counters.pings,
+            Purpose::Opener => &mut self.counters.openers,
+            Purpose::Predicted | Purpose::Guess => &mut self.counters.probes,
+            Purpose::Scan => &mut self.counters.scanned,
+        } += 1;
+        Ok(())
+    }
+
+    /// Whether this packet might leave now.
+    pub(super) fn check(&mut self, purpose: Purpose, dial: &Allowance, now: Instant) -> Result<(), Denied> {
+        let guess = purpose.is_guess();
         if self.limits.per_second == 0
             || (guess && dial.probes >= self.limits.probes)
             || (purpose == Purpose::Predicted && dial.predicted >= MAX_PREDICTED)
@@ -145,25 +175,7 @@ impl Budget {
         };
         let second = full(&mut self.sent, self.limits.per_second, SECOND);
         let gap = guess.then(|| full(&mut self.guessed, self.limits.probes, HARD_GAP)).flatten();
-        if let Some(until) = second.max(gap) {
-            self.counters.deferred += 1;
-            return Err(Denied::Until(until));
-        }
-        self.sent.push_back(now);
-        self.counters.per_second_max = self.counters.per_second_max.max(self.sent.len() as u32);
-        if guess {
-            self.guessed.push_back(now);
-            dial.probes += 1;
-            dial.predicted += u32::from(purpose == Purpose::Predicted);
-            self.counters.probes_max_per_dial = self.counters.probes_max_per_dial.max(dial.probes);
-        }
-        *match purpose {
-            Purpose::Candidate => &mut self.counters.pings,
-            Purpose::Opener => &mut self.counters.openers,
-            Purpose::Predicted | Purpose::Guess => &mut self.counters.probes,
-            Purpose::Scan => &mut self.counters.scanned,
-        } += 1;
-        Ok(())
+        second.max(gap).map_or(Ok(()), |until| Err(Denied::Until(until)))
     }
 
     /// Whether this dial may open another socket; if so, it counts.

@@ -109,7 +109,12 @@ pub enum Remedy {
 
 impl Remedy {
     /// What would help between these two sides.
-    pub(super) fn find(ours: &NatReport, theirs: Option<&NatReport>, plans: [Option<Plan>; 2]) -> Vec<Remedy> {
+    pub(super) fn find(
+        ours: &NatReport,
+        theirs: Option<&NatReport>,
+        plans: [Option<Plan>; 2],
+        attempts: &[Attempt],
+    ) -> Vec<Remedy> {
         let mut remedies = Vec::new();
         let told = theirs.map_or((None, None), |it| (it.ipv4.as_ref(), it.ipv6.as_ref()));
         let sides = [(Side::Ours, (ours.ipv4.as_ref(), ours.ipv6.as_ref())), (Side::Theirs, told)];
@@ -132,6 +137,9 @@ impl Remedy {
             if ipv6.is_none_or(|it| it.public.is_none()) {
                 remedies.push(Remedy::Ipv6(side));
             }
+        }
+        if attempts.iter().any(|attempt| attempt.outcome == Outcome::NoBudget) {
+            remedies.push(Remedy::RaiseBudget);
         }
         remedies.sort_unstable();
         remedies

@@ -59,11 +59,11 @@ pub struct BudgetConfig {
 }
 
 /// See [`BudgetConfig::mappings`].
-pub(in crate::nat) const MAX_MAPPINGS: u32 = 256;
+pub(super) const MAX_MAPPINGS: u32 = 256;
 /// See [`BudgetConfig::probes`].
-pub(in crate::nat) const MAX_PROBES: u32 = 1_200;
+pub(super) const MAX_PROBES: u32 = 1_200;
 /// See [`BudgetConfig::per_second`].
-pub(in crate::nat) const MAX_PER_SECOND: u32 = 250;
+pub(super) const MAX_PER_SECOND: u32 = 250;
 
 impl Default for BudgetConfig {
     fn default() -> Self {

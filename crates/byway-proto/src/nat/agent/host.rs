@@ -1,14 +1,18 @@
-//! What all connections of a host share: its budget, its sockets' numbers, its report and its outputs.
+//! What all connections of a host share: its budget, its sockets' numbers, its report, its memory and its outputs.
 
-use alloc::{collections::VecDeque, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
 use core::net::SocketAddr;
 
 use super::{AgentConfig, MAX_MAPPINGS, MAX_PER_SECOND, MAX_PROBES, flight::Flight};
 use crate::{
     Instant, Rng,
     nat::{
-        LinkId, NatReport, Output, SocketId,
+        FamilyReport, LinkId, NatReport, Output, SocketId, SocketIds,
         budget::{Budget, Denied, Purpose},
+        memory::Memory,
     },
 };
 
@@ -20,10 +24,23 @@ pub(in crate::nat) struct Host {
     pub(in crate::nat) config: AgentConfig,
     pub(in crate::nat) budget: Budget,
     pub(in crate::nat) rng: Rng,
+    pub(in crate::nat) sockets: SocketIds,
+    /// Whose punch a socket was opened for.
+    pub(in crate::nat) owners: BTreeMap<SocketId, LinkId>,
     pub(in crate::nat) report: NatReport,
+    pub(in crate::nat) memory: Memory,
     pub(in crate::nat) servers: Vec<SocketAddr>,
     /// Bounded by what one input can cause: the packets of a second and the sockets of a punch, for the driver drains it.
     pub(in crate::nat) outputs: VecDeque<Output>,
+}
+
+/// A ping that is to leave.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::nat) struct Packet {
+    pub(in crate::nat) purpose: Purpose,
+    pub(in crate::nat) socket: SocketId,
+    pub(in crate::nat) to: SocketAddr,
+    pub(in crate::nat) hop_limit: Option<u8>,
 }
 
 impl Host {
@@ -36,7 +53,10 @@ impl Host {
             budget: Budget::new(limits.clone()),
             config,
             rng: Rng::new(seed, "nat agent"),
+            sockets: SocketIds::default(),
+            owners: BTreeMap::new(),
             report: NatReport::default(),
+            memory: Memory::default(),
             servers: Vec::new(),
             outputs: VecDeque::new(),
         }
@@ -46,20 +66,36 @@ impl Host {
         self.servers = servers.iter().copied().take(MAX_SERVERS).collect();
     }
 
+    pub(super) fn family(&self, ipv6: bool) -> Option<&FamilyReport> {
+        if ipv6 { self.report.ipv6.as_ref() } else { self.report.ipv4.as_ref() }
+    }
+
+    /// Where servers see the node's own socket.
+    pub(in crate::nat) fn public(&self, ipv6: bool) -> Option<SocketAddr> {
+        self.family(ipv6)?.public
+    }
+
     /// Sends a ping, if the budget allows it.
-    pub(in crate::nat) fn ping(
-        &mut self,
-        flight: &mut Flight,
-        purpose: Purpose,
-        (socket, to): (SocketId, SocketAddr),
-        now: Instant,
-    ) -> Result<(), Denied> {
-        self.budget.take(purpose, &mut flight.allowance, now)?;
-        *if purpose == Purpose::Candidate { &mut flight.pings } else { &mut flight.others } += 1;
+    pub(in crate::nat) fn ping(&mut self, flight: &mut Flight, packet: &Packet, now: Instant) -> Result<(), Denied> {
+        self.budget.take(packet.purpose, &mut flight.allowance, now)?;
+        *if packet.purpose == Purpose::Candidate { &mut flight.pings } else { &mut flight.others } += 1;
+        let Packet { socket, to, hop_limit, .. } = *packet;
         let txid = self.rng.next_u64();
         flight.send(txid, socket, to, now);
-        self.outputs.push_back(Output::Ping { link: flight.link, socket, to, txid, hop_limit: None });
+        self.outputs.push_back(Output::Ping { link: flight.link, socket, to, txid, hop_limit });
         Ok(())
+    }
+
+    /// Closes a socket that was opened for a punch.
+    pub(super) fn close(&mut self, socket: SocketId) {
+        if self.owners.remove(&socket).is_some() {
+            // what has not left yet would find no socket
+            self.outputs.retain(|output| match output {
+                Output::Ping { socket: by, .. } | Output::Stun { socket: by, .. } => *by != socket,
+                _ => true,
+            });
+            self.outputs.push_back(Output::Close { socket });
+        }
     }
 
     /// Takes back what names a connection that is over.

@@ -1,27 +1,28 @@
 //! One connection, and what is done to give it a direct route.
 
-use alloc::{collections::VecDeque, vec::Vec};
-use core::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
+use alloc::{
+    collections::{BTreeSet, VecDeque},
+    vec::Vec,
 };
+use core::{net::SocketAddr, time::Duration};
 
-use super::{challenge::Challenge, flight::Flight, host::Host};
+use super::{candidates::Candidates, flight::Flight, host::Host, search::Search, trial::Trial};
 use crate::{
     Instant,
-    addr::candidate::{Refused, is_probeable},
     nat::{
-        Attempt, Explanation, FamilyReport, LinkId, Means, NatReport, Outcome, Output, Plan, Remedy, SocketId,
-        budget::{Denied, Purpose},
-        plan,
+        Attempt, Explanation, LinkId, Means, NatReport, Outcome, Output, Remedy, Signal, SocketId,
+        session::{Binding, Next, StunMessage, Turn},
     },
 };
 
-/// The most addresses of one peer that are pinged: as many as a control message holds, and the public ones of its report.
-const MAX_CANDIDATES: usize = 18;
-
 /// The most attempts that are remembered for an explanation: several hours' worth.
 const MAX_ATTEMPTS: usize = 16;
+
+/// After addresses were pinged in vain, they are again after this long, then twice as long and so on: firewalls change.
+const FIRST_RETRY: Duration = Duration::from_secs(60);
+
+/// How often that time doubles: up to half an hour.
+const MAX_DOUBLINGS: u32 = 5;
 
 /// How long the driver has to take a route that was found, before the search goes on.
 const CONFIRMATION: Duration = Duration::from_secs(2);
@@ -29,16 +30,19 @@ const CONFIRMATION: Duration = Duration::from_secs(2);
 /// One connection with a peer.
 #[derive(Debug)]
 pub(super) struct Link {
-    flight: Flight,
-    loopback: bool,
+    pub(super) flight: Flight,
+    pub(super) loopback: bool,
     standing: Standing,
-    theirs: Option<NatReport>,
-    told: Vec<SocketAddr>,
-    refused: Vec<(SocketAddr, Refused)>,
-    /// In the order in which they are pinged.
-    challenges: Vec<Challenge>,
+    pub(super) theirs: Option<NatReport>,
+    pub(super) candidates: Candidates,
     pinging: Option<Trial>,
+    pub(super) search: Search,
+    /// Sockets of routes that were handed out.
+    in_use: BTreeSet<SocketId>,
     attempts: VecDeque<Attempt>,
+    /// How often all addresses were pinged in vain, and when they are again.
+    vain: u32,
+    again: Option<Instant>,
     due: Option<(Instant, &'static str)>,
 }
 
@@ -57,11 +61,13 @@ impl Link {
             loopback,
             standing: Standing::Relayed,
             theirs: None,
-            told: Vec::new(),
-            refused: Vec::new(),
-            challenges: Vec::new(),
+            candidates: Candidates::default(),
             pinging: None,
+            search: Search::default(),
+            in_use: BTreeSet::new(),
             attempts: VecDeque::new(),
+            vain: 0,
+            again: None,
             due: None,
         }
     }
@@ -71,6 +77,10 @@ impl Link {
         self.due
     }
 
+    pub(super) fn is_relayed(&self) -> bool {
+        self.standing == Standing::Relayed
+    }
+
     pub(super) fn set_theirs(&mut self, report: NatReport, host: &mut Host, now: Instant) {
         self.theirs = Some(report);
         self.list_candidates(host, now);
@@ -78,8 +88,13 @@ impl Link {
     }
 
     pub(super) fn set_candidates(&mut self, addrs: &[SocketAddr], host: &mut Host, now: Instant) {
-        self.told = addrs.iter().copied().take(MAX_CANDIDATES).collect();
+        self.candidates.tell(addrs);
         self.list_candidates(host, now);
+        self.act(host, now);
+    }
+
+    pub(super) fn signal(&mut self, signal: &Signal, host: &mut Host, now: Instant) {
+        self.hear(signal, host, now);
         self.act(host, now);
     }
 
@@ -87,15 +102,50 @@ impl Link {
     pub(super) fn pong(&mut self, txid: u64, (socket, from): (SocketId, SocketAddr), host: &mut Host, now: Instant) {
         let Some(rtt) = self.flight.answer(txid, (socket, from), now) else { return };
         host.outputs.push_back(Output::Route { link: self.flight.link, socket, remote: from, rtt });
+        if self.flight.sockets.contains_key(&socket) {
+            self.in_use.insert(socket);
+        }
         if self.standing == Standing::Relayed {
             self.standing = Standing::Found(now);
         }
         self.act(host, now);
     }
 
-    pub(super) fn set_direct(&mut self, _socket: SocketId, host: &mut Host, now: Instant) {
+    pub(super) fn opened(&mut self, socket: SocketId, local: Option<SocketAddr>, host: &mut Host, now: Instant) {
+        match local {
+            Some(local) => {
+                self.flight.sockets.insert(socket, Binding::Bound(local));
+            }
+            None => {
+                self.flight.sockets.remove(&socket);
+                host.owners.remove(&socket);
+            }
+        }
+        self.act(host, now);
+    }
+
+    pub(super) fn stun(&mut self, message: &StunMessage<'_>, host: &mut Host, now: Instant) {
+        if let Some((session, _)) = self.search.session.as_mut().filter(|_| self.standing == Standing::Relayed) {
+            session.stun(message, &mut Turn { host, flight: &mut self.flight, now });
+            self.act(host, now);
+        }
+    }
+
+    /// The route on a socket is gone.
+    pub(super) fn unused(&mut self, socket: SocketId, host: &mut Host) {
+        self.in_use.remove(&socket);
+        self.close_unused(host);
+    }
+
+    pub(super) fn set_direct(&mut self, socket: SocketId, host: &mut Host, now: Instant) {
         self.standing = Standing::Direct;
+        self.in_use.clear();
+        if self.flight.sockets.contains_key(&socket) {
+            self.in_use.insert(socket);
+        }
         self.end_pinging(Outcome::Direct, now);
+        self.end_search(Outcome::Direct, host, now);
+        self.close_unused(host);
         self.act(host, now);
     }
 
@@ -107,9 +157,18 @@ impl Link {
         }
     }
 
+    pub(super) fn set_relay_loss(&mut self, per_mille: u16, host: &mut Host, now: Instant) {
+        if self.search.suffers(per_mille) {
+            self.end_search(Outcome::RelaySuffered, host, now);
+        }
+        self.act(host, now);
+    }
+
     pub(super) fn change_network(&mut self, host: &mut Host, now: Instant) {
         self.flight.clear();
         self.end_pinging(Outcome::Overtaken, now);
+        self.end_search(Outcome::Overtaken, host, now);
+        self.close_unused(host);
         if self.standing != Standing::Direct {
             self.standing = Standing::Relayed;
             self.restart(host, now);
@@ -117,9 +176,13 @@ impl Link {
     }
 
     /// The connection is over.
-    pub(super) fn close(&mut self, _host: &mut Host, _now: Instant) {}
+    pub(super) fn close(&mut self, host: &mut Host, now: Instant) {
+        self.in_use.clear();
+        self.end_search(Outcome::Overtaken, host, now);
+        self.close_unused(host);
+    }
 
-    /// Sends what is due.
+    /// Does what is due.
     pub(super) fn act(&mut self, host: &mut Host, now: Instant) {
         if let Standing::Found(since) = self.standing {
             if now.since(since) < CONFIRMATION {
@@ -128,65 +191,72 @@ impl Link {
             }
             self.standing = Standing::Relayed;
         }
-        self.due = match self.standing {
-            Standing::Direct => None,
-            _ => self.ping_due(host, now).map(|at| (at, "candidate ping")),
-        };
+        if self.standing == Standing::Direct {
+            self.due = None;
+            return;
+        }
+        if self.again.is_some_and(|at| at <= now) {
+            self.begin_pinging(host, now);
+        }
+        let ping = self.candidates.ping(&mut self.flight, host, now);
+        if ping.is_none() && self.pinging.is_some() {
+            self.end_pinging(Outcome::NoAnswer, now);
+            self.again = Some(now + FIRST_RETRY * (1 << self.vain.min(MAX_DOUBLINGS)));
+            self.vain += 1;
+        }
+        let begin = self.begin_search(ping.is_some(), host, now);
+        let punch = self.punch(host, now).map(|at| (at, "punch"));
+        let ping = ping.map(|at| (at, "candidate ping"));
+        let begin = begin.map(|at| (at, "begin of a punch"));
+        let again = self.again.map(|at| (at, "pings anew"));
+        self.due = [ping, begin, punch, again].into_iter().flatten().min_by_key(|(at, _)| *at);
     }
 
-    fn ping_due(&mut self, host: &mut Host, now: Instant) -> Option<Instant> {
-        let mut denied = None;
-        for challenge in &mut self.challenges {
-            if challenge.due(&host.config.challenge).is_none_or(|at| at > now) {
-                continue;
-            }
-            match host.ping(&mut self.flight, Purpose::Candidate, (SocketId::MAIN, challenge.to), now) {
-                Ok(()) => challenge.count(&host.config.challenge, now),
-                Err(Denied::Until(at)) => {
-                    denied = Some(at);
-                    break;
-                }
-                Err(Denied::Spent) => return None,
+    /// Gives the punch under way its turn; says when it wants the next.
+    fn punch(&mut self, host: &mut Host, now: Instant) -> Option<Instant> {
+        let (session, _) = self.search.session.as_mut()?;
+        match session.act(&mut Turn { host, flight: &mut self.flight, now }) {
+            // never at once again: whoever denied it then does so until time has passed
+            Next::At(at) => Some(at.max(now + Duration::from_nanos(1))),
+            Next::Over(outcome) => {
+                self.end_search(outcome, host, now);
+                self.close_unused(host);
+                Some(now) // for whatever comes next
             }
         }
-        let scheduled = self.challenges.iter().filter_map(|challenge| challenge.due(&host.config.challenge));
-        let next = scheduled.filter(|at| denied.is_none() || *at > now).min();
-        denied.into_iter().chain(next).min()
     }
 
     fn restart(&mut self, host: &mut Host, now: Instant) {
-        self.challenges.clear();
-        self.list_candidates(host, now);
+        self.vain = 0;
+        self.begin_pinging(host, now);
         self.act(host, now);
     }
 
-    /// Brings the challenges in line with what the peer said last: addresses that stay keep their place in the schedule.
+    fn begin_pinging(&mut self, host: &mut Host, now: Instant) {
+        self.again = None;
+        self.candidates.restart();
+        self.list_candidates(host, now);
+    }
+
     fn list_candidates(&mut self, host: &mut Host, now: Instant) {
-        let theirs = self.theirs.iter().flat_map(|report| [&report.ipv4, &report.ipv6]).flatten();
-        let public: Vec<SocketAddr> = theirs.filter_map(|it| it.public).collect();
-        let ours = [&host.report.ipv4, &host.report.ipv6].map(|it| it.as_ref().and_then(|it| it.public));
-        let mut wanted: Vec<SocketAddr> = Vec::new();
-        self.refused.clear();
-        for addr in public.iter().chain(&self.told) {
-            let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-            match is_probeable(addr, self.loopback) {
-                _ if wanted.contains(&addr) || ours.contains(&Some(addr)) => {}
-                Ok(()) => wanted.push(addr),
-                Err(why) => self.refused.push((addr, why)),
-            }
-        }
-        wanted.truncate(MAX_CANDIDATES);
-        // a private address may be reached all the same, through a VPN, but is the less likely one
-        wanted.sort_by_key(|addr| is_private(addr.ip()));
-        let begun = wanted.iter().any(|addr| self.challenges.iter().all(|it| it.to != *addr));
-        let known = core::mem::take(&mut self.challenges);
-        self.challenges.extend(wanted.into_iter().map(|to| {
-            let known = known.iter().find(|it| it.to == to).cloned();
-            known.unwrap_or_else(|| Challenge::new(to, &host.config.challenge, &mut host.rng, now))
-        }));
+        let begun = self.candidates.list(self.theirs.as_ref(), self.loopback, host, now);
         if begun && self.standing != Standing::Direct && self.pinging.is_none() {
             self.pinging = Some(Trial::new(Means::Pings, &self.flight, now));
         }
+    }
+
+    fn close_unused(&mut self, host: &mut Host) {
+        if self.search.session.is_some() {
+            return;
+        }
+        let in_use = &self.in_use;
+        self.flight.sockets.retain(|socket, _| {
+            let keep = in_use.contains(socket);
+            if !keep {
+                host.close(*socket);
+            }
+            keep
+        });
     }
 
     fn end_pinging(&mut self, outcome: Outcome, now: Instant) {
@@ -195,7 +265,7 @@ impl Link {
         }
     }
 
-    fn remember(&mut self, attempt: Attempt) {
+    pub(super) fn remember(&mut self, attempt: Attempt) {
         if self.attempts.len() >= MAX_ATTEMPTS {
             self.attempts.pop_front();
         }
@@ -204,73 +274,20 @@ impl Link {
 
     pub(super) fn explain(&self, host: &Host, now: Instant) -> Explanation {
         let theirs = self.theirs.as_ref();
-        let plans = plans(&host.report, theirs);
-        let running = self.pinging.iter().map(|trial| trial.attempt(&self.flight, Outcome::Running, now));
-        let [ipv4, ipv6] = plans;
+        let [ipv4, ipv6] = super::search::plans(&host.report, theirs);
+        let trials = self.pinging.iter().chain(self.search.session.iter().map(|(_, trial)| trial));
+        let running = trials.map(|trial| trial.attempt(&self.flight, Outcome::Running, now));
+        let attempts: Vec<_> = self.attempts.iter().copied().chain(running).collect();
         Explanation {
             direct: self.standing == Standing::Direct,
             ours: host.report.clone(),
             theirs: self.theirs.clone(),
             ipv4,
             ipv6,
-            candidates: self.challenges.iter().map(|it| it.to).collect(),
-            refused: self.refused.clone(),
-            attempts: self.attempts.iter().copied().chain(running).collect(),
-            remedies: Remedy::find(&host.report, theirs, plans),
+            candidates: self.candidates.addrs().collect(),
+            refused: self.candidates.refused().to_vec(),
+            remedies: Remedy::find(&host.report, theirs, [ipv4, ipv6], &attempts),
+            attempts,
         }
     }
-}
-
-/// The plans for IPv4 and IPv6, as far as both sides have told.
-fn plans(ours: &NatReport, theirs: Option<&NatReport>) -> [Option<Plan>; 2] {
-    let both = |ours: &Option<FamilyReport>, theirs: Option<&Option<FamilyReport>>| {
-        Some(plan(ours.as_ref()?, theirs?.as_ref()?))
-    };
-    [both(&ours.ipv4, theirs.map(|it| &it.ipv4)), both(&ours.ipv6, theirs.map(|it| &it.ipv6))]
-}
-
-/// Whether only somebody on the same network, or on the same carrier's, can mean this address (RFC 1918, RFC 6598, RFC 4193).
-fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let shared = matches!(ip.octets(), [100, second, ..] if second & 0xc0 == 64);
-            ip.is_private() || ip.is_loopback() || shared
-        }
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_loopback(),
-    }
-}
-
-/// An attempt under way: what had been spent when it began.
-#[derive(Debug)]
-struct Trial {
-    means: Means,
-    began: Instant,
-    mappings: u32,
-    probes: u32,
-    packets: u32,
-}
-
-impl Trial {
-    fn new(means: Means, flight: &Flight, now: Instant) -> Self {
-        let (mappings, probes) = (flight.allowance.mappings(), flight.allowance.probes());
-        Trial { means, began: now, mappings, probes, packets: packets(means, flight) }
-    }
-
-    fn attempt(&self, flight: &Flight, outcome: Outcome, now: Instant) -> Attempt {
-        let pings = self.means == Means::Pings;
-        let spent = |now: u32, then: u32| if pings { 0 } else { now.saturating_sub(then) };
-        Attempt {
-            means: self.means,
-            began: self.began,
-            took: now.since(self.began),
-            mappings: spent(flight.allowance.mappings(), self.mappings),
-            probes: spent(flight.allowance.probes(), self.probes),
-            packets: packets(self.means, flight).saturating_sub(self.packets),
-            outcome,
-        }
-    }
-}
-
-fn packets(means: Means, flight: &Flight) -> u32 {
-    if means == Means::Pings { flight.pings } else { flight.others }
 }

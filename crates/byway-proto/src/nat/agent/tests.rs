@@ -149,7 +149,7 @@ fn a_full_second_defers_pings_and_drops_none() {
         let addrs = (1..=10).map(|port| SocketAddr::new(addr("192.0.2.1:1").ip(), port)).collect();
         agent.handle_input(Input::Candidates { link, addrs }, at(0));
     }
-    let times: Vec<_> = pings(&run(&mut agent, at(300_000))).into_iter().map(|(at, _)| at).collect();
+    let times: Vec<_> = pings(&run(&mut agent, at(60_000))).into_iter().map(|(at, _)| at).collect();
     assert_eq!(times.len(), 100 * 10 * 6);
     for window in times.windows(251) {
         assert!(window[250].since(window[0]) > Duration::from_secs(1));

@@ -1,0 +1,181 @@
+//! Prediction on both sides: each NAT gives each destination another port, but in order.
+//!
+//! Each side reads its counter and tells it. Both then open many sockets towards *one* port of the other, eight
+//! mappings ahead: whichever of the own sockets gets the port eight ahead is met by the other side's.
+
+use alloc::vec::Vec;
+use core::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use super::{Asked, LINGER, Next, StunMessage, Target, Turn, aimed, at_port, earlier};
+use crate::{
+    Instant,
+    nat::{
+        Outcome, Signal, SocketId,
+        budget::{Denied, Purpose},
+    },
+};
+
+/// How many mappings ahead of the counter both sides aim: other hosts may take up to seven before the sockets open, at 5 a second
+/// in more than a second.
+pub(super) const AIM: i32 = 8;
+
+/// How many sockets: the one that is aimed at lies in the middle.
+const SOCKETS: usize = 16;
+
+/// How often both sides try.
+const ATTEMPTS: u32 = 2;
+
+/// From one attempt to the next: server, relay, four rounds and a round trip between the peers.
+const ATTEMPT_SPACING: Duration = Duration::from_millis(800);
+
+/// How often each socket pings.
+const ROUNDS: u32 = 4;
+
+/// The time between rounds.
+const ROUND_SPACING: Duration = Duration::from_millis(120);
+
+/// Either side.
+#[derive(Debug)]
+pub(in crate::nat) struct Meet {
+    target: Target,
+    begun: u32,
+    attempt: Option<Attempt>,
+    /// The attempt, address and port that the peer told last.
+    theirs: Option<(u32, IpAddr, Option<u16>)>,
+    declined: bool,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    number: u32,
+    began: Instant,
+    meter: SocketId,
+    asked: Option<Asked>,
+    told: bool,
+    sockets: Vec<SocketId>,
+    /// How many pings have left, over all rounds.
+    sent: u32,
+    next_round: Instant,
+}
+
+impl Meet {
+    pub(in crate::nat) fn new(target: Target) -> Self {
+        Meet { target, begun: 0, attempt: None, theirs: None, declined: false }
+    }
+
+    /// Where the peer's socket will be.
+    pub(super) fn counter(&mut self, attempt: u32, ip: IpAddr, port: Option<u16>) {
+        if self.theirs.is_none_or(|(last, ..)| attempt > last) {
+            self.theirs = Some((attempt, ip, port));
+        }
+    }
+
+    /// The peer will not take part.
+    pub(super) fn decline(&mut self) {
+        self.declined = true;
+    }
+
+    pub(super) fn act(&mut self, turn: &mut Turn<'_>) -> Next {
+        let Some(step) = self.target.step else { return Next::Over(Outcome::NoBudget) };
+        if self.declined {
+            return Next::Over(Outcome::PeerBusy);
+        }
+        let ahead = |attempt: &Attempt| self.theirs.is_some_and(|(theirs, ..)| theirs > attempt.number);
+        let done = |attempt: &Attempt| turn.now >= attempt.began + ATTEMPT_SPACING || ahead(attempt);
+        if self.attempt.as_ref().is_none_or(done) && self.begun < ATTEMPTS {
+            self.begun += 1;
+            match Attempt::begin(self.target, self.theirs.map_or(0, |(theirs, ..)| theirs), turn) {
+                Some(attempt) => self.attempt = Some(attempt),
+                None => self.begun = ATTEMPTS,
+            }
+        }
+        let Some(attempt) = &mut self.attempt else { return Next::Over(Outcome::NoBudget) };
+        let end = attempt.began + if self.begun < ATTEMPTS { ATTEMPT_SPACING } else { ATTEMPT_SPACING + LINGER };
+        if turn.now >= end {
+            return Next::Over(Outcome::NoAnswer);
+        }
+        let aim = self.theirs.filter(|(theirs, ..)| *theirs == attempt.number);
+        let aim = aim.and_then(|(_, ip, port)| Some(at_port(ip, port?)));
+        match attempt.act(step, aim, turn) {
+            Ok(next) => Next::At(earlier(next, end)),
+            Err(outcome) => Next::Over(outcome),
+        }
+    }
+
+    pub(super) fn stun(&mut self, message: &StunMessage<'_>, turn: &mut Turn<'_>) {
+        let Some(attempt) = self.attempt.as_mut().filter(|attempt| !attempt.told) else { return };
+        let (Some(asked), Some(step)) = (&attempt.asked, self.target.step) else { return };
+        let Some((seen, later)) = asked.answer(message) else { return };
+        let Some(base) = aimed(seen.port(), later * i32::from(step)) else { return };
+        attempt.told = true;
+        turn.say(Signal::Counter { attempt: attempt.number, ip: seen.ip(), base, step });
+    }
+}
+
+impl Attempt {
+    fn begin(target: Target, theirs: u32, turn: &mut Turn<'_>) -> Option<Self> {
+        let meter = turn.open(target.public.is_ipv6())?;
+        let number = turn.flight.join_attempt(theirs);
+        Some(Attempt {
+            number,
+            began: turn.now,
+            meter,
+            asked: None,
+            told: false,
+            sockets: Vec::new(),
+            sent: 0,
+            next_round: turn.now,
+        })
+    }
+
+    fn act(&mut self, step: i16, aim: Option<SocketAddr>, turn: &mut Turn<'_>) -> Result<Option<Instant>, Outcome> {
+        let Some(local) = turn.bound(self.meter) else { return Ok(None) };
+        let ipv6 = local.is_ipv6();
+        if step == 0 && !self.told {
+            // the NAT keeps the port of a socket's first mapping: this one's, if it does not ask anybody
+            let Some(public) = turn.host.public(ipv6) else { return Err(Outcome::Overtaken) };
+            self.told = true;
+            let attempt = self.number;
+            turn.say(Signal::Counter { attempt, ip: public.ip(), base: local.port(), step });
+        } else if step != 0 && self.asked.is_none() {
+            self.asked = Some(turn.ask(self.meter, ipv6));
+        }
+        let Some(aim) = aim.filter(|_| self.told) else { return Ok(None) };
+        if self.sockets.is_empty() {
+            match step {
+                0 => self.sockets.push(self.meter),
+                _ => self.sockets.extend((0..SOCKETS).map_while(|_| turn.open(ipv6))),
+            }
+        }
+        if self.sockets.iter().any(|socket| turn.is_pending(*socket)) {
+            return Ok(None);
+        }
+        self.send(aim, turn)
+    }
+
+    fn send(&mut self, aim: SocketAddr, turn: &mut Turn<'_>) -> Result<Option<Instant>, Outcome> {
+        let a_round = self.sockets.len() as u32;
+        while self.sent < a_round * ROUNDS {
+            let position = (self.sent % a_round) as usize;
+            if position == 0 && turn.now < self.next_round {
+                return Ok(Some(self.next_round));
+            }
+            let Some(socket) = self.sockets.get(position) else { break };
+            if turn.bound(*socket).is_some() {
+                match turn.ping(Purpose::Guess, *socket, aim) {
+                    Ok(()) => {}
+                    Err(Denied::Until(at)) => return Ok(Some(at)),
+                    Err(Denied::Spent) => return Err(Outcome::NoBudget),
+                }
+            }
+            if position == 0 {
+                self.next_round = turn.now + ROUND_SPACING;
+            }
+            self.sent += 1;
+        }
+        Ok(None)
+    }
+}
