@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use byway_proto::{PeerAddr, ticket::is_service_name};
+use byway_proto::{PeerAddr, addr::HostAddr, ticket::is_service_name};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::target::Upstream;
@@ -93,7 +93,7 @@ pub(crate) struct ServeArgs {
     #[arg(value_name = "tcp:HOST:PORT")]
     pub(crate) to: Upstream,
     #[command(flatten)]
-    pub(crate) relays: RelayChoice,
+    pub(crate) servers: ServerChoice,
     /// Let in whoever knows the ticket, instead of the first peer alone
     #[arg(long)]
     pub(crate) open: bool,
@@ -111,7 +111,7 @@ pub(crate) struct ReachArgs {
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
     #[command(flatten)]
-    pub(crate) relays: RelayChoice,
+    pub(crate) servers: ServerChoice,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -123,7 +123,7 @@ pub(crate) struct PipeArgs {
     #[arg(long, conflicts_with = "to")]
     pub(crate) hide_addresses: bool,
     #[command(flatten)]
-    pub(crate) relays: RelayChoice,
+    pub(crate) servers: ServerChoice,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -135,7 +135,7 @@ pub(crate) struct PingArgs {
     #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) count: u32,
     #[command(flatten)]
-    pub(crate) relays: RelayChoice,
+    pub(crate) servers: ServerChoice,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -145,12 +145,15 @@ pub(crate) struct RelayArgs {
     pub(crate) listen: Option<SocketAddr>,
 }
 
-/// Relays of one run, beside those of the configuration.
+/// Servers of one run, beside those of the configuration.
 #[derive(Debug, Clone, Default, Args)]
-pub(crate) struct RelayChoice {
+pub(crate) struct ServerChoice {
     /// A relay to use beside the configured ones, as `byway relay` prints it; may be repeated
     #[arg(long = "relay", value_name = "RELAY", value_parser = relay)]
     pub(crate) relays: Vec<PeerAddr>,
+    /// A STUN server that tells how the NATs behave, beside the relays, which do too; may be repeated
+    #[arg(long = "stun", value_name = "HOST:PORT")]
+    pub(crate) stun: Vec<HostAddr>,
     /// Never reach a peer directly
     #[arg(long)]
     pub(crate) relay_only: bool,

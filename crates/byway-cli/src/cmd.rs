@@ -12,7 +12,7 @@ pub(crate) mod status;
 pub(crate) mod up;
 
 use crate::{
-    args::{Cli, Command, Global, RelayChoice},
+    args::{Cli, Command, Global, ServerChoice},
     config::Settings,
     control::{Needs, Request},
     failure::{Exit, Failure},
@@ -58,10 +58,10 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
 
 impl Shell {
     /// Attaches to the node, and starts it if need be.
-    async fn open(&self, command: &str, choice: &RelayChoice) -> Result<Session, Failure> {
+    async fn open(&self, command: &str, choice: &ServerChoice) -> Result<Session, Failure> {
         let dir = session::data_dir(&self.global)?;
         let settings = Settings::new(&session::config(&self.global)?, choice);
-        Session::open(&dir, command, &settings, Needs::new(&choice.relays, choice.relay_only)).await
+        Session::open(&dir, command, &settings, Needs::new(choice)).await
     }
 
     /// Makes a request and prints its events until it is done or the user stops it, then ends the session.

@@ -1,16 +1,19 @@
 //! The configuration file: what a node is told once instead of at every start.
 
+pub(crate) mod nat;
+
 use std::{
     fs, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use byway::{Config, Identity, PeerAddr, RelayConfig};
+use byway::{Config, HostAddr, Identity, PeerAddr, RelayConfig, nat::AgentConfig};
 use byway_proto::ticket::is_service_name;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::{args::RelayChoice, failure::Failure, store, target::Upstream};
+use self::nat::{NatBudget, NatTable};
+use crate::{args::ServerChoice, failure::Failure, store, target::Upstream};
 
 /// The UDP port of a relay that was told none: an operator opens it in a firewall before the first start.
 pub(crate) const RELAY_PORT: u16 = 4477;
@@ -35,6 +38,13 @@ pub(crate) struct FileConfig {
     pub(crate) relays: Vec<PeerAddr>,
     /// Never reach a peer directly.
     pub(crate) relay_only: bool,
+    /// Servers that tell how the NATs behave, beside the relays.
+    #[serde(deserialize_with = "stun")]
+    pub(crate) stun: Vec<HostAddr>,
+    /// How much of the limits of `nat` is used.
+    pub(crate) nat_budget: NatBudget,
+    /// How direct paths are looked for.
+    pub(crate) nat: NatTable,
     /// What `byway up` serves.
     pub(crate) serve: Vec<Served>,
 }
@@ -101,6 +111,7 @@ impl FileConfig {
             let (path, what) = (path.display(), error.message().trim().replace('\n', "; "));
             Failure::usage(format!("configuration {path}, line {} ({line}): {what}", number + 1))
         })?;
+        config.nat.check().map_err(|why| Failure::usage(format!("configuration {}: {why}", path.display())))?;
         let mut names: Vec<&str> = config.serve.iter().map(|served| served.name.as_str()).collect();
         names.sort_unstable();
         match names.windows(2).find_map(|pair| (pair[0] == pair[1]).then_some(pair[0])) {
@@ -124,6 +135,10 @@ pub(crate) struct Settings {
     pub(crate) relays: Vec<PeerAddr>,
     /// Never reach a peer directly.
     pub(crate) relay_only: bool,
+    /// Servers that tell how the NATs behave, those of the command line left out: their command brings them.
+    pub(crate) stun: Vec<HostAddr>,
+    /// How direct paths are looked for.
+    pub(crate) nat: AgentConfig,
     /// Relay for others.
     pub(crate) relay: bool,
 }
@@ -142,7 +157,7 @@ enum Port {
 
 impl Settings {
     /// A node with the relays of the configuration and of the command line.
-    pub(crate) fn new(file: &FileConfig, choice: &RelayChoice) -> Self {
+    pub(crate) fn new(file: &FileConfig, choice: &ServerChoice) -> Self {
         let mut relays = file.relays.clone();
         for relay in &choice.relays {
             match relays.iter_mut().find(|known| known.id == relay.id) {
@@ -157,13 +172,15 @@ impl Settings {
             port: file.port.filter(|port| *port != 0).map_or(Port::Usual, Port::Exactly),
             relays,
             relay_only: file.relay_only || choice.relay_only,
+            stun: file.stun.clone(),
+            nat: file.nat.agent(file.nat_budget),
             relay: false,
         }
     }
 
     /// A node that relays for others, at one address if one is named.
     pub(crate) fn relaying(file: &FileConfig, listen: Option<SocketAddr>) -> Self {
-        let mut settings = Settings { relay: true, ..Settings::new(file, &RelayChoice::default()) };
+        let mut settings = Settings { relay: true, ..Settings::new(file, &ServerChoice::default()) };
         match listen {
             Some(SocketAddr::V4(addr)) => {
                 (settings.ipv4, settings.ipv6) = (Family::At(*addr.ip()), Family::Switch(false));
@@ -195,6 +212,8 @@ impl Settings {
         config.relays.clone_from(&self.relays);
         config.relay = self.relay.then(RelayConfig::default);
         config.relay_only = self.relay_only;
+        config.stun.clone_from(&self.stun);
+        config.nat.clone_from(&self.nat);
         config
     }
 }
@@ -217,6 +236,12 @@ fn relays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PeerAddr>, D
             false => Ok(relay),
         }
     };
+    texts.iter().map(parse).collect::<Result<_, _>>().map_err(de::Error::custom)
+}
+
+fn stun<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HostAddr>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let parse = |text: &String| text.parse().map_err(|error| format!("STUN server {text:?}: {error}"));
     texts.iter().map(parse).collect::<Result<_, _>>().map_err(de::Error::custom)
 }
 
@@ -247,6 +272,16 @@ mod tests {
             ipv6 = false
             relays = ["{id}@relay.example:443"]
             relay_only = true
+            stun = ["stun.example:3478", "192.0.2.9:3478"]
+            nat_budget = "low"
+            [nat]
+            challenge_retries = 3
+            challenge_interval_ms = 150
+            challenge_backoff = 2
+            mappings = 128
+            probes = 400
+            per_second = 100
+            scan = {{ offset = -50, count = 100, duration_s = 2 }}
             [[serve]]
             name = "web"
             to = "tcp:127.0.0.1:8080"
@@ -264,6 +299,26 @@ mod tests {
         assert_eq!(config.relays[0].id, id);
         assert!(config.relay_only && config.serve[1].open && config.serve[1].hide_addresses);
         assert_eq!(config.serve[0].to, "tcp:127.0.0.1:8080".parse().unwrap());
+        assert_eq!(config.stun[0].to_string(), "stun.example:3478");
+        let nat = config.nat.agent(NatBudget::Normal);
+        let challenge = (nat.challenge.retries, nat.challenge.interval.as_millis(), nat.challenge.backoff);
+        assert_eq!(challenge, (3, 150, 2.0));
+        assert_eq!((nat.budget.mappings, nat.budget.probes, nat.budget.per_second), (128, 400, 100));
+        assert_eq!(nat.scan.map(|scan| (scan.offset, scan.count, scan.duration.as_secs())), Some((-50, 100, 2)));
+        assert_eq!(
+            Settings::new(&config, &ServerChoice::default()).nat.budget.mappings,
+            32,
+            "a low budget is a quarter"
+        );
+    }
+
+    #[test]
+    fn no_nat_budget_leaves_nothing_but_pings() {
+        let config = parse("nat_budget = \"off\"\nnat.scan = {}\nnat.mappings = 9").unwrap();
+        let nat = Settings::new(&config, &ServerChoice::default()).nat;
+        assert_eq!((nat.budget.mappings, nat.budget.probes, nat.scan), (0, 0, None));
+        assert_eq!(nat.budget.per_second, AgentConfig::default().budget.per_second);
+        assert_eq!(nat.challenge, AgentConfig::default().challenge);
     }
 
     #[test]
@@ -280,6 +335,14 @@ mod tests {
             ("ipv4 = \"::1\"", "(ipv4 = \"::1\"): expected true, false or an address of this family"),
             ("port = 70000", "u16"),
             ("relays = [\"abc@1.2.3.4:5\"]", "truncated"),
+            ("stun = [\"stun.example\"]", "no port"),
+            ("nat_budget = \"none\"", "`normal`, `low`, `off`"),
+            ("[nat]\nmappings = 257", "nat.mappings is 257, but its range is 0 to 256"),
+            ("[nat]\nchallenge_interval_ms = 1", "nat.challenge_interval_ms is 1ms, but its range is 10 ms to 10 s"),
+            ("[nat]\nchallenge_backoff = nan", "nat.challenge_backoff is NaN, but its range is 1 to 4"),
+            ("[nat.scan]\ncount = 1", "nat.scan.count is 1, but its range is 32 to 64511"),
+            ("[nat]\nprobes = -1", "line 2 (probes = -1)"),
+            ("[nat]\nprobe = 1", "`probe`"),
             ("[[serve]]\nname = \"a b\"\nto = \"tcp:b:1\"", "letters"),
             ("[[serve]]\nname = \"a\"\nto = \"b:1\"", "tcp:HOST:PORT"),
             ("[[serve]]\nname = \"a\"\nto = \"tcp:b:1\"\n[[serve]]\nname = \"a\"\nto = \"tcp:b:2\"", "twice"),
@@ -300,7 +363,7 @@ mod tests {
         let plain = Settings::default();
         assert_eq!(config(&plain, None), (0, true));
         assert_eq!(config(&plain, Some(5)), (5, true));
-        let told = Settings::new(&parse("port = 7").unwrap(), &RelayChoice::default());
+        let told = Settings::new(&parse("port = 7").unwrap(), &ServerChoice::default());
         assert_eq!(config(&told, Some(5)), (7, false));
         let relay =
             |listen: Option<&str>| Settings::relaying(&FileConfig::default(), listen.map(|addr| addr.parse().unwrap()));

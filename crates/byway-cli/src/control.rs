@@ -10,11 +10,12 @@ pub(crate) mod local;
 
 use std::{io, net::SocketAddr};
 
-use byway_proto::PeerAddr;
+use byway_proto::{PeerAddr, addr::HostAddr};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 
 use crate::{
+    args::ServerChoice,
     failure::{Exit, Failure},
     store::text,
     target::{Destination, Upstream},
@@ -53,6 +54,8 @@ pub(crate) struct Greeting {
 pub(crate) struct Needs {
     /// Relays, as text.
     pub(crate) relays: Vec<String>,
+    /// STUN servers, as text.
+    pub(crate) stun: Vec<String>,
     /// Never to reach a peer directly.
     pub(crate) relay_only: bool,
     /// To be the first process of the data directory: it decides how the node listens.
@@ -125,9 +128,11 @@ pub(crate) enum Request {
 }
 
 impl Needs {
-    /// The needs of a command with these relays.
-    pub(crate) fn new(relays: &[PeerAddr], relay_only: bool) -> Self {
-        Needs { relays: relays.iter().map(PeerAddr::to_string).collect(), relay_only, own_node: false }
+    /// The needs of a command with these servers.
+    pub(crate) fn new(choice: &ServerChoice) -> Self {
+        let relays = choice.relays.iter().map(PeerAddr::to_string).collect();
+        let stun = choice.stun.iter().map(HostAddr::to_string).collect();
+        Needs { relays, stun, relay_only: choice.relay_only, own_node: false }
     }
 }
 

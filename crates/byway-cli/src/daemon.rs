@@ -17,7 +17,7 @@ use std::{
 };
 
 use byway::{
-    BindError, DialError, Gone, Identity, Node, PathKind, PeerAddr, PeerId, Ticket,
+    BindError, DialError, Gone, HostAddr, Identity, MAX_STUN, Node, PathKind, PeerAddr, PeerId, Ticket,
     net::{Net, os::Os},
     tunnel::{Tunnel, TunnelError},
 };
@@ -44,6 +44,9 @@ const MAX_ATTACHED: usize = 256;
 /// Relays in a ticket, those of attached commands included.
 const MAX_RELAYS: usize = byway::MAX_RELAYS;
 
+/// How long the system may take to resolve a STUN server's name; less than a command has for its greeting.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// How long attached commands have to take their last word.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -62,6 +65,8 @@ pub(crate) struct Daemon {
     settings: Settings,
     /// The configured relays, then those that commands brought.
     relays: Mutex<Vec<PeerAddr>>,
+    /// The configured STUN servers, then those that commands brought.
+    stun: Mutex<Vec<HostAddr>>,
     grants: Mutex<Grants>,
     known: Mutex<KnownPeers>,
     processes: Board<Process>,
@@ -95,6 +100,7 @@ impl Running {
             net,
             dir,
             relays: Mutex::new(settings.relays.clone()),
+            stun: Mutex::new(settings.stun.clone()),
             settings,
             grants: Mutex::new(grants),
             known: Mutex::new(known),
@@ -209,6 +215,37 @@ impl Daemon {
             relays.push(relay);
         }
         Ok(())
+    }
+
+    /// Asks STUN servers that a command brought.
+    async fn use_stun(&self, texts: &[String]) -> Result<(), Failure> {
+        for text in texts {
+            let server: HostAddr = text.parse().map_err(|error| Failure::usage(format!("--stun {text:?}: {error}")))?;
+            if lock(&self.stun).contains(&server) {
+                continue;
+            }
+            if lock(&self.stun).len() >= MAX_STUN {
+                return Err(Failure::usage(format!(
+                    "the node asks {MAX_STUN} STUN servers already, which is the most"
+                )));
+            }
+            self.ask(&server).await.map_err(|why| Failure::new(Exit::Unreachable, why))?;
+            lock(&self.stun).push(server);
+        }
+        Ok(())
+    }
+
+    /// Asks a STUN server, and says why it cannot be asked.
+    async fn ask(&self, server: &HostAddr) -> Result<(), String> {
+        let asked = time::timeout(RESOLVE_TIMEOUT, self.node.add_stun(server)).await;
+        let why = match asked {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {RESOLVE_TIMEOUT:?}"),
+        };
+        Err(format!(
+            "the STUN server {server} has no address ({why}); check its name, and that this machine's DNS works"
+        ))
     }
 
     /// By what way a peer is connected now; the relay unless it is known to be better.

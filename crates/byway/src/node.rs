@@ -188,7 +188,7 @@ impl Node {
         for relay in &core.config.relays {
             core.relays.add_home(&core, relay);
         }
-        if !core.config.stun.is_empty() && !core.config.relay_only {
+        if !core.config.stun.is_empty() {
             tasks.spawn(tell_servers(Arc::clone(&core)));
         }
         let life = Arc::new(Life { core: Arc::clone(&core), closed: AtomicBool::new(false) });
@@ -245,6 +245,11 @@ impl Node {
     /// Uses a further relay, as if it had been configured.
     pub fn add_relay(&self, relay: &PeerAddr) {
         self.core.relays.add_home(&self.core, relay);
+    }
+
+    /// Asks a further STUN server, as if it had been configured; an error says that its name does not resolve.
+    pub async fn add_stun(&self, server: &HostAddr) -> io::Result<()> {
+        tell_server(&self.core, server).await
     }
 
     /// The peers that are connected, in the order of their ids.
@@ -315,22 +320,26 @@ impl Node {
     }
 }
 
-/// Tells the agent the addresses of the STUN servers that the configuration names.
+/// Tells the agent of the STUN servers that the configuration names.
 async fn tell_servers(core: Arc<Core>) {
     for server in &core.config.stun {
-        let addrs = match server {
-            HostAddr::Socket(addr) => Ok(vec![*addr]),
-            HostAddr::Name(name, port) => core.net.resolve(name, *port).await,
-        };
-        match addrs {
-            Ok(addrs) => {
-                for addr in addrs.into_iter().take(MAX_STUN_ADDRS) {
-                    core.agent.send(agent::Command::Server(addr)).await;
-                }
-            }
-            Err(error) => tracing::warn!(%error, "a STUN server's name does not resolve; check `stun`"),
+        if let Err(error) = tell_server(&core, server).await {
+            tracing::warn!(%error, "a STUN server's name does not resolve; check `stun`");
         }
     }
+}
+
+/// Tells the agent the addresses of a STUN server; whoever uses relays alone asks nobody.
+async fn tell_server(core: &Core, server: &HostAddr) -> io::Result<()> {
+    let addrs = match server {
+        _ if core.config.relay_only => return Ok(()),
+        HostAddr::Socket(addr) => vec![*addr],
+        HostAddr::Name(name, port) => core.net.resolve(name, *port).await?,
+    };
+    for addr in addrs.into_iter().take(MAX_STUN_ADDRS) {
+        core.agent.send(agent::Command::Server(addr)).await;
+    }
+    Ok(())
 }
 
 fn random_seed() -> [u8; 32] {

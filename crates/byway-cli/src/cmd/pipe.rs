@@ -18,7 +18,7 @@ pub(super) async fn run(mut shell: Shell, args: PipeArgs) -> Result<(), Failure>
         Some(to) => Request::PipeTo { to: to.parse().map_err(Failure::usage)? },
         None => Request::PipeFrom { hide_addresses: args.hide_addresses },
     };
-    let mut session = shell.open("pipe", &args.relays).await?;
+    let mut session = shell.open("pipe", &args.servers).await?;
     if let Err(failure) = connect(&mut shell, &mut session, &request).await {
         session.end().await;
         return Err(failure);

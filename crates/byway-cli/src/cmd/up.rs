@@ -4,7 +4,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use super::Shell;
 use crate::{
-    args::RelayChoice,
+    args::ServerChoice,
     config::Served,
     control::{Event, Request},
     datadir::DataDir,
@@ -19,7 +19,7 @@ const EVENTS: usize = 64;
 pub(super) async fn run(mut shell: Shell) -> Result<(), Failure> {
     let dir = session::data_dir(&shell.global)?;
     let config = session::config(&shell.global)?;
-    let mut node = shell.open("up", &RelayChoice::default()).await?;
+    let mut node = shell.open("up", &ServerChoice::default()).await?;
     let result = serve_all(&mut shell, &mut node, &dir, config.serve).await;
     node.end().await;
     result

@@ -52,7 +52,7 @@ pub(super) async fn attend(daemon: Arc<Daemon>, mut connection: Connection, owne
 
 async fn meet(daemon: &Daemon, connection: &mut Connection, owner: &str) -> Option<(Process, Request)> {
     let greeting: Greeting = connection.recv().await.ok()??;
-    let refused = if greeting.protocol == PROTOCOL { check(daemon, &greeting, owner).err() } else { None };
+    let refused = if greeting.protocol == PROTOCOL { check(daemon, &greeting, owner).await.err() } else { None };
     let accepted = refused.is_none() && greeting.protocol == PROTOCOL;
     let answer = Answer {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -70,8 +70,8 @@ async fn meet(daemon: &Daemon, connection: &mut Connection, owner: &str) -> Opti
 }
 
 /// Whether the node is what the command needs.
-fn check(daemon: &Daemon, greeting: &Greeting, owner: &str) -> Result<(), Failure> {
-    let Needs { relays, relay_only, own_node } = &greeting.needs;
+async fn check(daemon: &Daemon, greeting: &Greeting, owner: &str) -> Result<(), Failure> {
+    let Needs { relays, stun, relay_only, own_node } = &greeting.needs;
     let pid = std::process::id();
     if *own_node && greeting.pid != pid {
         let dir = daemon.dir.path().display();
@@ -85,7 +85,8 @@ fn check(daemon: &Daemon, greeting: &Greeting, owner: &str) -> Result<(), Failur
              that; stop it, or choose another --data-dir"
         )));
     }
-    daemon.use_relays(relays)
+    daemon.use_relays(relays)?;
+    daemon.use_stun(stun).await
 }
 
 fn job(daemon: &Arc<Daemon>, request: Request, report: Report) -> BoxFuture<'static, Result<(), Failure>> {
