@@ -38,6 +38,8 @@ pub struct Host {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {
+    /// Sockets opened, those included that are closed again.
+    pub sockets: u64,
     /// Datagrams sent, those included that were dropped on their way.
     pub sent: u64,
     /// Bytes of payload in them.

@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use byway_sim::table::scale;
+use byway_sim::table::{
+    matrix::{self, Kind, Plan},
+    scale,
+};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
@@ -17,6 +20,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Table {
+    /// Every kind of NAT against every other, in both orders: who meets directly, how soon, with how many guesses
+    Matrix {
+        /// Dials a pair
+        #[arg(long, default_value_t = 20)]
+        runs: u64,
+        /// Only these ordered pairs, each as `A,B`; A dials
+        #[arg(long, value_parser = parse_pair)]
+        pair: Vec<(Kind, Kind)>,
+        /// Threads that share the runs; the rows do not depend on it
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// Print the table as Markdown
+        #[arg(long, conflicts_with = "json")]
+        markdown: bool,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Many nodes in one process: each dials 4 others, and every connection echoes 10 messages
     Scale {
         /// How many nodes, at least 5
@@ -41,22 +61,62 @@ struct Common {
 fn main() -> ExitCode {
     let filter = EnvFilter::from_default_env(); // RUST_LOG, for whoever looks into one seed
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
-    let Table::Scale { nodes, common } = Cli::parse().table;
-    match scale::run(nodes, common.seed, |what| eprintln!("scale: {what}")) {
-        Ok(row) => print(&row, common.json),
+    match Cli::parse().table {
+        Table::Matrix { runs, pair, jobs, markdown, common } => {
+            let pairs = if pair.is_empty() { Kind::pairs() } else { pair };
+            matrix(&Plan { runs, seed: common.seed, pairs, jobs }, common.json, markdown)
+        }
+        Table::Scale { nodes, common } => match scale::run(nodes, common.seed, |what| eprintln!("scale: {what}")) {
+            Ok(row) => {
+                print_row(&row, common.json);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("scale, seed {}: {error}", common.seed);
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn matrix(plan: &Plan, json: bool, markdown: bool) -> ExitCode {
+    if !json {
+        print_line(&matrix::Row::heading(markdown));
+    }
+    let (mut done, mut short) = (0, 0);
+    let measured = matrix::run(plan, |row| {
+        if markdown {
+            print_line(&row.to_markdown());
+        } else {
+            print_row(row, json);
+        }
+        (done, short) = (done + 1, short + usize::from(!row.shortfalls().is_empty()));
+        eprintln!("matrix: {done} of {} rows, {short} fall short", plan.pairs.len());
+    });
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("scale, seed {}: {error}", common.seed);
+            eprintln!("matrix, seed {}: {error}", plan.seed);
             ExitCode::FAILURE
         }
     }
 }
 
-#[expect(clippy::print_stdout, reason = "rows are what the command is for")]
-fn print(row: &(impl Serialize + std::fmt::Display), json: bool) -> ExitCode {
+fn parse_pair(text: &str) -> Result<(Kind, Kind), String> {
+    let (a, b) = text.split_once(',').ok_or("a pair is two kinds with a comma between them")?;
+    let parse = |name: &str| name.parse::<Kind>().map_err(|error| error.to_string());
+    Ok((parse(a)?, parse(b)?))
+}
+
+fn print_row(row: &(impl Serialize + std::fmt::Display), json: bool) {
     if json {
-        println!("{}", serde_json::to_string(row).expect("a row has neither maps nor values that JSON lacks"));
+        print_line(&serde_json::to_string(row).expect("a row has neither maps nor values that JSON lacks"));
     } else {
-        println!("{row}");
+        print_line(&row.to_string());
     }
-    ExitCode::SUCCESS
+}
+
+#[expect(clippy::print_stdout, reason = "rows are what the command is for")]
+fn print_line(line: &str) {
+    println!("{line}");
 }

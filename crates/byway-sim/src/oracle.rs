@@ -55,6 +55,11 @@ impl Side {
         Side { nats: nats.into_iter().map(|(id, nat)| (Some(id), nat)).collect(), ipv6 }
     }
 
+    /// How many NATs there are.
+    pub fn depth(&self) -> usize {
+        self.nats.len()
+    }
+
     fn configs(&self) -> impl Iterator<Item = &NatConfig> {
         self.nats.iter().map(|(_, nat)| nat)
     }

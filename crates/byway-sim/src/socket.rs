@@ -54,6 +54,7 @@ impl UdpSocket {
             }
             let key = fabric.inboxes.next;
             let port = role.udp.bind(addr, key).ok_or(io::ErrorKind::AddrInUse)?;
+            role.traffic.sockets += 1;
             fabric.inboxes.open();
             Ok((key, SocketAddr::new(addr.ip(), port)))
         })?;

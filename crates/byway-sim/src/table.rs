@@ -1,3 +1,4 @@
 //! The project's own measurements, as `byway-sim` prints them: each is a scenario and the row it makes.
 
+pub mod matrix;
 pub mod scale;
