@@ -38,7 +38,8 @@ pub struct LinkId(pub u64);
 /// What the driver tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// The STUN servers of both families from now on, in order of preference; those known already are not asked again.
+    /// The STUN servers of both families from now on, in order of preference; those known already are asked again
+    /// only if there was nobody to compare their answers with.
     Servers(Vec<SocketAddr>),
     /// The node is on another network: what was learned about the last one is void. With the addresses of its interfaces.
     Network(Vec<IpAddr>),

@@ -15,7 +15,8 @@ use crate::{
     wire::stun,
 };
 
-/// The most packets that one survey sends for one address family, whatever servers answer or claim: a third of that is usual.
+/// The most packets that one survey sends for one address family, whatever servers answer or claim: two relays take 22 in
+/// the first minute, a server that knows RFC 5780 some 20 more.
 pub(super) const MAX_PACKETS: u32 = 64;
 
 /// The pauses between one transmission and the next: RFC 8489 §6.2.1 begins with 500 ms and takes 39.5 s to give up, which is

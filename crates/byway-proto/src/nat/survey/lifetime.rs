@@ -20,8 +20,9 @@ const MIN_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait: as much as anybody makes use of, and RFC 4787 §4.3 asks for no more than twice two minutes.
 const MAX_WAIT: Duration = Duration::from_secs(240);
 
-/// A look that is late by more than this (the machine slept) says nothing if the mapping is gone.
-const LATE: Duration = Duration::from_secs(3);
+/// A look that finds the mapping gone says nothing if it ends later than this after it was due (its tries take 3 s): the machine
+/// slept.
+const LATE: Duration = Duration::from_secs(6);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -168,7 +169,7 @@ impl Lifetime {
 
     /// Doubles the wait until a mapping dies, or halves it until one survives.
     fn judge(&mut self, alive: bool, since: Instant, now: Instant) {
-        let overslept = now.since(since) > self.wait + LATE + LATE;
+        let overslept = now.since(since) > self.wait + LATE;
         match (alive, self.survived) {
             (true, _) => {
                 let falling = self.wait < FIRST_WAIT;
