@@ -2,7 +2,7 @@
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use crate::{
 };
 
 pub(super) const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+pub(super) const PUBLIC_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 pub(super) const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
 const ONE_WAY: Duration = Duration::from_millis(25);
 
@@ -226,7 +227,11 @@ impl World {
 
     fn send(&mut self, socket: SocketId, to: SocketAddr, datagram: Vec<u8>) {
         let Some(local) = self.open.get(&socket).copied() else { panic!("sent by a closed socket") };
-        if self.rng.below(1_000) < self.loss || to.is_ipv6() {
+        if self.rng.below(1_000) < self.loss {
+            return;
+        }
+        if to.is_ipv6() {
+            self.send_ipv6(socket, to, &datagram);
             return;
         }
         let port = match &mut self.nat {
@@ -260,6 +265,17 @@ impl World {
         let response = Response { txid: request.txid, mapped, origin: Some(origin), other: server.other };
         let to = SocketAddr::new(from.ip(), request.response_port.unwrap_or(port));
         self.land(origin, to, response.to_bytes(), ONE_WAY * 2);
+    }
+
+    /// IPv6 is not translated.
+    fn send_ipv6(&mut self, socket: SocketId, to: SocketAddr, datagram: &[u8]) {
+        let answers = self.servers.iter().any(|server| server.addr == to && server.alive);
+        if let Some(request) = Request::parse(datagram).filter(|_| answers) {
+            let mapped = SocketAddr::new(PUBLIC_IPV6.into(), self.open[&socket]);
+            let response = Response { txid: request.txid, mapped, origin: None, other: None };
+            let order = self.sent.len() + self.flying.len();
+            self.flying.insert((self.now + ONE_WAY, order), (socket, to, response.to_bytes()));
+        }
     }
 
     fn land(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>, delay: Duration) {

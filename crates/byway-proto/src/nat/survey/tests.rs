@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::{
     Survey,
     ask::MAX_PACKETS,
-    fake::{Nat, PUBLIC, Server, World, server},
+    fake::{Nat, PRIVATE, PUBLIC, PUBLIC_IPV6, Server, World, server},
 };
 use crate::{
     Instant,
@@ -193,13 +193,24 @@ fn an_answer_that_comes_before_the_next_request_left_counts() {
 /// B11.
 #[test]
 fn servers_of_the_other_family_and_dead_ones_make_no_verdict() {
-    let mut world = World::new(Some(home()), relays(), 1);
-    world.servers.insert(0, server("[2001:db8::1]:3478"));
-    world.servers.insert(1, Server { alive: false, ..server("203.0.113.9:1") });
+    let mut mixed = vec![server("[2001:db8::1]:3478"), Server { alive: false, ..server("203.0.113.9:1") }];
+    mixed.extend(relays());
+    let mut world = World::new(Some(home()), mixed.clone(), 1);
     world.start(ms(10_000));
     assert_eq!(world.survey.report().ipv6, None, "a host without IPv6 says nothing of it");
-    assert_eq!(ipv4(&world).mapping, Some(Mapping::EndpointIndependent));
-    assert_eq!(ipv4(&world).ports, Some(Ports::Preserving));
+    assert!(world.sent.iter().all(|(_, _, to, _)| to.is_ipv4()));
+
+    let mut dual = World::new(Some(home()), mixed, 1);
+    dual.input(Input::Servers(dual.servers.iter().map(|server| server.addr).collect()));
+    dual.input(Input::Network(vec![PRIVATE.into(), PUBLIC_IPV6.into()]));
+    dual.run(ms(10_000));
+    let ipv6 = dual.survey.report().ipv6.clone().unwrap();
+    assert_eq!((ipv6.public, ipv6.untranslated), (Some((PUBLIC_IPV6, 4_433).into()), true));
+    for found in [ipv4(&world), ipv4(&dual)] {
+        assert_eq!(found.mapping, Some(Mapping::EndpointIndependent));
+        assert_eq!(found.ports, Some(Ports::Preserving));
+        assert_eq!(found.public, Some((PUBLIC, 4_433).into()));
+    }
 }
 
 /// B14.
