@@ -53,6 +53,9 @@ pub struct Config {
     pub relay: Option<RelayConfig>,
     /// Reach peers through relays only, never directly.
     pub relay_only: bool,
+    /// Ask the gateways to forward the node's port (PCP, NAT-PMP, UPnP), and to stop when it closes. A node that listens on
+    /// loopback alone asks nobody.
+    pub port_mapping: bool,
     /// Answer strangers' handshakes; a node that only dials stays silent.
     pub accept: bool,
     /// How long a connection outlives the silence of all its routes; 10 s to 1 h.
@@ -84,6 +87,7 @@ impl Config {
             nat: AgentConfig::default(),
             relay: None,
             relay_only: false,
+            port_mapping: true,
             accept: true,
             idle_timeout: Duration::from_secs(300),
             gate: GateConfig::default(),

@@ -22,7 +22,7 @@ use crate::{
     gone::Gone,
     link::{establish, readers::Scope},
     metrics::Dropped,
-    net::{Interface, InterfaceKind, Net, mux::Mux, track::Track},
+    net::{Interface, InterfaceKind, Net, mux::Mux, portmap::PortMappings, track::Track},
     protocol::{MAX_MESSAGE, Registry},
     quic::endpoint::{Endpoint, MAX_STREAMS},
     relay::{client::Relays, server::RelayShell},
@@ -46,6 +46,7 @@ pub(crate) struct Core {
     pub(crate) registry: Arc<Registry>,
     pub(crate) switch: SwitchRef,
     pub(crate) relays: Relays,
+    pub(crate) port_mappings: PortMappings,
     pub(crate) serving: Option<Arc<RelayShell>>,
     pub(crate) events: Events,
     pub(crate) tasks: Tasks,
@@ -128,7 +129,8 @@ impl Core {
             return Vec::new();
         }
         let sockets = &self.mux.sockets;
-        let mut sources = Sources { observed: self.relays.observed(), ..Sources::default() };
+        let mut sources =
+            Sources { mapped: self.port_mappings.external(), observed: self.relays.observed(), ..Sources::default() };
         (sources.ipv4, sources.ipv6) = (sockets.v4.is_some(), sockets.v6.is_some());
         let interfaces = self.net.interfaces();
         for bound in [&sockets.v4, &sockets.v6].into_iter().flatten().filter_map(|socket| socket.local_addr().ok()) {

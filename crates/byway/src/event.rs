@@ -2,10 +2,18 @@
 
 use std::{
     fmt,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
 };
 
-use byway_proto::{PeerId, nat::NatReport, paths::RouteKind};
+use byway_proto::{
+    PeerId,
+    nat::{
+        NatReport,
+        portmap::{Dialect, Transport},
+    },
+    paths::RouteKind,
+};
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::gone::Gone;
@@ -50,6 +58,32 @@ pub enum Event {
     },
     /// The survey has learned something new about what stands between the node and the core.
     NatChanged(NatReport),
+    /// A gateway forwards the node's port, or does so otherwise than before.
+    MappingAdded {
+        /// The gateway.
+        gateway: IpAddr,
+        /// Whose port it is.
+        transport: Transport,
+        /// The node's port.
+        port: u16,
+        /// The external address and port, as the gateway tells them.
+        external: SocketAddr,
+        /// The protocol that the gateway was asked in.
+        by: Dialect,
+        /// The gateway itself stands behind another NAT, so that the external address is not a public one.
+        carrier: bool,
+    },
+    /// A gateway no longer forwards the node's port; the node asks again by itself.
+    MappingLost {
+        /// The gateway.
+        gateway: IpAddr,
+        /// Whose port it is.
+        transport: Transport,
+        /// The node's port.
+        port: u16,
+        /// The reason, and what may be done.
+        why: String,
+    },
     /// The listener was too slow, and this many events are lost to it.
     Missed(u64),
 }

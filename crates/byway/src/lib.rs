@@ -68,6 +68,6 @@ pub use self::{
         Receiver, RegisterError, STREAM_BACKLOG, SendError, Sender, Sent, Streams, To,
     },
     quic::endpoint::EndpointError,
-    status::{NatStatus, NodeStatus, PeerStatus, RelayServerStatus, RelayStatus, RouteReport},
+    status::{MappingStatus, NatStatus, NodeStatus, PeerStatus, RelayServerStatus, RelayStatus, RouteReport},
     stream::{ReadHalf, Stream, WriteHalf},
 };

@@ -5,6 +5,7 @@
 
 pub(crate) mod mux;
 pub mod os;
+pub(crate) mod portmap;
 pub(crate) mod routes;
 pub(crate) mod sockets;
 pub(crate) mod track;
@@ -21,7 +22,7 @@ use std::{
 
 pub use byway_proto::{
     addr::interface::{Interface, InterfaceKind},
-    nat::portmap::Gateway,
+    nat::portmap::{Dialect, Gateway, Port, Transport, UpnpAnswer, UpnpRefusal, UpnpRequest},
 };
 use quinn::udp::{RecvMeta, Transmit};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -53,6 +54,18 @@ pub trait Net: Debug + Send + Sync + 'static {
     fn gateways(&self) -> Vec<Gateway> {
         Vec::new()
     }
+
+    /// What speaks UPnP with the gateways, for one node; `None` where nothing does.
+    fn upnp(&self) -> Option<Arc<dyn Upnp>> {
+        None
+    }
+}
+
+/// Speaks UPnP-IGD with gateways: HTTP and XML, which a simulated network need not have.
+pub trait Upnp: Debug + Send + Sync + 'static {
+    /// Carries out a request, within [`UPNP_TIMEOUT`](byway_proto::nat::portmap::UPNP_TIMEOUT). Only the gateway's own address may be
+    /// spoken with, whoever else answers.
+    fn request(self: Arc<Self>, gateway: Gateway, request: UpnpRequest) -> BoxFuture<'static, UpnpAnswer>;
 }
 
 /// A UDP socket with segmentation offload, as far as its network has it.

@@ -26,6 +26,7 @@ use crate::{
         Net, UdpSocket,
         mux::{Clock, Mux, Welcome},
         os::Os,
+        portmap::{self, PortMappings},
         routes::Routes,
         sockets::Sockets,
     },
@@ -173,6 +174,7 @@ impl Node {
             registry: Arc::new(Registry::default()),
             switch,
             relays: Relays::default(),
+            port_mappings: PortMappings::default(),
             serving: shell,
             events,
             tasks: tasks.clone(),
@@ -184,6 +186,9 @@ impl Node {
         }
         if core.config.accept {
             tasks.spawn(accept::run(Arc::clone(&core)));
+        }
+        if core.config.port_mapping && !core.config.relay_only {
+            tasks.spawn(portmap::run(Arc::clone(&core), seed));
         }
         for relay in &core.config.relays {
             core.relays.add_home(&core, relay);
@@ -295,6 +300,7 @@ impl Node {
             addrs: self.addrs(),
             uptime: self.started.elapsed(),
             relays: core.relays.status(core).await,
+            mappings: core.port_mappings.status(core.mux.now()),
             peers,
             nat: NatStatus { report: core.agent.nat_report(), spent: core.agent.spent().await },
             serving: core.serving.as_ref().map(|shell| shell.status()),

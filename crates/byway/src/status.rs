@@ -1,10 +1,16 @@
 //! What a node says of itself when asked.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use byway_proto::{
     PeerId,
-    nat::{Counters, NatReport},
+    nat::{
+        Counters, NatReport,
+        portmap::{Dialect, Transport},
+    },
 };
 
 use crate::event::PathKind;
@@ -25,6 +31,8 @@ pub struct NodeStatus {
     pub uptime: Duration,
     /// The relays it uses, in the order of their ids.
     pub relays: Vec<RelayStatus>,
+    /// The node's port at each gateway that was asked for it.
+    pub mappings: Vec<MappingStatus>,
     /// The peers it is connected to, in the order of their ids.
     pub peers: Vec<PeerStatus>,
     /// What stands between it and the core, and what the looking for direct paths has cost.
@@ -63,6 +71,28 @@ pub struct RelayStatus {
     pub state: String,
     /// The round-trip time of probes to it.
     pub rtt: Option<Duration>,
+}
+
+/// The node's port at one gateway.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct MappingStatus {
+    /// The gateway.
+    pub gateway: IpAddr,
+    /// Whose port it is.
+    pub transport: Transport,
+    /// The node's port.
+    pub port: u16,
+    /// The external address and port while it is mapped, as the gateway tells them.
+    pub external: Option<SocketAddr>,
+    /// The protocol that the gateway was asked in.
+    pub by: Option<Dialect>,
+    /// The gateway itself stands behind another NAT: the mapping leads no further than that.
+    pub carrier: bool,
+    /// How long the mapping lives unless it is renewed; `None` also for one without an end.
+    pub expires: Option<Duration>,
+    /// The state in words; while it is not mapped why, and what may be done.
+    pub state: String,
 }
 
 /// A connected peer.

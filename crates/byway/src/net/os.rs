@@ -1,6 +1,7 @@
 //! The operating system's network.
 
 mod gateways;
+mod upnp;
 
 use std::{
     io::{self, IoSliceMut},
@@ -20,7 +21,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{BoxFuture, Gateway, Interface, InterfaceKind, Net, TcpListener, TcpStream, UdpSocket};
+use super::{BoxFuture, Gateway, Interface, InterfaceKind, Net, TcpListener, TcpStream, UdpSocket, Upnp};
 
 /// Wanted size of a UDP socket's kernel buffers in bytes: 7 MiB hold 60 ms of a gigabit line.
 pub const SOCKET_BUFFER: usize = 7 << 20;
@@ -98,6 +99,10 @@ impl Net for Os {
 
     fn gateways(&self) -> Vec<Gateway> {
         gateways::gateways()
+    }
+
+    fn upnp(&self) -> Option<Arc<dyn Upnp>> {
+        Some(Arc::<upnp::OsUpnp>::default())
     }
 }
 
