@@ -6,7 +6,7 @@
 mod upnp;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::IoSliceMut,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -29,6 +29,9 @@ use crate::{core::Core, event::Event, status::MappingStatus, switch::Command};
 
 /// How long after a change of the interfaces the gateways are read once more: the default route often comes last.
 const SETTLE: Duration = Duration::from_secs(3);
+
+/// How long a new socket may take until it can send.
+const OPEN_WAIT: Duration = Duration::from_millis(100);
 
 /// Errors of one socket that are passed over before the others get their turn: each request can lead to one.
 const MAX_ERRORS: usize = 8;
@@ -156,25 +159,28 @@ impl Mapper {
         let mut gateways = self.core.net.gateways();
         gateways.retain(|gateway| listens(gateway.local));
         self.sockets.retain(|bound| gateways.iter().any(|gateway| gateway.local == bound.local));
-        gateways.retain(|gateway| {
-            let local = gateway.local;
-            if self.sockets.iter().any(|bound| bound.local == local) {
-                return true;
+        let locals: BTreeSet<IpAddr> = gateways.iter().map(|gateway| gateway.local).collect();
+        for local in locals {
+            if !self.sockets.iter().any(|bound| bound.local == local) {
+                self.open(local).await;
             }
-            match self.core.net.bind_udp(SocketAddr::new(local, 0)) {
-                Ok(socket) => {
-                    let buffer = vec![0; pcp::MAX_LEN * socket.max_receive_segments().max(1)];
-                    self.sockets.push(Bound { local, socket, buffer });
-                    true
-                }
-                Err(error) => {
-                    debug!(%error, %local, "cannot open a socket to ask a gateway for a port");
-                    false
-                }
-            }
-        });
+        }
+        gateways.retain(|gateway| self.sockets.iter().any(|bound| bound.local == gateway.local));
         self.machine.handle_input(Input::Gateways(gateways), self.core.mux.now());
         self.carry_out().await;
+    }
+
+    /// Opens a socket on one of our addresses.
+    async fn open(&mut self, local: IpAddr) {
+        match self.core.net.bind_udp(SocketAddr::new(local, 0)) {
+            Ok(socket) => {
+                // A new socket refuses to send until the runtime has heard of it.
+                let _ = time::timeout(OPEN_WAIT, Arc::clone(&socket).writable()).await;
+                let buffer = vec![0; pcp::MAX_LEN * socket.max_receive_segments().max(1)];
+                self.sockets.push(Bound { local, socket, buffer });
+            }
+            Err(error) => debug!(%error, %local, "cannot open a socket to ask a gateway for a port"),
+        }
     }
 
     /// Does what the machine decided; `true` once all is over.
