@@ -19,8 +19,9 @@ use crate::{
     wire::stun,
 };
 
-/// The most servers that are asked: two answers make a verdict, the others stand in for dead ones.
-const MAX_SERVERS: usize = 4;
+/// The most servers that are asked: two answers make a verdict, the others stand in for dead ones. Two relays of two ports each
+/// leave room for two that were configured.
+const MAX_SERVERS: usize = 6;
 
 /// For how long the first report waits, once the mapping behaviour is known, for what left in the same moment.
 const SETTLE: Duration = Duration::from_millis(20);

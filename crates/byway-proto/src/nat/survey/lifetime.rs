@@ -82,8 +82,9 @@ impl Lifetime {
         lifetime
     }
 
-    pub(super) fn survived(&self) -> Option<Duration> {
-        self.survived
+    /// The longest wait that a mapping survived, once it is known that no longer one is worth a try.
+    pub(super) fn found(&self) -> Option<Duration> {
+        self.survived.filter(|_| self.is_done())
     }
 
     pub(super) fn is_done(&self) -> bool {

@@ -191,7 +191,7 @@ impl Scratch {
     }
 
     pub(super) fn lifetime(&self) -> Option<Duration> {
-        self.lifetime.as_ref().and_then(Lifetime::survived)
+        self.lifetime.as_ref().and_then(Lifetime::found)
     }
 
     /// Both sockets ask each other at their public addresses, so that neither's filter stands in the way.

@@ -135,6 +135,23 @@ fn one_server_tells_address_and_ports_but_no_mapping() {
 }
 
 #[test]
+fn one_relay_of_two_ports_tells_easy_nats_from_hard_ones() {
+    let addr = relays()[0].addr;
+    let second = Server { addr: SocketAddr::new(addr.ip(), addr.port() + 1), ..relays()[0].clone() };
+    let servers = vec![relays()[0].clone(), second];
+    for (nat, mapping) in [
+        (home(), Mapping::EndpointIndependent),
+        (symmetric(Ports::Random), Mapping::AddressAndPortDependent),
+        (symmetric(Ports::Sequential { step: 1 }), Mapping::AddressAndPortDependent),
+    ] {
+        let ports = nat.ports;
+        let mut world = World::new(Some(nat), servers.clone(), 1);
+        world.start(ms(1_000));
+        assert_eq!((ipv4(&world).mapping, ipv4(&world).ports), (Some(mapping), Some(ports)));
+    }
+}
+
+#[test]
 fn an_untranslated_host_is_found_and_left_alone() {
     let mut world = World::new(None, servers(), 1);
     world.start(ms(600_000));

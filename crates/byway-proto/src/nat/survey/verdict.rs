@@ -30,8 +30,9 @@ pub(super) struct Seen {
 
 /// The mapping behaviour (RFC 4787 §4.1), by comparing how different servers saw one socket.
 ///
-/// Where servers differ by address only, as ours do, a difference is called address-and-port-dependent: who then relies on
-/// less than is true loses nothing.
+/// Where servers differ by address only, a difference is called address-and-port-dependent: who then relies on less than is
+/// true loses nothing. Where they differ by port only, as with a single relay, a NAT that makes no difference is called
+/// endpoint-independent, for those that look at the address alone are rare: who then relies on it loses some pings.
 pub(super) fn mapping(seen: &[Seen]) -> Option<Mapping> {
     // of all pairs: (servers share an address, mappings are equal)
     let mut pairs = BTreeSet::new();
@@ -49,7 +50,7 @@ pub(super) fn mapping(seen: &[Seen]) -> Option<Mapping> {
         () if by_port => Some(Mapping::AddressAndPortDependent),
         () if by_addr && not_by_port => Some(Mapping::AddressDependent),
         () if by_addr => Some(Mapping::AddressAndPortDependent),
-        () if not_by_addr => Some(Mapping::EndpointIndependent),
+        () if not_by_addr || not_by_port => Some(Mapping::EndpointIndependent),
         () => None,
     }
 }
