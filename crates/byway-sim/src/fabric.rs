@@ -70,7 +70,7 @@ pub(crate) struct Flight {
     pub(crate) from: SocketAddr,
     /// Destination, as translated so far.
     pub(crate) to: SocketAddr,
-    /// The host that sent it.
+    /// The host that sent it, or the NAT that answers.
     pub(crate) sender: NodeId,
     /// The hop it is on.
     pub(crate) stage: Stage,
@@ -266,6 +266,9 @@ impl Fabric {
         if node.off {
             return self.discard(now, flight, DropReason::Down);
         }
+        if flight.to.ip() == role.inner() {
+            return self.ask_gateway(now, nat, flight);
+        }
         if !role.table.config.udp && flight.body.transport() == Transport::Udp {
             return self.discard(now, flight, DropReason::UdpBlocked);
         }
@@ -285,6 +288,26 @@ impl Fabric {
         } else {
             self.climb(now, nat, flight);
         }
+    }
+
+    /// A packet is for the NAT itself: if its port mapping service has an answer, that descends again.
+    fn ask_gateway(&mut self, now: Time, nat: NodeId, flight: Flight) {
+        let Role::Nat(role) = &mut self.topology.node_mut(nat).role else { return };
+        let Body::Datagram { payload, .. } = &flight.body else {
+            return self.discard(now, flight, DropReason::NoSocket);
+        };
+        let Some((from, answer)) = role.serve(now, flight.to, flight.from, payload) else {
+            return self.discard(now, flight, DropReason::NoSocket);
+        };
+        let Some(next) = self.topology.below(Some(nat), flight.from.ip()) else { return };
+        self.trace.sent(now, from, flight.from, answer.len());
+        let body = Body::Datagram { payload: answer.into(), ecn: None };
+        self.turn(
+            now,
+            next,
+            Stage::Turning(next),
+            Flight { from, to: flight.from, sender: nat, stage: Stage::Sent, body },
+        );
     }
 
     /// A packet turns from climbing to descending below `next`, where it goes on in `stage`: here the rules see it.

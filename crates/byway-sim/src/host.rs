@@ -196,6 +196,15 @@ struct HostNet {
 }
 
 impl Net for HostNet {
+    fn gateways(&self) -> Vec<net::Gateway> {
+        self.host.enter_topology(|topology, id| {
+            let Some(nat) = topology.node(id).parent else { return Vec::new() };
+            let local = topology.host(id).addrs.iter().copied().find(IpAddr::is_ipv4);
+            let addr = topology.nat_mut(nat).inner().into();
+            local.map(|local| net::Gateway { addr, scope: 0, local }).into_iter().collect()
+        })
+    }
+
     fn bind_udp(&self, addr: SocketAddr) -> io::Result<Arc<dyn net::UdpSocket>> {
         Ok(self.host.bind_udp(addr)?)
     }

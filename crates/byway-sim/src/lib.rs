@@ -73,7 +73,7 @@ mod world;
 pub use fabric::NodeId;
 pub use host::{Host, Traffic};
 pub use link::{Link, Loss, Queue};
-pub use nat::{Filtering, Mapping, Nat, NatConfig, Ports};
+pub use nat::{Filtering, Gateway, Manner, Mapping, Nat, NatConfig, Ports};
 pub use oracle::{Punch, Side, can_punch};
 pub use rule::{Packet, Rule, Transport, Verdict};
 pub use socket::{MAX_INBOX, UdpSocket};

@@ -2,10 +2,14 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-pub use self::config::{Filtering, Mapping, NatConfig, Ports};
+pub use self::{
+    config::{Filtering, Mapping, NatConfig, Ports},
+    gateway::{Gateway, Manner},
+};
 use crate::{attachment::attachment, fabric::NodeId, host::Host, link::Link, world::Shared};
 
 mod config;
+mod gateway;
 pub(crate) mod table;
 
 /// A NAT, and the network behind it; made by [`World::nat`](crate::World::nat).
@@ -54,14 +58,19 @@ impl Nat {
         Nat::new(Arc::clone(&self.shared), id)
     }
 
+    /// Its address in the network below it, where it maps ports if it does ([`NatConfig::gateway`]).
+    pub fn inner_addr(&self) -> IpAddr {
+        self.shared.look(|fabric| fabric.topology.nat_mut(self.id).inner().into())
+    }
+
     /// Its address in the network above it: what others see its hosts by.
     pub fn addr(&self) -> IpAddr {
         self.shared.look(|fabric| fabric.topology.nat_mut(self.id).outer.into())
     }
 
-    /// Forgets all mappings, as a router does that restarts.
+    /// Forgets all mappings, leased ones too, and begins a new epoch, as a router does that restarts.
     pub fn forget_mappings(&self) {
-        self.shared.enter(|fabric, _| fabric.topology.nat_mut(self.id).table.clear());
+        self.shared.enter(|fabric, now| fabric.topology.nat_mut(self.id).table.restart(now));
     }
 
     /// How many mappings are alive.

@@ -22,7 +22,7 @@ pub enum Verdict {
 pub struct Packet<'a> {
     /// When it turned, since the world began.
     pub time: Duration,
-    /// The host that sent it.
+    /// The host that sent it, or the NAT that answers for itself.
     pub sender: NodeId,
     /// The host that will get it, as far as NATs on the way have a mapping for it.
     pub receiver: Option<NodeId>,

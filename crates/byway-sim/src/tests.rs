@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use crate::{Host, UdpSocket};
 
 mod determinism;
+mod gateways;
 mod links;
 mod nats;
 mod sockets;

@@ -280,6 +280,12 @@ impl HostRole {
 }
 
 impl NatRole {
+    /// Its address in the network below it.
+    pub(crate) fn inner(&self) -> Ipv4Addr {
+        let [a, b, c, _] = self.lan.octets();
+        Ipv4Addr::new(a, b, c, 1)
+    }
+
     fn fresh(&mut self) -> Ipv4Addr {
         let [a, b, c, _] = self.lan.octets();
         loop {

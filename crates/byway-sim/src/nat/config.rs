@@ -2,6 +2,8 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
+use super::Gateway;
+
 /// How a NAT treats IPv4; IPv6 passes it untranslated and unfiltered.
 ///
 /// The default is the common home router: one mapping per inner socket, packets only from those that were sent to.
@@ -41,6 +43,8 @@ pub struct NatConfig {
     pub max_sessions: usize,
     /// The /24 of the inner network; `None` gives each NAT one of its own in 10.0.0.0/8. Two NATs may have the same.
     pub lan: Option<Ipv4Addr>,
+    /// How it maps ports for who asks it; `None`, as by default, is not at all.
+    pub gateway: Option<Gateway>,
 }
 
 /// Which packets of one inner socket share an outer port (RFC 4787 §4.1).
@@ -96,6 +100,7 @@ impl NatConfig {
             inbound_refresh: false,
             max_sessions: 1_024,
             lan: None,
+            gateway: None,
         }
     }
 

@@ -6,8 +6,11 @@ use std::{
     time::Duration,
 };
 
+use self::lease::Lease;
 use super::{Filtering, Mapping, NatConfig, Ports};
 use crate::{noise::Noise, rule::Transport, time::Time, trace::DropReason};
+
+pub(crate) mod lease;
 
 /// How long an idle TCP mapping lives: 2 hours 4 minutes (RFC 5382 §5).
 const TCP_TIMEOUT: Duration = Duration::from_secs(7_440);
@@ -37,6 +40,7 @@ pub(crate) struct Table {
     last_port: u16,
     /// When a host that the world does not have opens its next mapping.
     other_due: Time,
+    started: Time,
 }
 
 /// What packets must have in common to share a mapping; the parts that do not matter are `None`.
@@ -51,6 +55,8 @@ struct MappingKey {
 #[derive(Debug)]
 struct Mapped {
     key: MappingKey,
+    /// While it lasts, everybody may send to the port, and silence does not end the mapping.
+    lease: Option<Lease>,
     used: Time,
     sessions: BTreeMap<SocketAddr, Session>,
 }
@@ -66,7 +72,16 @@ impl Table {
     pub(crate) fn new(config: NatConfig, mut noise: Noise) -> Self {
         let last_port = any_port(&mut noise);
         let other_due = Time::START + noise.wait(config.background);
-        Table { config, outward: BTreeMap::new(), inward: BTreeMap::new(), sessions: 0, noise, last_port, other_due }
+        Table {
+            config,
+            outward: BTreeMap::new(),
+            inward: BTreeMap::new(),
+            sessions: 0,
+            noise,
+            last_port,
+            other_due,
+            started: Time::START,
+        }
     }
 
     /// The outer port for a packet from `inner` to `remote`, mapped anew if need be.
@@ -78,19 +93,35 @@ impl Table {
         remote: SocketAddr,
     ) -> Result<u16, DropReason> {
         let key = self.key(transport, inner, remote);
+        let timeout = self.timeout(transport);
+        if let Some(port) = self.leased(now, transport, inner)
+            && let Some(session) = self.session_mut(transport, port, remote)
+            && now.since(session.used) < timeout
+        {
+            session.used = now;
+            return Ok(port); // an answer leaves by the port that the question came to
+        }
         let port = match self.outward.get(&key).copied().filter(|port| self.is_alive(now, transport, *port)) {
             Some(port) => port,
             None => self.map(now, key)?,
         };
-        let known = self.inward.get(&(transport, port)).is_some_and(|mapped| mapped.sessions.contains_key(&remote));
-        if !known {
-            self.make_room(now, port);
+        self.open_session(now, (transport, port), remote);
+        Ok(port)
+    }
+
+    /// Opens a session of a mapping that is alive, or uses it.
+    fn open_session(&mut self, now: Time, at: (Transport, u16), remote: SocketAddr) {
+        if self.session_mut(at.0, at.1, remote).is_none() {
+            self.make_room(now, at.1);
             self.sessions += 1;
         }
-        let mapped = self.inward.get_mut(&(transport, port)).expect("found or mapped above, and spared by make_room");
+        let mapped = self.inward.get_mut(&at).expect("alive, and spared by make_room");
         mapped.used = now;
         mapped.sessions.entry(remote).or_insert(Session { used: now, answered: false }).used = now;
-        Ok(port)
+    }
+
+    fn session_mut(&mut self, transport: Transport, port: u16, remote: SocketAddr) -> Option<&mut Session> {
+        self.inward.get_mut(&(transport, port))?.sessions.get_mut(&remote)
     }
 
     /// The inner socket for a packet from `remote` to the outer `port`, if the filter lets it in.
@@ -104,9 +135,20 @@ impl Table {
         if !self.is_alive(now, transport, port) {
             return Err(DropReason::NoMapping);
         }
+        if self.is_leased(now, transport, port) && self.session_mut(transport, port, remote).is_none() {
+            self.open_session(now, (transport, port), remote);
+        }
         let timeout = self.timeout(transport);
-        let (filtering, refresh) = (self.config.filtering, self.config.inbound_refresh);
+        let leased = self.is_leased(now, transport, port);
+        let refresh = self.config.inbound_refresh;
         let mapped = self.inward.get_mut(&(transport, port)).ok_or(DropReason::NoMapping)?;
+        let filtering = if leased {
+            Filtering::EndpointIndependent
+        } else if self.outward.get(&mapped.key) == Some(&port) {
+            self.config.filtering
+        } else {
+            Filtering::AddressAndPortDependent // a lease is over: who talks may go on, nobody may begin
+        };
         let admitted = match filtering {
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => {
@@ -142,8 +184,14 @@ impl Table {
         self.inward.keys().filter(|(transport, port)| self.is_alive(now, *transport, *port)).count()
     }
 
+    /// When it began, empty.
+    pub(crate) fn started(&self) -> Time {
+        self.started
+    }
+
     /// Forgets everything, as a router does that restarts.
-    pub(crate) fn clear(&mut self) {
+    pub(crate) fn restart(&mut self, now: Time) {
+        self.started = now;
         self.outward.clear();
         self.inward.clear();
         self.sessions = 0;
@@ -166,7 +214,9 @@ impl Table {
     }
 
     fn is_alive(&self, now: Time, transport: Transport, port: u16) -> bool {
-        self.inward.get(&(transport, port)).is_some_and(|mapped| now.since(mapped.used) < self.timeout(transport))
+        let timeout = self.timeout(transport);
+        let mapped = self.inward.get(&(transport, port));
+        mapped.is_some_and(|mapped| mapped.is_leased(now) || now.since(mapped.used) < timeout)
     }
 
     /// Maps an outer port for `key`, in place of an expired mapping if there is one.
@@ -186,7 +236,7 @@ impl Table {
         self.last_port = port;
         self.forget(key.transport, port);
         self.outward.insert(key, port);
-        self.inward.insert((key.transport, port), Mapped { key, used: now, sessions: BTreeMap::new() });
+        self.inward.insert((key.transport, port), Mapped { key, lease: None, used: now, sessions: BTreeMap::new() });
         Ok(port)
     }
 
@@ -243,7 +293,7 @@ impl Table {
         if mapped.sessions.remove(&remote).is_some() {
             self.sessions -= 1;
         }
-        if mapped.sessions.is_empty() && at.1 != asking {
+        if mapped.sessions.is_empty() && mapped.lease.is_none() && at.1 != asking {
             self.forget(at.0, at.1);
         }
     }
@@ -265,7 +315,9 @@ impl Table {
     fn forget(&mut self, transport: Transport, port: u16) {
         if let Some(mapped) = self.inward.remove(&(transport, port)) {
             self.sessions -= mapped.sessions.len();
-            self.outward.remove(&mapped.key);
+            if self.outward.get(&mapped.key) == Some(&port) {
+                self.outward.remove(&mapped.key);
+            }
         }
     }
 }
