@@ -95,7 +95,11 @@ impl Agent {
             }
             Input::Signal { link, signal } => self.with(link, |link, host| link.signal(&signal, host, now)),
             Input::Opened { socket, local } => {
-                self.with_owner(socket, |link, host| link.opened(socket, local, host, now))
+                if local.is_none() {
+                    // what is not open need not be closed: the punch may have ended before the system was asked
+                    self.host.outputs.retain(|output| *output != Output::Close { socket });
+                }
+                self.with_owner(socket, |link, host| link.opened(socket, local, host, now));
             }
             Input::Unused { socket } => self.with_owner(socket, |link, host| link.unused(socket, host)),
             Input::Stun { socket, from, datagram } => {
@@ -134,9 +138,10 @@ impl Agent {
 
     /// Gives the survey its part of an input, and takes over what it has found.
     fn survey(&mut self, input: &Input, now: Instant) {
+        let before = self.survey.report().clone();
         self.survey.handle_input(input, &mut self.host.sockets, now);
         self.host.outputs.extend(core::iter::from_fn(|| self.survey.poll_output()));
-        if self.host.report != *self.survey.report() {
+        if before != *self.survey.report() {
             self.set_report(self.survey.report().clone(), now);
         }
     }

@@ -1,8 +1,8 @@
-use alloc::{vec, vec::Vec};
+use alloc::{collections::BTreeSet, vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
 use super::*;
-use crate::nat::SocketId;
+use crate::nat::{FamilyReport, Filtering, Mapping, Means, Outcome, Plan, Ports, Remedy, Side, Signal};
 
 const LINK: LinkId = LinkId(1);
 
@@ -20,8 +20,18 @@ fn agent() -> Agent {
     agent
 }
 
+/// What leaves now; every socket opens.
 fn drain(agent: &mut Agent) -> Vec<Output> {
-    core::iter::from_fn(|| agent.poll_output()).collect()
+    let mut all = Vec::new();
+    while let Some(output) = agent.poll_output() {
+        if let Output::Open { socket, .. } = output {
+            let local = SocketAddr::new(addr("192.168.1.2:1").ip(), 20_000 + socket.0 as u16);
+            let now = agent.now;
+            agent.handle_input(Input::Opened { socket, local: Some(local) }, now);
+        }
+        all.push(output);
+    }
+    all
 }
 
 /// Everything that leaves until `end`, with its time.
@@ -155,4 +165,311 @@ fn a_full_second_defers_pings_and_drops_none() {
         assert!(window[250].since(window[0]) > Duration::from_secs(1));
     }
     assert_eq!(agent.counters().per_second_max, 250);
+}
+
+const OURS: &str = "192.0.2.1:7777";
+const THEIRS: &str = "198.51.100.1:7777";
+
+fn report(public: &str, mapping: Mapping, ports: Ports) -> NatReport {
+    let found = FamilyReport {
+        public: Some(addr(public)),
+        mapping: Some(mapping),
+        filtering: Some(Filtering::AddressAndPortDependent),
+        ports: Some(ports),
+        ..FamilyReport::default()
+    };
+    NatReport { ipv4: Some(found), ipv6: None }
+}
+
+fn home(public: &str) -> NatReport {
+    report(public, Mapping::EndpointIndependent, Ports::Preserving)
+}
+
+fn random(public: &str) -> NatReport {
+    report(public, Mapping::AddressAndPortDependent, Ports::Random)
+}
+
+fn counting(public: &str) -> NatReport {
+    report(public, Mapping::AddressAndPortDependent, Ports::Sequential { step: 1 })
+}
+
+/// An agent between two NATs that are known.
+fn between(config: AgentConfig, ours: NatReport, theirs: NatReport) -> Agent {
+    let mut agent = Agent::new(config, &[1; 32], at(0));
+    agent.handle_input(Input::Up { link: LINK, dialled: true, loopback: false }, at(0));
+    agent.set_report(ours, at(0));
+    agent.handle_input(Input::Theirs { link: LINK, report: theirs }, at(0));
+    agent
+}
+
+fn say(agent: &mut Agent, link: LinkId, signal: Signal, ms: u64) {
+    agent.handle_input(Input::Signal { link, signal }, at(ms));
+}
+
+fn opened(outputs: &[(Instant, Output)]) -> BTreeSet<SocketId> {
+    let open = |(_, output): &(Instant, Output)| match output {
+        Output::Open { socket, .. } => Some(*socket),
+        _ => None,
+    };
+    outputs.iter().filter_map(open).collect()
+}
+
+fn closed(outputs: &[(Instant, Output)]) -> BTreeSet<SocketId> {
+    let close = |(_, output): &(Instant, Output)| match output {
+        Output::Close { socket } => Some(*socket),
+        _ => None,
+    };
+    outputs.iter().filter_map(close).collect()
+}
+
+fn signals(outputs: &[(Instant, Output)]) -> Vec<(LinkId, Signal)> {
+    let said = |(_, output): &(Instant, Output)| match output {
+        Output::Signal { link, signal } => Some((*link, signal.clone())),
+        _ => None,
+    };
+    outputs.iter().filter_map(said).collect()
+}
+
+fn guesses(outputs: &[(Instant, Output)]) -> Vec<(Instant, SocketAddr)> {
+    pings(outputs).into_iter().filter(|(_, to)| *to != addr(THEIRS)).collect()
+}
+
+const GO: fn(&mut Agent, u64) = |agent, ms| say(agent, LINK, Signal::Go { attempt: 1, ip: addr(THEIRS).ip() }, ms);
+
+#[test]
+fn the_hard_side_really_opens_256_sockets_towards_the_peer() {
+    let mut agent = between(AgentConfig::default(), random(OURS), home(THEIRS));
+    run(&mut agent, at(90));
+    say(&mut agent, LINK, Signal::Spray { attempt: 1 }, 100);
+    let at_once = run(&mut agent, at(150));
+    assert_eq!(signals(&at_once), [(LINK, Signal::Go { attempt: 1, ip: addr(OURS).ip() })]);
+    assert_eq!(opened(&at_once).len(), 240);
+    let openers = |outputs: &[(Instant, Output)], hops: Option<u8>| {
+        let by = |(_, output): &(Instant, Output)| match output {
+            Output::Ping { socket, to, hop_limit, .. } if *hop_limit == hops && *socket != SocketId::MAIN => {
+                assert_eq!(*to, addr(THEIRS));
+                Some(*socket)
+            }
+            _ => None,
+        };
+        outputs.iter().filter_map(by).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(openers(&at_once, Some(5)), opened(&at_once));
+    let later = run(&mut agent, at(20_000));
+    assert_eq!(opened(&later).len(), 16);
+    assert_eq!(openers(&later, None).len(), 256, "each once more, for those that were lost");
+    assert_eq!(closed(&later).len(), 256, "nobody came");
+    assert_eq!(agent.counters().mappings_max_per_dial, 256);
+}
+
+#[test]
+fn guesses_lie_in_the_whole_range_and_none_is_repeated() {
+    let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
+    let asked = run(&mut agent, at(50));
+    assert_eq!(signals(&asked), [(LINK, Signal::Spray { attempt: 1 })]);
+    GO(&mut agent, 100);
+    let all = guesses(&run(&mut agent, at(20_000)));
+    let ports: BTreeSet<u16> = all.iter().map(|(_, to)| to.port()).collect();
+    assert_eq!((all.len(), ports.len()), (1_200, 1_200));
+    assert!(ports.iter().all(|port| *port >= 1_024) && ports.iter().any(|port| *port > 64_511));
+    assert!(all.last().unwrap().0 < at(4_300), "all within five seconds of the dial");
+    assert_eq!(agent.counters().probes_max_per_dial, 1_200);
+}
+
+#[test]
+fn a_candidate_that_aims_us_at_a_victim_costs_it_at_most_1200_guesses_in_20_s_and_250_packets_a_second() {
+    let mut agent = Agent::new(AgentConfig::default(), &[1; 32], at(0));
+    agent.set_report(home(OURS), at(0));
+    let victim = addr(THEIRS);
+    let links: Vec<LinkId> = (0..20).map(LinkId).collect();
+    let mut all = Vec::new();
+    for (index, link) in links.iter().enumerate() {
+        let now = at(index as u64 * 100);
+        agent.handle_input(Input::Up { link: *link, dialled: false, loopback: false }, now);
+        let lie = if index % 2 == 0 { random(THEIRS) } else { counting(THEIRS) };
+        agent.handle_input(Input::Theirs { link: *link, report: lie }, now);
+        let addrs = (1..=16).map(|port| SocketAddr::new(victim.ip(), port)).collect();
+        agent.handle_input(Input::Candidates { link: *link, addrs }, now);
+        all.extend(run(&mut agent, now + Duration::from_millis(99)));
+    }
+    for second in 2..120 {
+        all.extend(run(&mut agent, at(second * 1_000)));
+        for link in &links {
+            let ports: Vec<u16> = (1..=64).map(|it| it * 97 + second as u16).collect();
+            let (attempt, ip) = (second as u32, victim.ip());
+            say(&mut agent, *link, Signal::Guess { attempt, ip, ports }, second * 1_000);
+            say(&mut agent, *link, Signal::Go { attempt, ip }, second * 1_000);
+        }
+    }
+    let sent = pings(&all);
+    assert!(sent.iter().all(|(_, to)| to.ip() == victim.ip()), "nobody else gets any");
+    let times: Vec<_> = sent.iter().map(|(at, _)| *at).collect();
+    assert!(times.windows(251).all(|it| it[250].since(it[0]) > Duration::from_secs(1)));
+    let guessed: Vec<_> = sent.iter().filter(|(_, to)| to.port() > 16 && *to != victim).map(|(at, _)| *at).collect();
+    assert!(guessed.len() > 1_200, "the test is worth something: {}", guessed.len());
+    assert!(guessed.windows(1_201).all(|it| it[1_200].since(it[0]) > Duration::from_secs(20)));
+    assert!(agent.counters().probes_max_per_dial <= 1_200);
+}
+
+#[test]
+fn ports_are_guessed_of_the_address_that_the_peer_reported_and_of_no_other() {
+    for ip in ["203.0.113.9", "192.0.2.1", "10.0.0.1", "169.254.169.254", "127.0.0.1"] {
+        let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
+        run(&mut agent, at(50));
+        say(&mut agent, LINK, Signal::Go { attempt: 1, ip: ip.parse().unwrap() }, 60);
+        say(&mut agent, LINK, Signal::Guess { attempt: 1, ip: ip.parse().unwrap(), ports: vec![5; 64] }, 60);
+        assert_eq!(guesses(&run(&mut agent, at(1_900))), [], "{ip}");
+    }
+}
+
+#[test]
+fn the_own_public_address_is_neither_pinged_nor_guessed() {
+    let mut agent = between(AgentConfig::default(), home(OURS), random("192.0.2.1:9"));
+    agent.handle_input(candidates(&[OURS]), at(0));
+    let outputs = run(&mut agent, at(10_000));
+    assert!(pings(&outputs).iter().all(|(_, to)| *to == addr("192.0.2.1:9")), "a neighbour's, by hairpinning");
+    assert_eq!(signals(&outputs), []);
+}
+
+#[test]
+fn a_host_does_one_hard_punch_at_a_time_and_the_next_20_s_later() {
+    let mut agent = between(AgentConfig::default(), random(OURS), home(THEIRS));
+    let other = LinkId(2);
+    agent.handle_input(Input::Up { link: other, dialled: false, loopback: false }, at(0));
+    agent.handle_input(Input::Theirs { link: other, report: home("203.0.113.5:5") }, at(0));
+    run(&mut agent, at(0));
+    let answer = |agent: &mut Agent, link, ms| {
+        say(agent, link, Signal::Spray { attempt: 1 }, ms);
+        let answered = signals(&run(agent, at(ms)));
+        matches!(answered[..], [(to, Signal::Go { .. })] if to == link)
+    };
+    assert!(answer(&mut agent, LINK, 10));
+    assert!(!answer(&mut agent, other, 20));
+    agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN }, at(1_000));
+    assert!(!answer(&mut agent, other, 20_900));
+    assert!(answer(&mut agent, other, 21_001));
+}
+
+#[test]
+fn success_closes_every_socket_but_the_one_in_use() {
+    let mut agent = between(AgentConfig::default(), random(OURS), home(THEIRS));
+    say(&mut agent, LINK, Signal::Spray { attempt: 1 }, 0);
+    let begun = run(&mut agent, at(500));
+    let used = *opened(&begun).last().unwrap();
+    agent.handle_input(Input::Direct { link: LINK, socket: used }, at(600));
+    let ended = run(&mut agent, at(30_000));
+    assert_eq!(closed(&ended).len(), 239);
+    assert!(!closed(&ended).contains(&used) && pings(&ended).is_empty());
+    agent.handle_input(Input::Unused { socket: used }, at(31_000));
+    assert_eq!(drain(&mut agent), [Output::Close { socket: used }]);
+    let why = agent.explain(LINK).unwrap();
+    assert_eq!(why.attempts.last().unwrap().outcome, Outcome::Direct);
+}
+
+#[test]
+fn a_punch_stops_when_the_relay_begins_to_lose_packets() {
+    let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
+    let loss =
+        |agent: &mut Agent, per_mille, ms| agent.handle_input(Input::RelayLoss { link: LINK, per_mille }, at(ms));
+    run(&mut agent, at(0));
+    loss(&mut agent, 20, 0);
+    GO(&mut agent, 50);
+    run(&mut agent, at(900));
+    loss(&mut agent, 69, 1_000);
+    loss(&mut agent, 70, 1_010);
+    loss(&mut agent, 20, 1_020);
+    loss(&mut agent, 100, 1_030);
+    assert!(guesses(&run(&mut agent, at(1_500))).len() > 200, "one bad reading is none");
+    loss(&mut agent, 100, 1_600);
+    assert_eq!(guesses(&run(&mut agent, at(60_000))), []);
+    let outcome = agent.explain(LINK).unwrap().attempts.iter().find(|it| it.means == Means::Spray).map(|it| it.outcome);
+    assert_eq!(outcome, Some(Outcome::RelaySuffered));
+}
+
+#[test]
+fn what_failed_between_two_networks_is_not_tried_again_for_ten_minutes() {
+    let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
+    run(&mut agent, at(0));
+    GO(&mut agent, 50);
+    run(&mut agent, at(10_000));
+    let other = LinkId(2);
+    agent.handle_input(Input::Up { link: other, dialled: true, loopback: false }, at(40_000));
+    agent.handle_input(Input::Theirs { link: other, report: random(THEIRS) }, at(40_000));
+    let asks = |outputs: &[(Instant, Output)]| signals(outputs).len();
+    assert_eq!(asks(&run(&mut agent, at(600_000))), 0);
+    assert_eq!(asks(&run(&mut agent, at(615_000))), 1);
+}
+
+#[test]
+fn what_worked_between_two_networks_is_tried_even_while_a_survey_leaves_it_open() {
+    let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
+    run(&mut agent, at(0));
+    GO(&mut agent, 50);
+    agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN }, at(100));
+    let other = LinkId(2);
+    let mut vague = random(THEIRS);
+    vague.ipv4.as_mut().unwrap().ports = None;
+    agent.handle_input(Input::Up { link: other, dialled: true, loopback: false }, at(30_000));
+    agent.handle_input(Input::Theirs { link: other, report: vague }, at(30_000));
+    assert!(matches!(signals(&run(&mut agent, at(30_000)))[..], [(LinkId(2), Signal::Spray { .. })]));
+}
+
+#[test]
+fn a_budget_of_zero_switches_off_what_it_limits() {
+    let with = |change: fn(&mut BudgetConfig), ours, theirs| {
+        let mut config = AgentConfig::default();
+        change(&mut config.budget);
+        let mut agent = between(config, ours, theirs);
+        say(&mut agent, LINK, Signal::Spray { attempt: 1 }, 10);
+        GO(&mut agent, 20);
+        let outputs = run(&mut agent, at(20_000));
+        (opened(&outputs).len(), guesses(&outputs).len(), pings(&outputs).len())
+    };
+    assert_eq!(with(|it| it.mappings = 0, random(OURS), home(THEIRS)), (0, 0, 6));
+    assert_eq!(with(|it| it.mappings = 10, random(OURS), home(THEIRS)), (10, 0, 6 + 20));
+    assert_eq!(with(|it| it.probes = 0, home(OURS), random(THEIRS)), (0, 0, 6));
+    assert_eq!(with(|it| it.probes = 10, home(OURS), random(THEIRS)), (0, 10, 6 + 10));
+    assert_eq!(with(|it| it.per_second = 0, home(OURS), random(THEIRS)), (0, 0, 0));
+}
+
+#[test]
+fn the_scan_is_off_unless_configured_and_then_covers_its_ports_after_everything_else() {
+    let scanned = |scan| {
+        let mut agent = between(AgentConfig { scan, ..AgentConfig::default() }, random(OURS), random(THEIRS));
+        guesses(&run(&mut agent, at(60_000)))
+    };
+    assert_eq!(scanned(None), []);
+    let all = scanned(Some(ScanConfig::default()));
+    let ports: BTreeSet<u16> = all.iter().map(|(_, to)| to.port()).collect();
+    assert_eq!((*ports.first().unwrap(), *ports.last().unwrap(), ports.len()), (6_777, 9_776, 2_999));
+    assert!(all[0].0 > at(3_000), "pings come first");
+    assert!(all.windows(251).all(|it| it[250].0.since(it[0].0) > Duration::from_secs(1)));
+}
+
+#[test]
+fn a_connection_that_is_over_leaves_no_socket_and_is_named_no_more() {
+    let mut agent = between(AgentConfig::default(), random(OURS), home(THEIRS));
+    let begun = run(&mut agent, at(0));
+    say(&mut agent, LINK, Signal::Spray { attempt: 1 }, 10);
+    agent.handle_input(Input::Forget { link: LINK }, at(10)); // nothing was drained yet
+    let rest: Vec<_> = drain(&mut agent).into_iter().map(|output| (at(10), output)).collect();
+    assert!(pings(&rest).is_empty() && signals(&rest).is_empty() && opened(&begun).is_empty());
+    assert_eq!(opened(&rest), closed(&rest));
+    assert_eq!((agent.poll_timeout(), agent.explain(LINK)), (None, None));
+}
+
+#[test]
+fn an_explanation_names_the_side_the_attempts_and_what_would_mend_it() {
+    let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
+    run(&mut agent, at(0));
+    GO(&mut agent, 50);
+    run(&mut agent, at(20_000));
+    let why = agent.explain(LINK).unwrap();
+    assert_eq!((why.direct, why.ipv4, why.ipv6), (false, Some(Plan::Spray { hard: Side::Theirs }), None));
+    let told: Vec<_> = why.attempts.iter().map(|it| (it.means, it.probes, it.packets, it.outcome)).collect();
+    assert!(told.contains(&(Means::Pings, 0, 6, Outcome::NoAnswer)), "{told:?}");
+    assert!(told.contains(&(Means::Spray, 1_200, 1_200, Outcome::NoAnswer)), "{told:?}");
+    assert_eq!(why.remedies, [Remedy::MapPort(Side::Theirs), Remedy::Ipv6(Side::Ours), Remedy::Ipv6(Side::Theirs)]);
+    let text = std::string::ToString::to_string(&why.ipv4.unwrap());
+    assert_eq!(text, "many ports: the NAT of the peer's side gives each destination another port at random");
 }
