@@ -45,6 +45,8 @@ pub(crate) struct FileConfig {
     pub(crate) nat_budget: NatBudget,
     /// How direct paths are looked for.
     pub(crate) nat: NatTable,
+    /// Look for peers on the local network; unset, yes.
+    pub(crate) lan: Option<bool>,
     /// What `byway up` serves.
     pub(crate) serve: Vec<Served>,
 }
@@ -139,6 +141,7 @@ pub(crate) struct Settings {
     pub(crate) stun: Vec<HostAddr>,
     /// How direct paths are looked for.
     pub(crate) nat: AgentConfig,
+    lan: Option<bool>,
     /// Relay for others.
     pub(crate) relay: bool,
 }
@@ -174,6 +177,7 @@ impl Settings {
             relay_only: file.relay_only || choice.relay_only,
             stun: file.stun.clone(),
             nat: file.nat.agent(file.nat_budget),
+            lan: file.lan,
             relay: false,
         }
     }
@@ -214,6 +218,7 @@ impl Settings {
         config.relay_only = self.relay_only;
         config.stun.clone_from(&self.stun);
         config.nat.clone_from(&self.nat);
+        config.lan = self.lan.unwrap_or(config.lan);
         config
     }
 }
@@ -282,6 +287,7 @@ mod tests {
             probes = 400
             per_second = 100
             scan = {{ offset = -50, count = 100, duration_s = 2 }}
+            lan = false
             [[serve]]
             name = "web"
             to = "tcp:127.0.0.1:8080"
@@ -297,6 +303,7 @@ mod tests {
         assert_eq!(config.ipv4, Family::At("192.0.2.1".parse().unwrap()));
         assert_eq!(config.ipv6, Family::Switch(false));
         assert_eq!(config.relays[0].id, id);
+        assert_eq!(config.lan, Some(false));
         assert!(config.relay_only && config.serve[1].open && config.serve[1].hide_addresses);
         assert_eq!(config.serve[0].to, "tcp:127.0.0.1:8080".parse().unwrap());
         assert_eq!(config.stun[0].to_string(), "stun.example:3478");

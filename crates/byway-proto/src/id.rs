@@ -11,6 +11,12 @@ pub const TEXT_LEN: usize = 56;
 /// The characters of [`PeerId::short`]: 42 bits of the key, enough to tell peers apart by eye, not to prove who one is.
 pub const SHORT_LEN: usize = 10;
 
+/// Bytes of a hash that make a name on a local network: too many for two peers to share one, or for anybody to aim at one.
+const LAN_NAME_BYTES: usize = 16;
+
+/// The characters of a peer's name on a local network.
+pub const LAN_NAME_LEN: usize = base32::encoded_len(LAN_NAME_BYTES);
+
 /// The kind of key that a [`PeerId`] carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -67,6 +73,16 @@ impl PeerId {
         let mut text = self.text();
         text.truncate(SHORT_LEN);
         text
+    }
+
+    /// The peer's name on a local network, a DNS label of [`LAN_NAME_LEN`] characters: whoever knows the id and the network's
+    /// name can ask for it, and nobody can tell the id by it.
+    pub fn lan_name(&self, network: &str) -> String {
+        let mut hash = blake3::Hasher::new_derive_key("byway 1 name on a local network");
+        hash.update(&self.to_wire()).update(network.as_bytes()); // the first part has a fixed length
+        let mut name = [0; LAN_NAME_BYTES];
+        hash.finalize_xof().fill(&mut name);
+        base32::encode(&name)
     }
 
     /// The binary form: kind byte, then key.
@@ -168,6 +184,15 @@ mod tests {
         0x72, 0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
     ];
     const GOLDEN: &str = "ahlvvgabqkyqvn6vjp7nhslea45a5yls6pnkmizfv4bbu2hxa5irusre";
+
+    #[test]
+    fn the_name_on_a_lan_differs_by_peer_and_network() {
+        let (a, b) = (PeerId::ed25519([1; 32]), PeerId::ed25519([2; 32]));
+        assert_eq!(a.lan_name("byway"), a.lan_name("byway"));
+        assert_ne!(a.lan_name("byway"), b.lan_name("byway"));
+        assert_ne!(a.lan_name("byway"), a.lan_name("lab"));
+        assert_eq!(a.lan_name("").len(), LAN_NAME_LEN);
+    }
 
     #[test]
     fn text_is_the_documented_one() {

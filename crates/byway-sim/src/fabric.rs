@@ -166,6 +166,11 @@ impl Fabric {
         let Role::Host(host) = &node.role else { return };
         if node.off {
             self.discard(now, flight, DropReason::Down);
+        } else if flight.is_multicast() {
+            if let Some(own) = flight.copy() {
+                self.deliver(now, flight.sender, own);
+            }
+            self.climb(now, flight.sender, flight);
         } else if host.is_own(flight.to.ip()) {
             self.deliver(now, flight.sender, flight);
         } else if flight.from.ip().is_loopback() || !host.is_own(flight.from.ip()) {
@@ -256,6 +261,12 @@ impl Fabric {
 
     /// A packet has come up from `node` to the NAT above it, or to the core.
     fn leave(&mut self, now: Time, node: NodeId, mut flight: Flight) {
+        if flight.is_multicast() {
+            // A router passes nothing on that is for the link alone.
+            let neighbours = self.topology.neighbours(node, flight.to).into_iter();
+            let copies: Vec<_> = neighbours.filter_map(|next| Some((next, flight.copy()?))).collect();
+            return copies.into_iter().for_each(|(next, copy)| self.turn(now, next, Stage::Turning(next), copy));
+        }
         let above = self.topology.node(node).parent;
         if let Some(next) = self.topology.below(above, flight.to.ip()) {
             return self.turn(now, next, Stage::Turning(next), flight);
@@ -362,6 +373,12 @@ impl Fabric {
             Body::Datagram { payload, ecn } => (payload, ecn),
         };
         let Role::Host(role) = &mut self.topology.node_mut(host).role else { return };
+        if to.ip().is_multicast() {
+            let hears = |(group, key): &(SocketAddr, u64)| (*group == to).then_some(*key);
+            let keys: Vec<u64> = role.groups.iter().filter_map(hears).collect();
+            let arrival = || Arrival { from, to: to.ip(), payload: payload.clone(), ecn };
+            return keys.into_iter().for_each(|key| self.hear(host, key, arrival()));
+        }
         let Some(inbox) = role.udp.find(to).and_then(|key| self.inboxes.get_mut(key)) else {
             let body = Body::Datagram { payload, ecn };
             return self.discard(now, Flight { from, to, sender, stage, body }, DropReason::NoSocket);
@@ -379,6 +396,20 @@ impl Fabric {
                 self.discard(now, Flight { from, to, sender, stage, body }, DropReason::InboxFull);
             }
         }
+    }
+
+    /// A multicast has reached one of the sockets that hear its group; one whose inbox is full misses it.
+    fn hear(&mut self, host: NodeId, key: u64, arrival: Arrival) {
+        let length = arrival.payload.len() as u64;
+        let Some(inbox) = self.inboxes.get_mut(key) else { return };
+        if inbox.push(arrival).is_err() {
+            return self.trace.dropped(DropReason::InboxFull);
+        }
+        self.wakes.append(&mut inbox.waiters);
+        let traffic = &mut self.topology.host_mut(host).traffic;
+        traffic.received += 1;
+        traffic.received_bytes += length;
+        self.trace.counters.delivered += 1;
     }
 
     fn count_sent(&mut self, flight: &Flight) {
@@ -399,6 +430,17 @@ impl Fabric {
 }
 
 impl Flight {
+    /// Whether everybody on the link that listens gets it.
+    fn is_multicast(&self) -> bool {
+        self.to.ip().is_multicast() && matches!(self.body, Body::Datagram { .. })
+    }
+
+    /// A copy for one of several receivers; segments have one receiver.
+    fn copy(&self) -> Option<Flight> {
+        let Body::Datagram { payload, ecn } = &self.body else { return None };
+        Some(Flight { body: Body::Datagram { payload: payload.clone(), ecn: *ecn }, ..*self })
+    }
+
     /// What a pipe needs to know of this packet.
     fn load(&self) -> Load {
         let ip = if self.to.is_ipv4() { 20 } else { 40 };

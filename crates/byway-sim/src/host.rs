@@ -69,6 +69,16 @@ impl Host {
         UdpSocket::bind(&self.shared, self.id, addr).map(Arc::new)
     }
 
+    /// Opens a UDP socket that hears what hosts behind the same NAT send to the multicast `group`, itself included, and
+    /// that sends from its own address `from` with the group's port. Several sockets may join one group.
+    ///
+    /// # Errors
+    ///
+    /// `AddrNotAvailable` if `from` is not this host's, `InvalidInput` if `group` is no multicast address of its family.
+    pub fn join(&self, group: SocketAddr, from: IpAddr) -> io::Result<Arc<UdpSocket>> {
+        UdpSocket::join(&self.shared, self.id, group, from).map(Arc::new)
+    }
+
     /// Opens a TCP connection to `addr`.
     ///
     /// # Errors
@@ -207,6 +217,11 @@ impl Net for HostNet {
 
     fn bind_udp(&self, addr: SocketAddr) -> io::Result<Arc<dyn net::UdpSocket>> {
         Ok(self.host.bind_udp(addr)?)
+    }
+
+    fn bind_multicast(&self, group: SocketAddr, interface: &Interface) -> io::Result<Arc<dyn net::UdpSocket>> {
+        let socket = UdpSocket::join(&self.host.shared, self.host.id, group, interface.ip)?;
+        Ok(Arc::new(socket))
     }
 
     fn connect_tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn net::TcpStream>>> {

@@ -61,6 +61,24 @@ impl UdpSocket {
         Ok(UdpSocket { shared: Arc::clone(shared), host, key, local })
     }
 
+    /// Opens a socket that hears a multicast group and sends from one of the host's addresses.
+    pub(crate) fn join(shared: &Arc<Shared>, host: NodeId, group: SocketAddr, from: IpAddr) -> io::Result<Self> {
+        if !group.ip().is_multicast() || group.is_ipv4() != from.is_ipv4() {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let key = shared.look(|fabric| {
+            let role = fabric.topology.host_mut(host);
+            if !role.is_own(from) {
+                return Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
+            }
+            let key = fabric.inboxes.next;
+            role.groups.push((group, key));
+            fabric.inboxes.open();
+            Ok(key)
+        })?;
+        Ok(UdpSocket { shared: Arc::clone(shared), host, key, local: SocketAddr::new(from, group.port()) })
+    }
+
     /// Sends one datagram; it may get lost, also silently for want of a route.
     ///
     /// # Errors
@@ -206,7 +224,9 @@ impl net::UdpSocket for UdpSocket {
 impl Drop for UdpSocket {
     fn drop(&mut self) {
         let inbox = self.shared.look(|fabric| {
-            fabric.topology.host_mut(self.host).udp.release(self.local.port(), self.key);
+            let host = fabric.topology.host_mut(self.host);
+            host.udp.release(self.local.port(), self.key);
+            host.groups.retain(|(_, key)| *key != self.key);
             fabric.inboxes.close(self.key)
         });
         drop(inbox); // unlocked: the wakers in it may own anything

@@ -56,6 +56,9 @@ pub struct Config {
     /// Ask the gateways to forward the node's port (PCP, NAT-PMP, UPnP), and to stop when it closes. A node that listens on
     /// loopback alone asks nobody.
     pub port_mapping: bool,
+    /// Look for peers on the local network by multicast DNS, and answer there to peers that know this node's id;
+    /// [`Config::relay_only`] switches it off.
+    pub lan: bool,
     /// Answer strangers' handshakes; a node that only dials stays silent.
     pub accept: bool,
     /// How long a connection outlives the silence of all its routes; 10 s to 1 h.
@@ -88,6 +91,7 @@ impl Config {
             relay: None,
             relay_only: false,
             port_mapping: true,
+            lan: true,
             accept: true,
             idle_timeout: Duration::from_secs(300),
             gate: GateConfig::default(),

@@ -1,8 +1,14 @@
 //! Dialling: one QUIC connection, whose first packets go to every address and relay of the peer at once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use byway_proto::{PeerAddr, PeerId, Ticket, hello::Hello};
+use tokio::time;
+use tracing::debug;
 
 use crate::{
     agent::Command,
@@ -20,6 +26,14 @@ pub const MAX_DIAL_ADDRS: usize = 8;
 /// Relays of one peer that a dial uses.
 pub const MAX_DIAL_RELAYS: usize = 3;
 
+/// How long the LAN may take to answer for a peer of which no address and no relay is known: two questions, so that one lost
+/// packet costs nothing, and an answer from a slow wireless network.
+const LAN_WAIT: Duration = Duration::from_millis(500);
+
+/// Addresses at which another key answered that a dial goes on without: more than one that changed hands is a neighbour
+/// that lies.
+const MAX_IMPOSTORS: usize = 4;
+
 /// Things that went wrong on the way, kept for the error's text.
 const MAX_NOTES: usize = 8;
 
@@ -30,7 +44,7 @@ pub struct Target {
     /// The peer.
     pub peer: PeerId,
     /// Its addresses; loopback addresses are used, for whoever named them here knows the machine.
-    pub addrs: Vec<std::net::SocketAddr>,
+    pub addrs: Vec<SocketAddr>,
     /// Relays where it may be registered.
     pub relays: Vec<PeerAddr>,
 }
@@ -73,9 +87,9 @@ pub enum DialError {
     /// The node dialled its own key.
     #[error("this is the node itself; dial another peer")]
     SelfDial,
-    /// There is neither an address nor a relay to try.
+    /// There is neither an address nor a relay to try, and nobody on the LAN is the peer.
     #[error(
-        "no way to reach {0} is known: it has no address and no relay; ask it for a new ticket, or give both sides a relay"
+        "no way to reach {0} is known: it has no address and no relay, and does not answer on this network; ask it for a new ticket, or give both sides a relay"
     )]
     NoWay(PeerId),
     /// Nobody answered, or what answered was not the peer.
@@ -129,34 +143,90 @@ pub(crate) async fn dial(
     goes_on: impl Future<Output = bool>,
 ) -> Result<Established, DialError> {
     let peer = target.peer;
-    let track = core.mux.routes.dial(core.mux.now());
-    let notes = Arc::new(Notes::default());
-    let ways = begin(core, &target, &track, &notes);
-    if ways == 0 {
-        core.mux.routes.remove(track.alias());
-        return Err(DialError::NoWay(peer));
-    }
-    let result = match core.endpoint.dial(&track, peer, Role::Peer).await {
-        Ok(connection) => {
-            if !goes_on.await {
-                Gone::Duplicate.close(&connection);
-                core.retire(&track);
-                return Err(DialError::Hello { peer, reason: Gone::Duplicate });
-            }
-            hello(core, &track, connection, core.hello(false)).await.map_err(|reason| DialError::Hello { peer, reason })
-        }
-        Err(HandshakeError::Connection(error)) => match Gone::from(error) {
-            reason @ (Gone::Lost(_) | Gone::TimedOut) => {
-                Err(DialError::Unreached { peer, what: reason.to_string(), notes: notes.text() })
-            }
-            reason => Err(DialError::Hello { peer, reason }),
-        },
-        Err(error) => Err(DialError::Unreached { peer, what: error.to_string(), notes: notes.text() }),
-    };
-    if result.is_err() {
+    let (track, connection) = connect(core, target).await?;
+    if !goes_on.await {
+        Gone::Duplicate.close(&connection);
         core.retire(&track);
+        return Err(DialError::Hello { peer, reason: Gone::Duplicate });
     }
-    result
+    let result = hello(core, &track, connection, core.hello(false)).await;
+    result.map_err(|reason| {
+        core.retire(&track);
+        DialError::Hello { peer, reason }
+    })
+}
+
+/// Makes a connection whose other side has proven the peer's key. Where another key answers, the dial goes on without
+/// that address: it has changed hands, or a neighbour lied.
+async fn connect(core: &Arc<Core>, mut target: Target) -> Result<(Arc<Track>, quinn::Connection), DialError> {
+    let peer = target.peer;
+    let mut impostors: Vec<SocketAddr> = Vec::new();
+    let mut last = DialError::NoWay(peer);
+    loop {
+        let track = core.mux.routes.dial(core.mux.now());
+        let notes = Arc::new(Notes::default());
+        let ways = begin(core, &target, &track, &notes);
+        let is_asked = core.lan.ask(peer, &track, &impostors).await;
+        if ways == 0 && !is_asked {
+            core.mux.routes.remove(track.alias());
+            return Err(last);
+        }
+        let Some(result) = handshake(core, &track, peer, ways == 0).await else {
+            core.retire(&track);
+            return Err(last);
+        };
+        let error = match result {
+            Ok(connection) => return Ok((track, connection)),
+            Err(error) => error,
+        };
+        core.retire(&track);
+        let impostor = matches!(error, HandshakeError::WrongPeer).then(|| first_heard(&track)).flatten();
+        last = match error {
+            HandshakeError::Connection(error) => match Gone::from(error) {
+                reason @ (Gone::Lost(_) | Gone::TimedOut) => unreached(peer, &reason, &notes),
+                reason => DialError::Hello { peer, reason },
+            },
+            error => unreached(peer, &error, &notes),
+        };
+        let Some(impostor) = impostor.filter(|_| impostors.len() < MAX_IMPOSTORS) else { return Err(last) };
+        debug!(alias = %track.alias(), "another key answered; dialling without its address");
+        impostors.push(impostor);
+        // What was found on the way is kept; the LAN does not repeat it at once.
+        let found = track.vias().into_iter().filter(|via| !via.is_relay()).map(Via::remote);
+        let others: Vec<_> = found.filter(|addr| !target.addrs.contains(addr)).collect();
+        target.addrs.extend(others);
+        target.addrs.retain(|addr| !impostors.contains(addr));
+    }
+}
+
+fn unreached(peer: PeerId, what: &impl ToString, notes: &Notes) -> DialError {
+    DialError::Unreached { peer, what: what.to_string(), notes: notes.text() }
+}
+
+/// Waits for the handshake; `None` if no way has turned up in time where there was none to begin with.
+async fn handshake(
+    core: &Core,
+    track: &Track,
+    peer: PeerId,
+    is_lost: bool,
+) -> Option<Result<quinn::Connection, HandshakeError>> {
+    let handshake = core.endpoint.dial(track, peer, Role::Peer);
+    tokio::pin!(handshake);
+    if is_lost {
+        tokio::select! {
+            biased;
+            result = &mut handshake => return Some(result),
+            () = time::sleep(LAN_WAIT) => if track.vias().is_empty() { return None },
+        }
+    }
+    Some(handshake.await)
+}
+
+/// The address that something came from first: there QUIC's other side sits.
+fn first_heard(track: &Track) -> Option<SocketAddr> {
+    let state = track.lock();
+    let heard = state.routes().filter_map(|(_, slot)| Some((slot.heard?, slot.via)));
+    heard.filter(|(_, via)| !via.is_relay()).min_by_key(|(at, _)| *at).map(|(_, via)| via.remote())
 }
 
 /// Adds the first ways and asks for the others; returns how many there may be.

@@ -3,6 +3,7 @@
 //! Everything that the node knows of the outside world passes through [`Net`] and [`UdpSocket`]; nothing else in this
 //! crate opens a socket, resolves a name or lists an interface.
 
+pub(crate) mod lan;
 pub(crate) mod mux;
 pub mod os;
 pub(crate) mod portmap;
@@ -34,6 +35,13 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Net: Debug + Send + Sync + 'static {
     /// Opens a UDP socket on `addr`; port 0 lets the network choose one. An IPv6 socket takes IPv6 only.
     fn bind_udp(&self, addr: SocketAddr) -> io::Result<Arc<dyn UdpSocket>>;
+
+    /// Opens a UDP socket that hears what the link of `interface` sends to `group`, this machine included, and that sends
+    /// there with the interface's address and a TTL of 255. Other programs may hear the same group and port.
+    fn bind_multicast(&self, group: SocketAddr, interface: &Interface) -> io::Result<Arc<dyn UdpSocket>> {
+        let (_, _) = (group, interface);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Opens a TCP connection to `addr`.
     fn connect_tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn TcpStream>>>;

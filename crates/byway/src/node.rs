@@ -24,6 +24,7 @@ use crate::{
     gone::Gone,
     net::{
         Net, UdpSocket,
+        lan::{self, LanRef},
         mux::{Clock, Mux, Welcome},
         os::Os,
         portmap::{self, PortMappings},
@@ -162,6 +163,7 @@ impl Node {
             seed,
         };
         let agent = agent::spawn(setup, &tasks);
+        let (lan, lan_inlet) = LanRef::new();
         let (shell, from_links) = serving.unzip();
         let mut rng = Rng::new(&seed, "node");
         let core = Arc::new(Core {
@@ -175,12 +177,14 @@ impl Node {
             switch,
             relays: Relays::default(),
             port_mappings: PortMappings::default(),
+            lan,
             serving: shell,
             events,
             tasks: tasks.clone(),
             rng: Mutex::new(rng),
         });
         tasks.spawn(switch::run(Arc::clone(&core), inlets));
+        lan::start(&core, lan_inlet);
         if let (Some(shell), Some(from_links)) = (&core.serving, from_links) {
             tasks.spawn(Arc::clone(shell).run(Arc::clone(&core), from_links));
         }

@@ -170,6 +170,7 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets) {
     let mut switch = Switch { core: Arc::clone(&core), dials: BTreeMap::new(), control, generation: 0, dialled: 0 };
     // Kept over the turns: a change that falls between two waits would be missed, for each begins with what it finds.
     let mut changed = core.net.changed();
+    core.lan.renew().await; // what has changed since the LAN was joined
     loop {
         tokio::select! {
             biased;
@@ -177,6 +178,7 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets) {
             () = &mut changed => {
                 changed = core.net.changed();
                 switch.announce();
+                core.lan.renew().await;
             }
             Some(command) = inlets.commands.recv() => switch.command(command),
             Some(established) = inlets.ups.recv() => switch.up(established),

@@ -58,10 +58,10 @@ impl Interface {
         }
     }
 
-    /// Whether other machines may share the link: not on loopback and tunnels, nor where the prefix holds one address.
+    /// Whether other machines may share the link, and not only one: a physical one whose prefix holds several addresses.
     pub fn is_lan(&self) -> bool {
         let longest = if self.ip.is_ipv4() { 30 } else { 126 };
-        matches!(self.kind, InterfaceKind::Physical | InterfaceKind::Container) && self.prefix <= longest
+        self.kind == InterfaceKind::Physical && self.prefix <= longest
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) struct HostRole {
     /// Counts changes of `addrs`.
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) udp: PortTable,
+    /// Multicast groups with their ports, and the sockets that hear them.
+    pub(crate) groups: Vec<(SocketAddr, u64)>,
     pub(crate) tcp: PortTable,
     /// TCP connections by (local, remote).
     pub(crate) connections: BTreeMap<(SocketAddr, SocketAddr), u64>,
@@ -97,6 +99,7 @@ impl Topology {
             addrs: Vec::new(),
             changes: watch::Sender::new(0),
             udp: PortTable::new(self.noise.next()),
+            groups: Vec::new(),
             tcp: PortTable::new(self.noise.next()),
             connections: BTreeMap::new(),
             send_buffer: None,
@@ -182,6 +185,19 @@ impl Topology {
             }
         }
         nats
+    }
+
+    /// The hosts of `sender`'s network that hear the group `to`, without itself; nobody's in the core.
+    pub(crate) fn neighbours(&self, sender: NodeId, to: SocketAddr) -> Vec<NodeId> {
+        let Some(Role::Nat(nat)) = self.node(sender).parent.map(|nat| &self.node(nat).role) else { return Vec::new() };
+        let hears = |id: &NodeId| match &self.node(*id).role {
+            Role::Host(host) => *id != sender && host.groups.iter().any(|(group, _)| *group == to),
+            Role::Nat(_) => false,
+        };
+        let mut neighbours: Vec<NodeId> = nat.inside.values().copied().filter(hears).collect();
+        neighbours.sort_unstable();
+        neighbours.dedup();
+        neighbours
     }
 
     /// The host that a packet to `to` reaches below `node`, whatever filters say.

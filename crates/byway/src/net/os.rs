@@ -5,7 +5,7 @@ mod upnp;
 
 use std::{
     io::{self, IoSliceMut},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -35,6 +35,9 @@ const HOP_LIMIT: u32 = 64;
 /// How often the list of interfaces is compared with the last one.
 const INTERFACE_POLL: Duration = Duration::from_secs(2);
 
+/// What multicast DNS is sent with, so that receivers can tell that no router passed it on (RFC 6762 §11).
+const MULTICAST_TTL: u32 = 255;
+
 /// The network of the operating system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Os;
@@ -50,6 +53,12 @@ impl Net for Os {
         let socket: std::net::UdpSocket = socket.into();
         let state = UdpSocketState::new((&socket).into())?;
         set_buffers(&state, &socket);
+        Ok(Arc::new(OsUdpSocket { state: Mutex::new(Arc::new(state)), io: net::UdpSocket::from_std(socket)? }))
+    }
+
+    fn bind_multicast(&self, group: SocketAddr, interface: &Interface) -> io::Result<Arc<dyn UdpSocket>> {
+        let socket: std::net::UdpSocket = multicast_socket(group, interface)?.into();
+        let state = UdpSocketState::new((&socket).into())?;
         Ok(Arc::new(OsUdpSocket { state: Mutex::new(Arc::new(state)), io: net::UdpSocket::from_std(socket)? }))
     }
 
@@ -113,6 +122,43 @@ fn interface(interface: &if_addrs::Interface) -> Interface {
     };
     let kind = InterfaceKind::of(&interface.name, interface.ip(), interface.is_p2p());
     Interface::new(interface.ip(), prefix, interface.index.unwrap_or(0), kind)
+}
+
+fn multicast_socket(group: SocketAddr, interface: &Interface) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(group), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?; // the system's own responder has the port too
+    #[cfg(any(target_vendor = "apple", target_os = "freebsd", target_os = "netbsd", target_os = "openbsd"))]
+    socket.set_reuse_port(true)?;
+    match (group.ip(), interface.ip) {
+        (IpAddr::V4(ip), IpAddr::V4(own)) => {
+            socket.join_multicast_v4(&ip, &own)?;
+            socket.set_multicast_if_v4(&own)?;
+            socket.set_multicast_ttl_v4(MULTICAST_TTL)?;
+            socket.set_multicast_loop_v4(true)?;
+            #[cfg(target_os = "linux")]
+            socket.set_multicast_all_v4(false)?; // what other sockets joined on other interfaces is not ours
+        }
+        (IpAddr::V6(ip), IpAddr::V6(_)) => {
+            socket.set_only_v6(true)?;
+            socket.join_multicast_v6(&ip, interface.index)?;
+            socket.set_multicast_if_v6(interface.index)?;
+            socket.set_multicast_hops_v6(MULTICAST_TTL)?;
+            socket.set_multicast_loop_v6(true)?;
+            #[cfg(target_os = "linux")]
+            socket.set_multicast_all_v6(false)?;
+        }
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "the group is not of the interface's family")),
+    }
+    // Bound to the group, the socket takes no unicast away from the system's own responder; Windows cannot do that.
+    let addr = match group {
+        SocketAddr::V4(_) if cfg!(windows) => (Ipv4Addr::UNSPECIFIED, group.port()).into(),
+        SocketAddr::V6(_) if cfg!(windows) => (Ipv6Addr::UNSPECIFIED, group.port()).into(),
+        SocketAddr::V4(_) => group,
+        SocketAddr::V6(group) => SocketAddrV6::new(*group.ip(), group.port(), 0, interface.index).into(),
+    };
+    socket.bind(&addr.into())?;
+    Ok(socket)
 }
 
 /// Asks the kernel for large buffers and says once if it grants much less.
@@ -284,8 +330,6 @@ impl TcpListener for OsTcpListener {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     /// More segments than the kernel takes at once (UDP_MAX_SEGMENTS is 64 or 128).
