@@ -18,12 +18,15 @@ use serde_json::{Value, json};
 use crate::{Stop, command};
 
 mod coturn;
+mod failover;
+mod meet;
 mod nat;
 mod need;
 mod network;
 mod node;
 mod pair;
 mod process;
+mod special;
 mod survey;
 mod traffic;
 
@@ -115,7 +118,10 @@ fn scenarios(options: &Options) -> Result<(), Stop> {
         let id = scenario.id();
         options.only.as_ref().is_none_or(|only| id == *only || id.starts_with(&format!("{only}/")))
     };
-    let mut list: Vec<Scenario> = survey::scenarios().into_iter().chain(pair::scenarios()).collect();
+    let mut list: Vec<Scenario> = survey::scenarios();
+    list.extend(pair::scenarios());
+    list.extend(special::scenarios());
+    list.extend(failover::scenarios());
     list.retain(wanted);
     if list.is_empty() {
         let only = options.only.as_deref().unwrap_or_default();

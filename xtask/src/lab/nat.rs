@@ -15,6 +15,14 @@ const SEQUENCE: (u32, u32) = (20_000, 4_000);
 /// The words that pick UDP.
 const UDP: &str = "meta l4proto udp";
 
+/// The rules of a router that is switched off: nothing passes, and nothing is tracked.
+pub(crate) const CLOSED: &str = "flush ruleset
+table inet closed {
+ chain in { type filter hook prerouting priority raw; policy drop; }
+ chain out { type filter hook output priority raw; policy drop; }
+}
+";
+
 /// On which part of the remote side a mapping or a filter depends (RFC 4787 §4.1, §5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depends {

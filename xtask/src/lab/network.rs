@@ -17,7 +17,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr, process::Command, time::Duration
 
 use crate::{
     Stop,
-    lab::{nat::Nat, process},
+    lab::{
+        nat::{self, Nat},
+        process,
+    },
 };
 
 /// What the names of all namespaces begin with.
@@ -35,22 +38,27 @@ const SYSCTLS: [&str; 6] = [
     "net.ipv4.icmp_ratelimit=0",
 ];
 
+/// Where the routers' default route leads.
+const INET: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 1);
 /// The public machine with two addresses, where the STUN server is.
 pub(crate) const STUN: [Ipv4Addr; 2] = [Ipv4Addr::new(11, 0, 0, 10), Ipv4Addr::new(11, 0, 0, 11)];
-/// The relay's machine.
-pub(crate) const RELAY: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 20);
 /// The outer addresses of routers A and B.
 pub(crate) const OUTER: [Ipv4Addr; 2] = [Ipv4Addr::new(11, 0, 0, 101), Ipv4Addr::new(11, 0, 0, 102)];
 /// The outer addresses of the carriers of A and B.
 pub(crate) const CARRIER: [Ipv4Addr; 2] = [Ipv4Addr::new(11, 0, 0, 103), Ipv4Addr::new(11, 0, 0, 104)];
-/// A home router's outer address behind a carrier.
-const BEHIND_CARRIER: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+/// The home routers' outer addresses behind a carrier.
+const BEHIND_CARRIER: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 64, 0, 2), Ipv4Addr::new(100, 64, 0, 3)];
+
+/// A carrier's inner address.
+const CARRIER_INNER: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
 
 /// Which network to build.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// Whether A, B are behind a carrier's NAT.
     pub(crate) carrier: [bool; 2],
+    /// Whether B's carrier is A's.
+    pub(crate) one_carrier: bool,
     /// Whether there is IPv6, stateful firewalls between.
     pub(crate) ipv6: bool,
 }
@@ -81,6 +89,11 @@ impl Namespace {
         process::run(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), lines).map(drop)
     }
 
+    /// Runs lines of `nft`.
+    pub(crate) fn nft(&self, rules: &str) -> Result<(), Stop> {
+        process::run(self.command("nft").args(["-f", "-"]), rules).map(drop)
+    }
+
     fn forward(&self) -> Result<(), Stop> {
         let both = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];
         process::run(self.command("sysctl").args(["-q", "-w"]).args(both), "").map(drop)
@@ -105,13 +118,28 @@ pub(crate) struct Router {
 impl Router {
     /// Makes it behave as `nat`, with no memory of what was.
     pub(crate) fn load(&self, nat: &Nat) -> Result<(), Stop> {
-        process::run(self.namespace.command("nft").args(["-f", "-"]), &nat.rules(self.outer))?;
-        self.forget()
+        // A packet between the two halves of a restart would bring old mappings back.
+        self.namespace.nft(nat::CLOSED)?;
+        process::run(self.namespace.command("conntrack").arg("-F"), "")?;
+        self.namespace.nft(&nat.rules(self.outer))
     }
 
-    /// Makes it forget its connections.
-    pub(crate) fn forget(&self) -> Result<(), Stop> {
-        process::run(self.namespace.command("conntrack").arg("-F"), "").map(drop)
+    /// Gives it another outer address, as a provider does over night; it then behaves as `nat`.
+    pub(crate) fn renumber(&self, outer: Ipv4Addr, nat: &Nat) -> Result<(), Stop> {
+        self.namespace
+            .ip(&format!("addr flush dev wan\naddr add {outer}/24 dev wan\nroute add default via {INET}\n"))?;
+        Router { outer, ..self.clone() }.load(nat)
+    }
+
+    /// Cuts its outer link.
+    pub(crate) fn unplug(&self) -> Result<(), Stop> {
+        self.namespace.ip("link set wan down\n")
+    }
+
+    /// Mends its outer link.
+    pub(crate) fn plug(&self) -> Result<(), Stop> {
+        // The kernel drops the routes of a link that goes down; a router's dialler puts them back.
+        self.namespace.ip(&format!("link set wan up\nroute replace default via {INET}\n"))
     }
 }
 
@@ -123,7 +151,7 @@ struct Uplink {
     bridge: &'static str,
     /// Its own address there.
     outer: Ipv4Addr,
-    gateway: &'static str,
+    gateway: Ipv4Addr,
 }
 
 /// The network of a scenario.
@@ -190,10 +218,13 @@ impl Network {
     fn side(&mut self, side: usize) -> Result<(), Stop> {
         let (router, carrier, hosts) = [("ra", "ca", &["ha", "ha2"][..]), ("rb", "cb", &["hb"])][side];
         let inner = format!("10.{}.0", side + 1);
-        let mut uplink = Uplink { far: "inet", bridge: "br0", outer: OUTER[side], gateway: "11.0.0.1" };
+        let mut uplink = Uplink { far: "inet", bridge: "br0", outer: OUTER[side], gateway: INET };
         if self.plan.carrier[side] {
-            self.router_at(carrier, Uplink { outer: CARRIER[side], ..uplink }, "100.64.0")?;
-            uplink = Uplink { far: carrier, bridge: "lan", outer: BEHIND_CARRIER, gateway: "100.64.0.1" };
+            let carrier = if self.plan.one_carrier { "ca" } else { carrier };
+            if !self.routers.contains_key(carrier) {
+                self.router_at(carrier, Uplink { outer: CARRIER[side], ..uplink }, "100.64.0")?;
+            }
+            uplink = Uplink { far: carrier, bridge: "lan", outer: BEHIND_CARRIER[side], gateway: CARRIER_INNER };
         }
         let namespace = self.router_at(router, uplink, &inner)?;
         let lan = ["2600:11:0:a", "2600:11:0:b"][side];

@@ -40,9 +40,9 @@ impl Node {
         Ok(Node { service, machine: namespace, byway: lab.byway.clone(), data })
     }
 
-    /// A relay on the relay's machine, and its address.
-    pub(crate) fn relay(lab: &Lab, listen: &str) -> Result<(Self, String), Stop> {
-        let mut node = Node::start(lab, "relay", &["relay", "--listen", listen])?;
+    /// A relay on the relay's machine, and its address; the same as before if there was one in this scenario.
+    pub(crate) fn relay(lab: &Lab) -> Result<(Self, String), Stop> {
+        let mut node = Node::start(lab, "relay", &["relay"])?;
         let event = node.service.event(START_LIMIT, "relay", |_| true)?;
         let address = event["address"].as_str().unwrap_or_default().to_owned();
         Ok((node, address))
@@ -78,6 +78,13 @@ impl Node {
         Ok(peers.iter().any(|one| one["id"] == peer && one["path"] == "direct"))
     }
 
+    /// Whether this node, which reaches a peer, sends to it directly.
+    pub(crate) fn is_direct(&self) -> Result<bool, Stop> {
+        let status = self.status()?;
+        let peer = status["reaching"][0]["peer"].as_str().unwrap_or_default();
+        self.is_direct_to(peer)
+    }
+
     /// Its id.
     pub(crate) fn id(&self) -> Result<String, Stop> {
         Ok(self.status()?["id"].as_str().unwrap_or_default().to_owned())
@@ -100,6 +107,11 @@ impl Node {
     pub(crate) fn begin_exchange(&self, lab: &Lab, messages: u64, interval: u64) -> Result<Service, Stop> {
         let words = ["exchange", REACHED, &messages.to_string(), &interval.to_string()];
         traffic::start(&self.machine, &words, "exchange", &lab.dir)
+    }
+
+    /// Ends it as a power cut would.
+    pub(crate) fn kill(self) {
+        self.service.kill();
     }
 
     /// The bytes that this node, a relay, has forwarded.
@@ -129,11 +141,4 @@ fn command(machine: &Namespace, byway: &std::path::Path, data: &std::path::Path)
     // No configuration of the machine's owner, and nothing of the environment's choice.
     command.arg("--config").arg("/dev/null");
     command
-}
-
-/// Waits until both ends send directly to each other; `None` if they do not within `limit`.
-pub(crate) fn both_direct(ends: [&Node; 2], limit: Duration) -> Result<Option<()>, Stop> {
-    let ids = [ends[0].id()?, ends[1].id()?];
-    let direct = || Ok::<bool, Stop>(ends[0].is_direct_to(&ids[1])? && ends[1].is_direct_to(&ids[0])?);
-    process::wait_for(limit, || direct().map(|direct| direct.then_some(())).transpose()).transpose()
 }

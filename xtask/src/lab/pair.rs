@@ -1,28 +1,18 @@
 //! Two nodes behind two NATs: directly where the NATs allow it, over the relay elsewhere.
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::fmt;
 
 use crate::{
     Stop,
     lab::{
         Lab, Outcome, Scenario,
+        meet::{Expected, meet},
         nat::{Depends, Nat, Ports, Udp},
-        network::{Plan, RELAY},
-        node::{self, Node},
+        network::Plan,
     },
 };
 
 use Depends::{Address, AddressAndPort, Nothing};
-
-/// How long after the first connection a pair may take to become direct where no guessing is needed.
-const DIRECT_LIMIT: Duration = Duration::from_secs(4);
-/// How long a pair that must stay on the relay is watched.
-const RELAY_WATCH: Duration = Duration::from_secs(1);
-/// What crosses each way to prove a path, in messages of 1 KiB.
-const MESSAGES: u64 = 256;
 
 /// What stands between a host and the public network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,19 +40,6 @@ const KINDS: [Kind; 8] = [
     CgnatPortRestricted,
     UdpBlocked,
 ];
-
-/// What must become of a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Expected {
-    /// A direct path, for no port must be guessed.
-    Direct,
-    /// A direct path if guesses are lucky.
-    Luck,
-    /// The relay.
-    Relay,
-    /// The relay over TLS.
-    Tls,
-}
 
 impl Kind {
     fn nat(self) -> Option<Nat> {
@@ -130,7 +107,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 fn scenario(a: Kind, b: Kind) -> Scenario {
-    let plan = Plan { carrier: [a, b].map(|kind| kind == CgnatPortRestricted), ipv6: false };
+    let plan = Plan { carrier: [a, b].map(|kind| kind == CgnatPortRestricted), ..Plan::default() };
     let run = Box::new(move |lab: &Lab| pair(lab, a, b));
     Scenario { name: "pair", a: a.to_string(), b: b.to_string(), plan, breaks: false, run }
 }
@@ -150,41 +127,7 @@ fn pair(lab: &Lab, a: Kind, b: Kind) -> Result<Outcome, Stop> {
             Ok(host)
         },
     );
-    let (dialler, server) = (dialler?, server?);
-    let (relay, address) = Node::relay(lab, &format!("{RELAY}:4477"))?;
-    let _echo = node::echo(lab, server)?;
-    let (serving, ticket) = Node::serve(lab, server, &address)?;
-    let mut reaching = Node::reach(lab, dialler, &address, &ticket)?;
-    let (first, connected) = reaching.connected()?;
-    let dialled = Instant::now().checked_sub(connected).unwrap_or_else(Instant::now);
-    let limit = if expected == Expected::Direct { DIRECT_LIMIT } else { RELAY_WATCH };
-    let direct = node::both_direct([&reaching, &serving], limit)?.map(|()| dialled.elapsed());
-    if expected == Expected::Direct && direct.is_none() {
-        let limit = DIRECT_LIMIT.as_secs();
-        return Err(Stop::Failed(format!(
-            "not direct in both directions after {limit} s, though no port need be guessed"
-        )));
-    }
-    if expected == Expected::Relay && direct.is_some() {
-        return Err(Stop::Failed("direct, which the rules do not allow: the lab's NAT is wrong".into()));
-    }
-    let before = relay.relayed()?;
-    reaching.exchange(lab, MESSAGES)?;
-    let forwarded = relay.relayed()? - before;
-    let across = MESSAGES * 1024;
-    match direct {
-        Some(_) if forwarded > across / 4 => {
-            Err(Stop::Failed(format!("{across} bytes crossed on a direct path, but the relay forwarded {forwarded}")))
-        }
-        Some(took) => {
-            let note = format!("{first} after {} ms", connected.as_millis());
-            Ok(Outcome { path: Some("direct"), took: Some(took), note })
-        }
-        None if forwarded < across => {
-            Err(Stop::Failed(format!("{across} bytes crossed on the relay, but it forwarded {forwarded}")))
-        }
-        None => Ok(Outcome { path: Some("relay"), took: Some(connected), note: String::new() }),
-    }
+    meet(lab, [dialler?, server?], expected)
 }
 
 #[cfg(test)]

@@ -134,6 +134,14 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Ends it without giving it a chance to say so.
+    pub(crate) fn kill(mut self) {
+        // One that has ended already is what is wanted.
+        let _ = self.child.kill();
+    }
+}
+
 impl Drop for Service {
     fn drop(&mut self) {
         // Ours end with their input; others are told.

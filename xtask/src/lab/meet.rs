@@ -1,0 +1,117 @@
+//! A dial between two hosts of the lab, and the proof of the path that its bytes take.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    Stop,
+    lab::{
+        Lab, Outcome,
+        node::{self, Node},
+        process::{self, Service},
+        traffic,
+    },
+};
+
+/// How long after the first connection a pair may take to become direct where no guessing is needed.
+const DIRECT_LIMIT: Duration = Duration::from_secs(4);
+/// How long a pair that must stay on the relay is watched.
+const RELAY_WATCH: Duration = Duration::from_secs(1);
+/// How long a pair that must guess is watched.
+const LUCK_WATCH: Duration = Duration::from_secs(1);
+/// What crosses each way to prove a path, in messages of 1 KiB.
+const MESSAGES: u64 = 256;
+
+/// What must become of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// A direct path, for no port must be guessed.
+    Direct,
+    /// A direct path if guesses are lucky.
+    Luck,
+    /// The relay.
+    Relay,
+    /// The relay over TLS.
+    Tls,
+}
+
+/// Two nodes that are connected, one of them serving the echo.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// The relay of both.
+    pub(crate) relay: Option<Node>,
+    /// The node that dialled, and has a port to the echo.
+    pub(crate) reaching: Node,
+    serving: Node,
+    /// The path of the first connection, and how long it took.
+    first: (String, Duration),
+    dialled: Instant,
+    /// Ends with the pair.
+    _echo: Service,
+}
+
+impl Pair {
+    /// Lets the first host dial the second, both registered at one relay.
+    pub(crate) fn connect(lab: &Lab, [dialler, server]: [&str; 2]) -> Result<Self, Stop> {
+        let (relay, address) = Node::relay(lab)?;
+        let echo = node::echo(lab, server)?;
+        let (serving, ticket) = Node::serve(lab, server, &address)?;
+        let mut reaching = Node::reach(lab, dialler, &address, &ticket)?;
+        let first = reaching.connected()?;
+        let dialled = Instant::now().checked_sub(first.1).unwrap_or_else(Instant::now);
+        Ok(Pair { relay: Some(relay), reaching, serving, first, dialled, _echo: echo })
+    }
+
+    /// Waits until both ends send directly; gives the time since the dial began, `None` if it takes more than `limit`.
+    pub(crate) fn becomes_direct(&self, limit: Duration) -> Result<Option<Duration>, Stop> {
+        let (a, b) = (&self.reaching, &self.serving);
+        let ids = [a.id()?, b.id()?];
+        let direct = || Ok::<bool, Stop>(a.is_direct_to(&ids[1])? && b.is_direct_to(&ids[0])?);
+        let found =
+            process::wait_for(limit, || direct().map(|direct| direct.then(|| self.dialled.elapsed())).transpose());
+        found.transpose()
+    }
+
+    /// As [`becomes_direct`](Self::becomes_direct), where nothing stands in the way.
+    pub(crate) fn must_become_direct(&self) -> Result<Duration, Stop> {
+        self.becomes_direct(DIRECT_LIMIT)?.ok_or_else(|| {
+            let limit = DIRECT_LIMIT.as_secs();
+            Stop::Failed(format!("not direct in both directions after {limit} s, though no port need be guessed"))
+        })
+    }
+
+    /// Moves bytes both ways; gives how many, and how many the relay forwarded meanwhile.
+    fn move_bytes(&self, lab: &Lab) -> Result<(u64, u64), Stop> {
+        let relayed = || self.relay.as_ref().map_or(Ok(0), Node::relayed);
+        let before = relayed()?;
+        self.reaching.exchange(lab, MESSAGES)?;
+        Ok((MESSAGES * traffic::MESSAGE as u64, relayed()? - before))
+    }
+}
+
+/// Lets the first host dial a service of the second, and sees that bytes take the path that they should.
+pub(crate) fn meet(lab: &Lab, hosts: [&str; 2], expected: Expected) -> Result<Outcome, Stop> {
+    let pair = Pair::connect(lab, hosts)?;
+    let direct = match expected {
+        Expected::Direct => Some(pair.must_become_direct()?),
+        Expected::Luck => pair.becomes_direct(LUCK_WATCH)?,
+        Expected::Relay | Expected::Tls => pair.becomes_direct(RELAY_WATCH)?,
+    };
+    if expected == Expected::Relay && direct.is_some() {
+        return Err(Stop::Failed("direct, which the rules do not allow: the lab's NAT is wrong".into()));
+    }
+    let (across, forwarded) = pair.move_bytes(lab)?;
+    let (first, connected) = &pair.first;
+    match direct {
+        Some(_) if forwarded > across / 4 => {
+            Err(Stop::Failed(format!("{across} bytes crossed on a direct path, but the relay forwarded {forwarded}")))
+        }
+        Some(took) => {
+            let note = format!("{first} after {} ms", connected.as_millis());
+            Ok(Outcome { path: Some("direct"), took: Some(took), note })
+        }
+        None if forwarded < across => {
+            Err(Stop::Failed(format!("{across} bytes crossed on the relay, but it forwarded {forwarded}")))
+        }
+        None => Ok(Outcome { path: Some("relay"), took: Some(*connected), note: String::new() }),
+    }
+}

@@ -1,0 +1,96 @@
+//! Pairs that the traversal table does not have: neighbours, IPv6 between firewalls, routers with a flaw.
+
+use crate::{
+    Stop,
+    lab::{
+        Lab, Outcome, Scenario,
+        meet::{Expected, meet},
+        nat::{Depends, Nat, Ports},
+        network::Plan,
+    },
+};
+
+/// One case: the routers' rules, and who meets whom.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    name: &'static str,
+    plan: Plan,
+    routers: &'static [&'static str],
+    nat: Nat,
+    hosts: [&'static str; 2],
+    expected: Expected,
+}
+
+fn cases() -> Vec<Case> {
+    let home = Nat::default();
+    let carrier = Nat { ports: Ports::Random, ..home };
+    let symmetric = Nat::new(Depends::AddressAndPort, Depends::AddressAndPort, Ports::Random);
+    let same_nat = Case {
+        name: "same-nat",
+        plan: Plan::default(),
+        routers: &["ra"],
+        nat: home,
+        hosts: ["ha", "ha2"],
+        expected: Expected::Direct,
+    };
+    let one_carrier = Case {
+        name: "one-carrier",
+        plan: Plan { carrier: [true; 2], one_carrier: true, ipv6: false },
+        routers: &["ra", "rb", "ca"],
+        nat: carrier,
+        hosts: ["ha", "hb"],
+        expected: Expected::Relay,
+    };
+    vec![
+        same_nat,
+        Case { name: "same-nat-hairpin", nat: Nat { hairpin: true, ..home }, ..same_nat },
+        // Both interfaces' addresses are the only way there is.
+        Case { name: "same-symmetric-nat", nat: symmetric, ..same_nat },
+        // No public address is common to both; only the carrier could turn the packets around.
+        one_carrier,
+        Case {
+            name: "one-carrier-hairpin",
+            nat: Nat { hairpin: true, ..carrier },
+            expected: Expected::Direct,
+            ..one_carrier
+        },
+        // The IPv4 NATs allow nothing, so that a direct path is one through both firewalls.
+        Case {
+            name: "ipv6-firewalls",
+            plan: Plan { ipv6: true, ..Plan::default() },
+            routers: &["ra", "rb"],
+            nat: symmetric,
+            hosts: ["ha", "hb"],
+            expected: Expected::Direct,
+        },
+        // An early packet from outside takes the port away from the mapping that it was meant for.
+        Case {
+            name: "routers-take-strays",
+            plan: Plan::default(),
+            routers: &["ra", "rb"],
+            nat: Nat { takes_strays: true, ..home },
+            hosts: ["ha", "hb"],
+            expected: Expected::Luck,
+        },
+    ]
+}
+
+/// One scenario for each case.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let scenario = |case: Case| Scenario {
+        name: "special",
+        a: case.name.to_owned(),
+        b: String::new(),
+        plan: case.plan,
+        breaks: false,
+        run: Box::new(move |lab| run(lab, &case)),
+    };
+    cases().into_iter().map(scenario).collect()
+}
+
+fn run(lab: &Lab, case: &Case) -> Result<Outcome, Stop> {
+    for router in case.routers {
+        lab.network.router(router).load(&case.nat)?;
+    }
+    meet(lab, case.hosts, case.expected)
+}
