@@ -5,9 +5,9 @@ mod common;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use byway::{Config, DialError, Ticket};
+use byway::{Config, DialError, PeerAddr, Ticket};
 use byway_sim::{DropReason, Host, World};
-use common::{PORT, config, exchange, peer, scenario, secs};
+use common::{PORT, config, exchange, peer, relay, scenario, secs};
 use tokio::time;
 
 /// The settings of node `n` with these families.
@@ -77,6 +77,31 @@ fn both_families_give_two_routes() {
         let routes = &a.node.status().await.peers[0].routes;
         assert_eq!(routes.iter().filter(|route| route.proven).count(), 2, "{routes:#?}");
     });
+}
+
+#[test]
+fn relayed_data_comes_from_the_family_that_the_relay_sees() {
+    for seed in 1..=20 {
+        scenario(seed, secs(60), |world| async move {
+            let (host_r, addrs) = host(&world, "relay");
+            let (node, mut at) = relay(&host_r, families(9, true, true)).await;
+            at = PeerAddr::new(at.id, addrs.map(|ip| SocketAddr::new(ip, PORT)));
+            let relayed = |n| {
+                let mut config = families(n, true, true);
+                config.relays = vec![at.clone()];
+                config.relay_only = true;
+                config
+            };
+            let ((host_a, _), (host_b, _)) = (host(&world, "a"), host(&world, "b"));
+            let (mut a, mut b) = (peer(&host_a, relayed(1)).await, peer(&host_b, relayed(2)).await);
+            a.node.dial(b.node.ticket()).await.unwrap();
+            a.up().await;
+            b.up().await;
+            exchange(&mut a, &mut b).await;
+            let dropped = node.status().await.dropped;
+            assert!(dropped.iter().all(|(why, _)| *why != "relay_not_in_pair"), "seed {seed}: {dropped:?}");
+        });
+    }
 }
 
 #[test]

@@ -244,7 +244,15 @@ impl RelayServer {
         link.addr = addr;
         if let Some(slot) = self.client_of(conn) {
             self.clients.set_addr(slot, Some(addr));
+            // It has to send its data from there.
+            self.tell_registered(conn, addr);
         }
+    }
+
+    fn tell_registered(&mut self, conn: u64, observed: SocketAddr) {
+        let (max_rate, stun_port) = (self.config.client_rate, self.config.stun_port);
+        let message = Control::Registered { observed, max_rate, stun_port };
+        self.outputs.push_back(Output::Send { conn, message });
     }
 
     fn register(&mut self, conn: u64, now: Instant) {
@@ -271,9 +279,7 @@ impl RelayServer {
             self.close(old, CloseReason::Replaced, now);
         }
         self.counters.registered += 1;
-        let message =
-            Control::Registered { observed: addr, max_rate: self.config.client_rate, stun_port: self.config.stun_port };
-        self.outputs.push_back(Output::Send { conn, message });
+        self.tell_registered(conn, addr);
         if restarted {
             self.tell_others(slot, |alloc| Control::PeerAnew { alloc, peer, instance });
         }
@@ -694,7 +700,10 @@ mod tests {
     #[test]
     fn a_new_address_takes_the_place_of_the_old() {
         let mut relay = Bench::with_pair();
-        relay.input(Input::Rebound { conn: 1, addr: addr(11) });
+        let told = relay.input(Input::Rebound { conn: 1, addr: addr(11) });
+        let registered =
+            Control::Registered { observed: addr(11), max_rate: relay.config().client_rate, stun_port: None };
+        assert_eq!(told, [Output::Send { conn: 1, message: registered }]);
         assert_eq!(relay.data(2, ID), Forward::To(addr(11)));
         assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::NotInPair));
     }

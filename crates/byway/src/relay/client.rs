@@ -10,7 +10,6 @@ use std::{
 
 use byway_proto::{
     PeerAddr, PeerId,
-    addr::{HostAddr, candidate::is_probeable},
     hello::{Control, OpenFailure},
     paths::PathsConfig,
     wire::relay_data::AllocId,
@@ -27,12 +26,13 @@ use crate::{
     dial::{self, Notes},
     event::Event,
     gone::Gone,
-    link::{Link, establish::Established, readers, writer},
+    link::{Link, readers, writer},
     net::{routes::Via, track::Track},
-    quic::endpoint::Role,
     status::RelayStatus,
     switch::{Command as SwitchCommand, FromLink},
 };
+
+mod connect;
 
 /// Relays that a node uses at once, its own and those that tickets named.
 pub(crate) const MAX_CLIENTS: usize = 8;
@@ -45,9 +45,6 @@ const COMMANDS: usize = 64;
 
 /// Control messages of one relay that may wait.
 const CONTROL: usize = 64;
-
-/// Addresses of one relay that are tried at once.
-const MAX_ADDRS: usize = 4;
 
 /// How often a registered node pings its relay, which is how it learns within seconds that the relay is gone.
 const PING: Duration = Duration::from_secs(2);
@@ -274,19 +271,19 @@ impl Client {
 
     /// Connects, registers, and serves requests until the connection ends; `Ok` if the relay is no longer needed.
     async fn session(&mut self, pause: &mut Duration) -> Result<(), String> {
-        let (established, addr) = self.connect().await?;
+        let (established, mut addr) = self.connect().await?;
         let link = Arc::clone(&established.link);
         let (control, mut from_link) = mpsc::channel(CONTROL);
         self.core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox)));
         let scope = self.core.scope(control);
         self.core.tasks.spawn(readers::run(Arc::clone(&link), established.recv, established.codec, scope));
         link.control(&Control::Register);
-        let served = self.register(&link, addr, &mut from_link).await;
+        let served = self.register(&link, &mut addr, &mut from_link).await;
         if served.is_ok() {
             *pause = RETRY.0;
         }
         let outcome = match served {
-            Ok(()) => self.serve(&link, addr, &mut from_link).await,
+            Ok(()) => self.serve(&link, &mut addr, &mut from_link).await,
             Err(why) => Err(why),
         };
         self.core.mux.routes.remove_relay(addr);
@@ -296,53 +293,10 @@ impl Client {
         outcome
     }
 
-    async fn connect(&mut self) -> Result<(Established, SocketAddr), String> {
-        let core = Arc::clone(&self.core);
-        let addrs = self.resolve().await?;
-        let track = core.mux.routes.dial(core.mux.now());
-        for addr in &addrs {
-            track.lock().add(Via::Direct(*addr), false);
-        }
-        let connected = async {
-            let connection = core.endpoint.dial(&track, self.relay.id, Role::Relay).await.map_err(|e| e.to_string())?;
-            dial::hello(&core, &track, connection, core.hello(true)).await.map_err(|e| e.to_string())
-        };
-        let result = connected.await.and_then(|established| {
-            let offers = established.link.agreed.read().relay;
-            if !offers {
-                established.link.close(Gone::Closed);
-                return Err("the node there does not relay; use another relay".to_owned());
-            }
-            let via = established.link.track.via().ok_or("no route is left")?;
-            Ok((established, via.remote()))
-        });
-        if result.is_err() {
-            core.retire(&track);
-        }
-        result
-    }
-
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, String> {
-        let mut addrs = Vec::new();
-        for host in &self.relay.addrs {
-            match host {
-                HostAddr::Socket(addr) => addrs.push(*addr),
-                HostAddr::Name(name, port) => {
-                    let found = self.core.net.resolve(name, *port).await;
-                    addrs.extend(found.map_err(|error| format!("cannot resolve {name}: {error}"))?);
-                }
-            }
-        }
-        // A ticket may name any relay, and a relay's name may lead anywhere.
-        addrs.retain(|addr| self.core.mux.sockets.towards(*addr).is_some() && is_probeable(*addr, true).is_ok());
-        addrs.truncate(MAX_ADDRS);
-        if addrs.is_empty() { Err("it has no address that this node can send to".into()) } else { Ok(addrs) }
-    }
-
     async fn register(
         &mut self,
         link: &Arc<Link>,
-        addr: SocketAddr,
+        addr: &mut SocketAddr,
         from_link: &mut mpsc::Receiver<FromLink>,
     ) -> Result<(), String> {
         let deadline = Instant::now() + REGISTER_TIMEOUT;
@@ -353,8 +307,10 @@ impl Client {
                 () = time::sleep_until(deadline) => return Err("it did not answer the registration".into()),
                 Some((_, message)) = from_link.recv() => {
                     if let Control::Registered { observed, stun_port, .. } = message {
-                        self.registered(link, addr, observed).await;
-                        self.tell_servers(addr, stun_port).await;
+                        *addr = seen_from(link, *addr, observed);
+                        self.registered(link, *addr, observed);
+                        self.settle(link, *addr).await;
+                        self.tell_servers(*addr, stun_port).await;
                         return Ok(());
                     }
                 }
@@ -362,23 +318,32 @@ impl Client {
         }
     }
 
-    async fn registered(&mut self, link: &Arc<Link>, addr: SocketAddr, observed: SocketAddr) {
-        self.core.mux.routes.add_relay(addr);
-        *lock(&self.state) = State {
-            addr: Some(addr),
-            observed: Some(observed),
-            registered: true,
-            words: "registered".into(),
-            alias: Some(link.track.alias()),
-        };
+    fn registered(&self, link: &Link, addr: SocketAddr, observed: SocketAddr) {
+        let (addr, observed, alias) = (Some(addr), Some(observed), Some(link.track.alias()));
+        *lock(&self.state) = State { addr, observed, registered: true, words: "registered".into(), alias };
         info!(relay = ?self.relay.id, "registered at the relay");
         self.core.events.send(Event::RelayUp { relay: self.relay.id });
-        let ids: Vec<AllocId> = self.allocations.keys().copied().collect();
-        for id in ids {
+    }
+
+    /// Opens all allocations at `addr`, and tells the peers where the relay sees this node: they may reach it there.
+    async fn settle(&mut self, link: &Arc<Link>, addr: SocketAddr) {
+        self.core.mux.routes.add_relay(addr);
+        for id in self.allocations.keys().copied().collect::<Vec<_>>() {
             self.open(link, addr, id).await;
         }
-        // The peers may reach this node at the address that the relay sees.
         self.core.switch.send(SwitchCommand::Announce).await;
+    }
+
+    /// The relay sees this node at another address now, perhaps of the other family.
+    async fn moved(&mut self, link: &Arc<Link>, addr: &mut SocketAddr, observed: SocketAddr) {
+        let old = std::mem::replace(addr, seen_from(link, *addr, observed));
+        lock(&self.state).addr = Some(*addr);
+        lock(&self.state).observed = Some(observed);
+        if old == *addr {
+            return self.core.switch.send(SwitchCommand::Announce).await;
+        }
+        self.core.mux.routes.remove_relay(old);
+        self.settle(link, *addr).await;
     }
 
     /// The relay tells a survey how this node's NATs behave.
@@ -395,7 +360,7 @@ impl Client {
     async fn serve(
         &mut self,
         link: &Arc<Link>,
-        addr: SocketAddr,
+        addr: &mut SocketAddr,
         from_link: &mut mpsc::Receiver<FromLink>,
     ) -> Result<(), String> {
         loop {
@@ -409,16 +374,19 @@ impl Client {
                 reason = link.ended() => return Err(reason.to_string()),
                 () = time::sleep_until(idle_end.unwrap_or_else(Instant::now)), if idle_end.is_some() => return Ok(()),
                 () = time::sleep_until(reopen.unwrap_or_else(Instant::now)), if reopen.is_some() => {
-                    self.reopen(link, addr).await;
+                    self.reopen(link, *addr).await;
                 }
-                Some((_, message)) = from_link.recv() => self.control(message).await,
+                Some((_, message)) = from_link.recv() => match message {
+                    Control::Registered { observed, .. } => self.moved(link, addr, observed).await,
+                    message => self.control(message).await,
+                },
                 Some(command) = self.commands.recv() => {
                     let before: Vec<AllocId> = self.allocations.keys().copied().collect();
                     self.note(command);
                     let new: Vec<AllocId> =
                         self.allocations.keys().filter(|id| !before.contains(id)).copied().collect();
                     for id in new {
-                        self.open(link, addr, id).await;
+                        self.open(link, *addr, id).await;
                     }
                 }
             }
@@ -477,7 +445,6 @@ impl Client {
             Control::PeerAnew { peer, instance, .. } => {
                 self.core.switch.send(SwitchCommand::Anew { peer, instance }).await;
             }
-            Control::Registered { observed, .. } => lock(&self.state).observed = Some(observed),
             Control::Drain { deadline } => info!(relay = ?self.relay.id, ?deadline, "the relay will stop"),
             other => debug!(relay = ?self.relay.id, ?other, "control message is not for a client"),
         }
@@ -489,4 +456,11 @@ impl Client {
         let (track, via) = (Arc::clone(&link.track), Via::Relay(addr, id));
         self.core.agent.send(AgentCommand::AddRoute { track, via }).await;
     }
+}
+
+/// Where to send relayed data: a relay forwards only what comes from where it sees this node, in the family of its choice.
+fn seen_from(link: &Link, addr: SocketAddr, observed: SocketAddr) -> SocketAddr {
+    let fits = |addr: &SocketAddr| addr.is_ipv4() == observed.is_ipv4();
+    let routes = link.track.lock();
+    [addr].into_iter().chain(routes.routes().map(|(_, slot)| slot.via.remote())).find(fits).unwrap_or(addr)
 }
