@@ -3,7 +3,7 @@
 //!
 //! Each scenario is one row. The network is built anew where a scenario wants another one, and after one that failed or
 //! broke it. Two processes beside this one are this program in another role: `lab guard` removes everything when this
-//! process ends, however it ends; `lab echo` and `lab exchange` are the application whose bytes cross.
+//! process ends, however it ends; `lab echo` and `lab exchange` are the application whose bytes cross, `lab poke` is a stranger.
 
 use std::{
     env,
@@ -19,6 +19,7 @@ use crate::{Stop, command};
 
 mod coturn;
 mod failover;
+mod gateway;
 mod meet;
 mod nat;
 mod need;
@@ -91,6 +92,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     match args.first().map(String::as_str) {
         Some("guard") => guard(),
         Some("echo") => traffic::echo(args.get(1..).unwrap_or_default()),
+        Some("poke") => traffic::poke(args.get(1..).unwrap_or_default()),
         Some("exchange") => traffic::exchange(args.get(1..).unwrap_or_default()),
         _ => scenarios(&options(args)?),
     }
@@ -121,6 +123,7 @@ fn scenarios(options: &Options) -> Result<(), Stop> {
     let mut list: Vec<Scenario> = survey::scenarios();
     list.extend(pair::scenarios());
     list.extend(special::scenarios());
+    list.extend(gateway::scenarios());
     list.extend(failover::scenarios());
     list.retain(wanted);
     if list.is_empty() {

@@ -58,6 +58,20 @@ impl Node {
         Ok((node, ticket))
     }
 
+    /// A node without a relay that serves the echo, and its ticket.
+    pub(crate) fn alone(lab: &Lab, machine: &str) -> Result<(Self, String), Stop> {
+        let to = format!("tcp:{}", traffic::ECHO);
+        let mut node = Node::start(lab, machine, &["serve", "echo", &to, "--open"])?;
+        let event = node.service.event(START_LIMIT, "ticket", |_| true)?;
+        Ok((node, event["ticket"].as_str().unwrap_or_default().to_owned()))
+    }
+
+    /// The UDP port of its IPv4 socket, which every node keeps in its data directory.
+    pub(crate) fn port(&self) -> Result<u16, Stop> {
+        let text = std::fs::read_to_string(self.data.join("port")).unwrap_or_default();
+        text.trim().parse().map_err(|_| Stop::Failed(format!("{} holds no port", self.data.join("port").display())))
+    }
+
     /// A node that dials the holder of `ticket`, registered at `relay`.
     pub(crate) fn reach(lab: &Lab, machine: &str, relay: &str, ticket: &str) -> Result<Self, Stop> {
         Node::start(lab, machine, &["reach", ticket, "--listen", REACHED, "--relay", relay])

@@ -60,6 +60,12 @@ pub(crate) fn wait_for<T>(limit: Duration, mut done: impl FnMut() -> Option<T>) 
     }
 }
 
+/// How long something took.
+pub(crate) fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
+    let started = Instant::now();
+    (what(), started.elapsed())
+}
+
 fn ends(child: &mut Child, limit: Duration) -> bool {
     // A child that cannot be waited for is gone.
     wait_for(limit, || (!matches!(child.try_wait(), Ok(None))).then_some(())).is_some()
@@ -144,8 +150,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Ours end with their input; others are told.
-        drop(self.child.stdin.take());
+        // Its input stays open: a node whose input ends closes, and a signal then tells it to leave at once.
         let pid = self.child.id().to_string();
         if !ends(&mut self.child, Duration::ZERO) {
             let _ = Command::new("kill").args(["-TERM", &pid]).status();

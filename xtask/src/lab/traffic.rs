@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -22,6 +22,8 @@ pub(crate) const ECHO: &str = "127.0.0.1:7000";
 pub(crate) const MESSAGE: usize = 1024;
 /// The connections that one echo server takes in its life; a scenario needs a few.
 const CONNECTIONS: usize = 64;
+/// How many datagrams a stranger sends: a new neighbour may cost the first.
+const POKES: usize = 3;
 /// How long a byte may be under way until the client takes the connection for dead: longer than any pause that a scenario
 /// allows.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -74,6 +76,20 @@ pub(crate) fn exchange(args: &[String]) -> Result<(), Stop> {
     let sent = writer.join().map_err(|_| Stop::Failed("the writer panicked".into()))?;
     sent.map_err(|error| failed("cannot send", error))?;
     say(&json!({"event": "exchanged", "bytes": messages * MESSAGE as u64, "longest_ms": ms(longest)}));
+    Ok(())
+}
+
+/// Sends a few datagrams that nobody has asked for: ADDRESS. Their first byte is one that a node drops unread.
+pub(crate) fn poke(args: &[String]) -> Result<(), Stop> {
+    let [to] = args else { return Err(Stop::Usage("poke wants ADDRESS".into())) };
+    let sent = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        for _ in 0..POKES {
+            socket.send_to(&[0xff; 32], to)?;
+        }
+        Ok(())
+    });
+    sent.map_err(|error| Stop::Failed(format!("cannot send to {to}: {error}")))?;
+    say(&json!({"event": "poked"}));
     Ok(())
 }
 

@@ -1,0 +1,173 @@
+//! Port mappings at a real miniupnpd, in each of its dialects alone.
+//!
+//! A mapping counts when a packet that nobody has asked for, from a machine that the node never talked to, arrives at the
+//! node's port; its removal counts when one no longer does. What the gateway answered does not matter.
+
+use std::{fs, thread, time::Duration};
+
+use crate::{
+    Stop,
+    lab::{
+        Lab, Outcome, Scenario,
+        nat::Nat,
+        network::{Namespace, Plan},
+        node::Node,
+        process::{self, Service},
+        traffic,
+    },
+};
+
+/// How long a node may take to get its mapping.
+const MAP_LIMIT: Duration = Duration::from_secs(10);
+/// How long a packet may take to arrive; the lab has no delay.
+const ARRIVAL_LIMIT: Duration = Duration::from_secs(1);
+/// The longest lease of the gateway whose leases run out, in seconds.
+const SHORT_LEASE: u64 = 10;
+/// How long the renewals of a short lease are watched: until it had run out twice.
+const RENEWAL_WATCH: Duration = Duration::from_secs(2 * SHORT_LEASE + 3);
+/// How long a gateway that refuses is watched.
+const REFUSAL_WATCH: Duration = Duration::from_secs(4);
+
+/// What the gateway speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    UpnpIgd,
+    NatPmp,
+    Pcp,
+}
+
+/// What the scenario is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Story {
+    /// The mapping is made, and removed with the node.
+    MadeAndRemoved,
+    /// The gateway's leases run out soon.
+    Renewed,
+    /// The gateway has no public address itself, and refuses.
+    Refused,
+}
+
+/// Each dialect alone, then a short lease and a gateway that refuses.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    use Dialect::{NatPmp, Pcp, UpnpIgd};
+    let scenario = |name: &str, dialect: Dialect, story: Story| Scenario {
+        name: "gateway",
+        a: name.to_owned(),
+        b: String::new(),
+        plan: Plan { carrier: [story == Story::Refused, false], ..Plan::default() },
+        breaks: false,
+        run: Box::new(move |lab| run(lab, dialect, story)),
+    };
+    vec![
+        scenario("upnp-igd", UpnpIgd, Story::MadeAndRemoved),
+        scenario("nat-pmp", NatPmp, Story::MadeAndRemoved),
+        scenario("pcp", Pcp, Story::MadeAndRemoved),
+        scenario("short-lease", Pcp, Story::Renewed),
+        scenario("behind-carrier", Pcp, Story::Refused),
+    ]
+}
+
+fn run(lab: &Lab, dialect: Dialect, story: Story) -> Result<Outcome, Stop> {
+    lab.network.router("ra").load(&Nat { has_gateway: true, ..Nat::default() })?;
+    let _gateway = start(lab, dialect, story)?;
+    let (node, _) = Node::alone(lab, "ha")?;
+    let inner = node.port()?;
+    let host = lab.network.host("ha");
+    let limit = if story == Story::Refused { REFUSAL_WATCH } else { MAP_LIMIT };
+    let made = process::timed(|| process::wait_for(limit, || mapped_port(lab, inner).transpose()).transpose());
+    if story == Story::Refused {
+        return match made.0? {
+            Some(port) => Err(Stop::Failed(format!("port {port} is mapped, though the gateway has no public address"))),
+            None => Ok(Outcome { note: "refused, and the node goes on".into(), ..Outcome::default() }),
+        };
+    }
+    let outer = made.0?.ok_or_else(|| {
+        Stop::Failed(format!("the gateway has no rule for the node's port {inner} after {} s", limit.as_secs()))
+    })?;
+    watch(host, inner)?;
+    if !arrives(lab, outer)? {
+        return Err(Stop::Failed(format!("a packet to the mapped port {outer} does not arrive at port {inner}")));
+    }
+    if story == Story::Renewed {
+        thread::sleep(RENEWAL_WATCH);
+        if !arrives(lab, outer)? {
+            return Err(Stop::Failed(format!("the lease of {SHORT_LEASE} s ran out: port {outer} leads nowhere now")));
+        }
+    }
+    drop(node);
+    if arrives(lab, outer)? {
+        return Err(Stop::Failed(format!("the node is closed, but packets to port {outer} still arrive at its host")));
+    }
+    let note = format!("port {outer} leads to {inner}; removed with the node");
+    Ok(Outcome { took: Some(made.1), note, ..Outcome::default() })
+}
+
+/// Starts miniupnpd on router A; the router drops the other dialects' questions.
+fn start(lab: &Lab, dialect: Dialect, story: Story) -> Result<Service, Stop> {
+    let router = &lab.network.router("ra").namespace;
+    let yes = |yes: bool| if yes { "yes" } else { "no" };
+    let upnp = dialect == Dialect::UpnpIgd;
+    let mut settings = format!(
+        "ext_ifname=wan\nlistening_ip=lan\nenable_upnp={}\nenable_natpmp={}\nupnp_nat_table_name=upnpnat\nmin_lifetime={SHORT_LEASE}\n",
+        yes(upnp),
+        yes(!upnp)
+    );
+    if story == Story::Renewed {
+        settings += &format!("max_lifetime={}\n", SHORT_LEASE + 1);
+    }
+    // The first byte of a question is its version: 0 is NAT-PMP (RFC 6886 §3.1), 2 is PCP (RFC 6887 §7.1).
+    let other = if dialect == Dialect::NatPmp { 2 } else { 0 };
+    if !upnp {
+        router.nft(&format!("insert rule inet filter input udp dport 5351 @th,64,8 {other} drop\n"))?;
+    }
+    let file = lab.dir.join("miniupnpd.conf");
+    fs::write(&file, settings).map_err(|error| Stop::Failed(format!("cannot write {}: {error}", file.display())))?;
+    let mut command = router.command("miniupnpd");
+    command.arg("-d").arg("-f").arg(&file).arg("-P").arg(lab.dir.join("miniupnpd.pid"));
+    let service = Service::start(&mut command, "miniupnpd", &lab.dir)?;
+    let port = if upnp { ":1900" } else { ":5351" };
+    let bound = || {
+        let sockets = process::run(router.command("ss").args(["-H", "-u", "-l", "-n"]), "").unwrap_or_default();
+        sockets.contains(port).then_some(())
+    };
+    process::wait_for(ARRIVAL_LIMIT * 5, bound)
+        .ok_or_else(|| Stop::Failed(format!("miniupnpd does not listen on {port}: its log is above")))?;
+    Ok(service)
+}
+
+/// The outer port that the gateway's rules lead to port `inner` of the host.
+fn mapped_port(lab: &Lab, inner: u16) -> Result<Option<u16>, Stop> {
+    let router = &lab.network.router("ra").namespace;
+    let rules =
+        process::run(router.command("nft").args(["list", "chain", "inet", "upnpnat", "prerouting_miniupnpd"]), "")?;
+    let target = format!("10.1.0.2:{inner}");
+    let rule = rules.lines().find(|line| line.contains(&target));
+    let port = rule.and_then(|rule| rule.split("dport ").nth(1)?.split_whitespace().next()?.parse().ok());
+    Ok(port)
+}
+
+/// Counts what comes to `port` of a host from the machine that it never talked to.
+fn watch(host: &Namespace, port: u16) -> Result<(), Stop> {
+    host.nft(&format!(
+        "flush ruleset\ntable inet watch {{\nchain arrivals {{\ntype filter hook input priority 0;\n\
+         ip saddr {STRANGER} udp dport {port} counter\n}}\n}}\n"
+    ))
+}
+
+/// The address of the machine `open`.
+const STRANGER: &str = "11.0.0.30";
+
+/// Whether a packet from there to the router's `port` arrives at the host.
+fn arrives(lab: &Lab, port: u16) -> Result<bool, Stop> {
+    let count = || -> Result<u64, Stop> {
+        let rules = process::run(lab.network.host("ha").command("nft").args(["list", "ruleset"]), "")?;
+        let packets = rules.split("counter packets ").nth(1).and_then(|rest| rest.split_whitespace().next());
+        packets.and_then(|packets| packets.parse().ok()).ok_or_else(|| Stop::Failed("the counter is gone".into()))
+    };
+    let before = count()?;
+    let target = format!("{}:{port}", lab.network.router("ra").outer);
+    let mut poke = traffic::start(lab.network.host("open"), &["poke", &target], "poke", &lab.dir)?;
+    poke.event(ARRIVAL_LIMIT, "poked", |_| true)?;
+    let arrived = || count().map(|now| (now > before).then_some(())).transpose();
+    Ok(process::wait_for(ARRIVAL_LIMIT, arrived).transpose()?.is_some())
+}
