@@ -100,7 +100,9 @@ impl Link {
 
     /// An authentic pong came in. It proves the pair of socket and address that its ping went by, and no other.
     pub(super) fn pong(&mut self, txid: u64, (socket, from): (SocketId, SocketAddr), host: &mut Host, now: Instant) {
-        let Some(rtt) = self.flight.answer(txid, (socket, from), now) else { return };
+        // an answer may have come in just before its socket was closed
+        let open = socket == SocketId::MAIN || self.flight.sockets.contains_key(&socket);
+        let Some(rtt) = self.flight.answer(txid, (socket, from), now).filter(|_| open) else { return };
         host.outputs.push_back(Output::Route { link: self.flight.link, socket, remote: from, rtt });
         if self.flight.sockets.contains_key(&socket) {
             self.in_use.insert(socket);

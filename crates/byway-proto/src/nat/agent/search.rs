@@ -105,7 +105,8 @@ impl Link {
         // what worked between the two networks is known better than what a survey left open
         let remembered = host.memory.worked(pair).and_then(|(_, plan)| plan);
         let plan = remembered.filter(|_| plan == Plan::SimultaneousOpen).unwrap_or(plan);
-        self.is_guessable(target.ip(), host).then_some(Chance { plan, pair, target })
+        let probeable = is_probeable(target, false).is_ok() && self.is_guessable(target.ip(), host);
+        probeable.then_some(Chance { plan, pair, target })
     }
 
     /// Whether ports of this address may be guessed: it is the peer's own public one, by its report, and not ours.

@@ -473,3 +473,27 @@ fn an_explanation_names_the_side_the_attempts_and_what_would_mend_it() {
     let text = std::string::ToString::to_string(&why.ipv4.unwrap());
     assert_eq!(text, "many ports: the NAT of the peer's side gives each destination another port at random");
 }
+
+#[test]
+fn an_answer_by_a_socket_that_was_closed_meanwhile_makes_no_route() {
+    let mut agent = between(AgentConfig::default(), random(OURS), home(THEIRS));
+    say(&mut agent, LINK, Signal::Spray { attempt: 1 }, 0);
+    let sent = run(&mut agent, at(0)).into_iter().find_map(|(_, output)| match output {
+        Output::Ping { socket, txid, .. } if socket != SocketId::MAIN => Some((socket, txid)),
+        _ => None,
+    });
+    let (socket, txid) = sent.unwrap();
+    agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN }, at(100));
+    assert_eq!(drain(&mut agent).len(), 240, "all closed");
+    agent.handle_input(Input::Pong { link: LINK, socket, from: addr(THEIRS), txid }, at(101));
+    assert_eq!(drain(&mut agent), []);
+}
+
+#[test]
+fn a_peer_without_a_port_of_its_own_gets_no_opener() {
+    let mut agent = between(AgentConfig::default(), random(OURS), home("198.51.100.1:0"));
+    say(&mut agent, LINK, Signal::Spray { attempt: 1 }, 0);
+    let outputs = run(&mut agent, at(10_000));
+    assert_eq!(signals(&outputs), [(LINK, Signal::Busy { attempt: 1 })]);
+    assert_eq!((opened(&outputs).len(), pings(&outputs).len()), (0, 0));
+}
