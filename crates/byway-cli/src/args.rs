@@ -65,6 +65,10 @@ pub(crate) enum Command {
     Pipe(PipeArgs),
     /// Measure the way to a peer
     Ping(PingArgs),
+    /// Find out how the NATs between this machine and the internet behave, and what that means
+    Check(CheckArgs),
+    /// Explain why a connected peer is reached directly, or why it is not and what would help
+    Why(WhyArgs),
     /// Print what this node knows and does
     Status,
     /// Relay for others, and print the address to give them
@@ -139,6 +143,22 @@ pub(crate) struct PingArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub(crate) struct CheckArgs {
+    /// How many seconds the servers may take to answer
+    #[arg(long, value_name = "SECS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) wait: u64,
+    #[command(flatten)]
+    pub(crate) servers: Servers,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WhyArgs {
+    /// A ticket, or the id of a connected peer
+    #[arg(value_name = "TICKET | PEER")]
+    pub(crate) to: String,
+}
+
+#[derive(Debug, Clone, Args)]
 pub(crate) struct RelayArgs {
     /// The UDP address to listen on [default: every address, the port used last or 4477]
     #[arg(long, value_name = "ADDR")]
@@ -147,13 +167,20 @@ pub(crate) struct RelayArgs {
 
 /// Servers of one run, beside those of the configuration.
 #[derive(Debug, Clone, Default, Args)]
-pub(crate) struct ServerChoice {
+pub(crate) struct Servers {
     /// A relay to use beside the configured ones, as `byway relay` prints it; may be repeated
     #[arg(long = "relay", value_name = "RELAY", value_parser = relay)]
     pub(crate) relays: Vec<PeerAddr>,
     /// A STUN server that tells how the NATs behave, beside the relays, which do too; may be repeated
     #[arg(long = "stun", value_name = "HOST:PORT")]
     pub(crate) stun: Vec<HostAddr>,
+}
+
+/// The servers of a command that reaches peers, or is reached by them.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ServerChoice {
+    #[command(flatten)]
+    pub(crate) servers: Servers,
     /// Never reach a peer directly
     #[arg(long)]
     pub(crate) relay_only: bool,

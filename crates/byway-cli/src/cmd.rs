@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod demo_http;
 pub(crate) mod id;
@@ -10,6 +11,7 @@ pub(crate) mod relay;
 pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod up;
+pub(crate) mod why;
 
 use crate::{
     args::{Cli, Command, Global, ServerChoice},
@@ -50,6 +52,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Reach(args) => reach::run(shell, args).await,
         Command::Pipe(args) => pipe::run(shell, args).await,
         Command::Ping(args) => ping::run(shell, args).await,
+        Command::Check(args) => check::run(shell, args).await,
+        Command::Why(args) => why::run(shell, args).await,
         Command::Status => status::run(shell).await,
         Command::Relay(args) => relay::run(shell, &args).await,
         Command::DemoHttp(args) => demo_http::run(shell, args.seed).await,

@@ -41,6 +41,8 @@ pub(crate) struct FileConfig {
     /// Servers that tell how the NATs behave, beside the relays.
     #[serde(deserialize_with = "stun")]
     pub(crate) stun: Vec<HostAddr>,
+    /// Ask the gateways to forward the node's port; unset, yes.
+    pub(crate) port_mapping: Option<bool>,
     /// How much of the limits of `nat` is used.
     pub(crate) nat_budget: NatBudget,
     /// How direct paths are looked for.
@@ -139,6 +141,8 @@ pub(crate) struct Settings {
     pub(crate) relay_only: bool,
     /// Servers that tell how the NATs behave, those of the command line left out: their command brings them.
     pub(crate) stun: Vec<HostAddr>,
+    /// Ask the gateways to forward the node's port, unless this says no.
+    port_mapping: Option<bool>,
     /// How direct paths are looked for.
     pub(crate) nat: AgentConfig,
     lan: Option<bool>,
@@ -162,7 +166,7 @@ impl Settings {
     /// A node with the relays of the configuration and of the command line.
     pub(crate) fn new(file: &FileConfig, choice: &ServerChoice) -> Self {
         let mut relays = file.relays.clone();
-        for relay in &choice.relays {
+        for relay in &choice.servers.relays {
             match relays.iter_mut().find(|known| known.id == relay.id) {
                 Some(known) => known.clone_from(relay),
                 None => relays.push(relay.clone()),
@@ -176,6 +180,7 @@ impl Settings {
             relays,
             relay_only: file.relay_only || choice.relay_only,
             stun: file.stun.clone(),
+            port_mapping: file.port_mapping,
             nat: file.nat.agent(file.nat_budget),
             lan: file.lan,
             relay: false,
@@ -217,6 +222,7 @@ impl Settings {
         config.relay = self.relay.then(RelayConfig::default);
         config.relay_only = self.relay_only;
         config.stun.clone_from(&self.stun);
+        config.port_mapping = self.port_mapping.unwrap_or(config.port_mapping);
         config.nat.clone_from(&self.nat);
         config.lan = self.lan.unwrap_or(config.lan);
         config
@@ -278,6 +284,7 @@ mod tests {
             relays = ["{id}@relay.example:443"]
             relay_only = true
             stun = ["stun.example:3478", "192.0.2.9:3478"]
+            port_mapping = false
             nat_budget = "low"
             [nat]
             challenge_retries = 3
@@ -307,6 +314,8 @@ mod tests {
         assert!(config.relay_only && config.serve[1].open && config.serve[1].hide_addresses);
         assert_eq!(config.serve[0].to, "tcp:127.0.0.1:8080".parse().unwrap());
         assert_eq!(config.stun[0].to_string(), "stun.example:3478");
+        let settings = Settings::new(&config, &ServerChoice::default());
+        assert!(!settings.node_config(Identity::generate(), None).port_mapping);
         let nat = config.nat.agent(NatBudget::Normal);
         let challenge = (nat.challenge.retries, nat.challenge.interval.as_millis(), nat.challenge.backoff);
         assert_eq!(challenge, (3, 150, 2.0));

@@ -24,7 +24,7 @@ use crate::{
 pub(crate) use event::Event;
 
 /// The version of this protocol; both sides must have the same.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// The longest line in bytes: the status of 10,000 peers with three routes each.
 const MAX_LINE: usize = 16 << 20;
@@ -123,6 +123,17 @@ pub(crate) enum Request {
         /// How often.
         count: u32,
     },
+    /// Tell how the NATs behave.
+    Check {
+        /// How long the survey may take.
+        wait_s: u64,
+    },
+    /// Tell why a connected peer is reached as it is.
+    Why {
+        /// Whom.
+        #[serde(with = "text")]
+        to: Destination,
+    },
     /// Tell once what the node knows and does.
     Status,
 }
@@ -130,8 +141,8 @@ pub(crate) enum Request {
 impl Needs {
     /// The needs of a command with these servers.
     pub(crate) fn new(choice: &ServerChoice) -> Self {
-        let relays = choice.relays.iter().map(PeerAddr::to_string).collect();
-        let stun = choice.stun.iter().map(HostAddr::to_string).collect();
+        let relays = choice.servers.relays.iter().map(PeerAddr::to_string).collect();
+        let stun = choice.servers.stun.iter().map(HostAddr::to_string).collect();
         Needs { relays, stun, relay_only: choice.relay_only, own_node: false }
     }
 }

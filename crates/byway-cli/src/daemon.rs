@@ -5,11 +5,13 @@
 
 mod attend;
 mod board;
+mod check;
 mod ping;
 mod pipe;
 mod reach;
 mod serve;
 mod status;
+mod why;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

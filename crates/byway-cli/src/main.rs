@@ -10,6 +10,7 @@ mod failure;
 mod grants;
 mod http;
 mod known;
+mod nat_words;
 mod output;
 mod session;
 mod signals;

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use crate::{
     control::event::{Event, Path, Serving},
     failure::Failure,
+    nat_words,
 };
 
 /// Where a command's words go.
@@ -106,7 +107,7 @@ fn describe(event: &Event) -> Words {
             let times = [min_ms, mean_ms, max_ms].map(|ms| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}")));
             return Words::Result(format!("{answered} of {sent} answered; least, mean, most: {} ms", times.join(", ")));
         }
-        Event::Status(_) | Event::Done | Event::Error(_) => return Words::None, // each has a place of its own
+        Event::Status(_) | Event::Check(_) | Event::Why(_) | Event::Done | Event::Error(_) => return Words::None, // each has a place of its own
         other => note(other),
     };
     Words::Note(text)
@@ -145,6 +146,16 @@ fn note(event: &Event) -> String {
         Event::SessionFailed { peer, service, message } => {
             format!("no connection with {} for `{service}`: {message}", short(peer))
         }
+        Event::NatChanged { families } => format!("NAT: {}", nat_words::line(families)),
+        Event::Checking { servers: 1, wait_s } => format!("asking one server, for {wait_s} s at most"),
+        Event::Checking { servers, wait_s } => format!("asking {servers} servers, for {wait_s} s at most"),
+        Event::MappingAdded { gateway, external, by, carrier: false } => {
+            format!("the gateway {gateway} forwards {external} to this node ({by})")
+        }
+        Event::MappingAdded { gateway, external, by, carrier: true } => {
+            format!("the gateway {gateway} forwards {external} to this node ({by}), but another NAT stands before it")
+        }
+        Event::MappingLost { gateway, message } => format!("the gateway {gateway} forwards nothing: {message}"),
         Event::Piping { peer } => format!("connected to {}", short(peer)),
         _ => String::new(),
     }

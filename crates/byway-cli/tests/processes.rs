@@ -142,12 +142,81 @@ fn the_demo_does_what_it_claims_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_check_against_a_relay_on_loopback_finds_an_address_that_nobody_translates() {
+    let scratch = Scratch::new("check");
+    let mut relay = scratch.start("relay", &["relay", "--listen", "127.0.0.1:0"]);
+    let address = relay.event("relay")["address"].as_str().unwrap().to_owned();
+    let check = scratch.json("alone", &["check", "--relay", &address]);
+    let family = &check["families"][0];
+    assert_eq!((family["family"].as_str(), family["untranslated"].as_bool()), (Some("ipv4"), Some(true)), "{check}");
+    assert!(family["public"].as_str().unwrap().starts_with("127.0.0.1:"), "{check}");
+    assert_eq!(check["outlook"][0]["path"], "direct", "{check}");
+    assert_eq!(check["servers"][0]["state"], "registered", "{check}");
+    // A node that runs already tells the same of its own port, also through a STUN server that the command brings.
+    let mut up = scratch.start("node", &["up"]);
+    let port = up.event("node")["addresses"][0].clone();
+    let stun = address.split_once('@').unwrap().1;
+    let check = scratch.json("node", &["check", "--stun", stun]);
+    assert_eq!(check["families"][0]["public"], port, "{check}");
+    assert_eq!(up.event("nat_changed")["families"][0]["untranslated"], true);
+    assert_eq!(scratch.json("node", &["status"])["nat"]["families"][0]["public"], port);
+}
+
+#[test]
+fn a_check_that_nobody_answers_ends_in_time_and_says_so() {
+    let scratch = Scratch::new("silent");
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = silent.local_addr().unwrap().to_string();
+    let began = Instant::now();
+    let check = scratch.json("a", &["check", "--stun", &server]);
+    assert_eq!(
+        (check["families"][0]["public"].clone(), check["families"][0]["udp"].as_bool()),
+        (Value::Null, Some(false))
+    );
+    assert_eq!(check["outlook"][0]["path"], "relay", "{check}");
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    let hasty = scratch.run("a", &["check", "--stun", &server, "--wait", "1"]);
+    let stderr = String::from_utf8_lossy(&hasty.stderr).into_owned();
+    assert_eq!(hasty.status.code(), Some(4), "{stderr}");
+    assert!(stderr.contains("--wait") && stderr.contains("an answer of each server"), "{stderr}");
+}
+
+#[test]
+fn why_says_that_two_nodes_on_one_machine_need_no_relay() {
+    let scratch = Scratch::new("why");
+    let echo = Echo::start();
+    let mut relay = scratch.start("relay", &["relay", "--listen", "127.0.0.1:0"]);
+    let address = relay.event("relay")["address"].as_str().unwrap().to_owned();
+    let mut serve = scratch.start("serve", &["serve", "echo", &echo.target(), "--relay", &address]);
+    let ticket = serve.event("ticket")["ticket"].as_str().unwrap().to_owned();
+    serve.event("relay_up");
+    let mut other = scratch.start("reach", &["up"]);
+    other.event("node");
+    let early = scratch.run("reach", &["why", &ticket]);
+    assert_eq!(early.status.code(), Some(4), "{early:?}");
+    assert!(String::from_utf8_lossy(&early.stderr).contains("byway ping"), "{early:?}");
+    let mut reach = scratch.start("reach", &["reach", &ticket]);
+    assert_echo(reach.event("listening")["address"].as_str().unwrap());
+    let peer = reach.event("dialling")["peer"].as_str().unwrap().to_owned();
+    let why = scratch.json("reach", &["why", &peer[..10]]);
+    assert_eq!((why["path"].as_str(), why["peer"].as_str()), (Some("direct"), Some(peer.as_str())), "{why}");
+    assert!(why["answer"].as_str().unwrap().contains("this machine"), "{why}");
+    assert_eq!(why["remedies"].as_array().unwrap().len(), 0, "{why}");
+    // The served side was never told of its peer by a ticket, but is connected to it.
+    let id = other.event("peer_up")["peer"].as_str().map(|_| scratch.json("reach", &["id"])).unwrap();
+    let seen = scratch.json("serve", &["why", &id["id"].as_str().unwrap()[..10]]);
+    assert_eq!(seen["path"], "direct", "{seen}");
+}
+
+#[test]
 fn bad_input_has_its_exit_code_and_says_what_to_do() {
     let scratch = Scratch::new("bad");
     let mut up = scratch.start("node", &["up"]);
-    let address = up.event("node")["addresses"][0].as_str().unwrap().to_owned();
-    let port = address.rsplit_once(':').unwrap().1;
+    let node = up.event("node");
+    let id = node["id"].as_str().unwrap();
+    let port = node["addresses"][0].as_str().unwrap().rsplit_once(':').unwrap().1;
     fs::write(scratch.0.join("taken.toml"), format!("ipv4 = \"127.0.0.1\"\nipv6 = false\nport = {port}\n")).unwrap();
+    fs::write(scratch.0.join("nat.toml"), "nat.probes = 1201\n").unwrap();
     fs::write(scratch.0.join("typo.toml"), "prot = 1\n").unwrap();
     fs::create_dir(scratch.0.join("damaged")).unwrap();
     fs::write(scratch.0.join("damaged/identity.key"), "byway-key-1 ed25519\nabc\n").unwrap();
@@ -164,6 +233,15 @@ fn bad_input_has_its_exit_code_and_says_what_to_do() {
         ("damaged", &["up"], 1, "backup"),
         (&long, &["up"], 1, "shorter --data-dir"),
         ("a", &["pipe", "--hide-addresses"], 2, "needs a relay"),
+        ("a", &["check"], 2, "name a relay"),
+        ("a", &["check", "--stun", "stun.invalid:3478"], 4, "stun.invalid:3478"),
+        ("a", &["check", "--stun", "127.0.0.1"], 2, "no port"),
+        ("a", &["--config", "taken.toml", "check", "--stun", "127.0.0.1:9"], 1, "in use"),
+        ("a", &["--config", "nat.toml", "up"], 2, "nat.probes is 1201, but its range is 0 to 1200"),
+        ("a", &["why", "abcdefgh"], 3, "byway up"),
+        ("node", &["why", "abcdefgh"], 2, "by a ticket first"),
+        ("node", &["why", "some-body"], 2, "neither a ticket"),
+        ("node", &["why", id], 2, "this node itself"),
     ] {
         let output = scratch.run(dir, args);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

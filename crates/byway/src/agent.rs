@@ -12,7 +12,7 @@ use std::{
 
 use byway_proto::{
     Instant, Rng,
-    nat::{self, AgentConfig, Counters, Explanation, NatReport, Signal},
+    nat::{self, AgentConfig, Explanation, NatReport, Signal},
     paths::{Input, PathsConfig, RouteKind},
     wire::probe,
 };
@@ -30,7 +30,7 @@ use crate::{
         routes::Via,
         track::Track,
     },
-    status::RouteReport,
+    status::{NatStatus, RouteReport},
     switch::SwitchRef,
     tasks::Tasks,
     watched::Watched,
@@ -62,8 +62,8 @@ pub(crate) enum Command {
     Server(SocketAddr),
     /// Tell why a connection is direct or is not.
     Explain { alias: SocketAddr, reply: oneshot::Sender<Option<Explanation>> },
-    /// Tell what the looking for paths has cost.
-    Spent { reply: oneshot::Sender<Counters> },
+    /// Tell what is known of the NATs.
+    Nat { reply: oneshot::Sender<NatStatus> },
     /// Measure the selected route with a probe of its own.
     Ping { alias: SocketAddr, reply: oneshot::Sender<PingReport> },
 }
@@ -128,11 +128,11 @@ impl AgentRef {
         explanation.await.ok().flatten()
     }
 
-    /// What the looking for paths has cost.
-    pub(crate) async fn spent(&self) -> Counters {
-        let (reply, spent) = oneshot::channel();
-        self.send(Command::Spent { reply }).await;
-        spent.await.unwrap_or_default()
+    /// What is known of the NATs, and what the looking for paths has cost.
+    pub(crate) async fn nat(&self) -> NatStatus {
+        let (reply, status) = oneshot::channel();
+        self.send(Command::Nat { reply }).await;
+        status.await.unwrap_or_default()
     }
 
     /// Measures the selected route; `None` if the connection is gone.
@@ -241,7 +241,11 @@ impl Agent {
                 let link = self.traversal.link(alias);
                 let _ = reply.send(link.and_then(|link| self.traversal.machine.explain(link)));
             }
-            Command::Spent { reply } => drop(reply.send(self.traversal.machine.counters())),
+            Command::Nat { reply } => {
+                let machine = &self.traversal.machine;
+                let (report, spent) = (machine.report().clone(), machine.counters());
+                let _ = reply.send(NatStatus { report, spent, awaited: machine.awaits() });
+            }
             Command::AddRoute { track, via } => self.add_route(&track, via),
             Command::Report { alias, reply } => {
                 let report = self.peers.get(&alias).map(|peer| peer.report(self.mux.now())).unwrap_or_default();

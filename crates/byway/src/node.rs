@@ -34,7 +34,7 @@ use crate::{
     protocol::{Peers, Protocol, RegisterError, Registry},
     quic::endpoint::{Endpoint, EndpointError},
     relay::{client::Relays, server::RelayShell},
-    status::{NatStatus, NodeStatus, PeerStatus},
+    status::{NodeStatus, PeerStatus},
     switch::{self, Command, SwitchRef},
     tasks::Tasks,
 };
@@ -306,7 +306,7 @@ impl Node {
             relays: core.relays.status(core).await,
             mappings: core.port_mappings.status(core.mux.now()),
             peers,
-            nat: NatStatus { report: core.agent.nat_report(), spent: core.agent.spent().await },
+            nat: core.agent.nat().await,
             serving: core.serving.as_ref().map(|shell| shell.status()),
             dropped: core.dropped(),
             aliases: core.mux.routes.read().len(),

@@ -46,13 +46,15 @@ pub struct NodeStatus {
 }
 
 /// What a node knows of its NATs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct NatStatus {
     /// What its survey has found.
     pub report: NatReport,
     /// What the looking for direct paths has cost so far.
     pub spent: Counters,
+    /// What the report still lacks and may get within seconds, if anything.
+    pub awaited: Option<&'static str>,
 }
 
 /// A relay as this node uses it.

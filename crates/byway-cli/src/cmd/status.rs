@@ -6,9 +6,10 @@ use super::Shell;
 use crate::{
     control::{
         Event, Request,
-        event::{Path, Peer, Route, Status},
+        event::{Path, Peer, Route, Status, nat::Mapping},
     },
     failure::Failure,
+    nat_words::line,
     output::{audience, short},
     session::{self, Session},
 };
@@ -39,6 +40,7 @@ fn describe(status: &Status) -> String {
         vec![short(&relay.id).into(), address, relay.state.clone(), ms(relay.rtt_ms)]
     });
     part("relays", &["id", "address", "state", "rtt"], relays.collect());
+    part("port mapping", &["gateway", "forwards", "by", "state"], status.mappings.iter().map(mapping_row).collect());
     let serving = status
         .serving
         .iter()
@@ -70,6 +72,7 @@ fn head(status: &Status) -> String {
         ["data".into(), status.data_dir.clone()],
         ["up for".into(), format!("{:.0} s", status.uptime_s)],
         ["listens on".into(), addresses.join(", ")],
+        ["NAT".into(), line(&status.nat.families)],
         ["used by".into(), processes.join(", ")],
     ];
     if let Some(relaying) = &status.relaying {
@@ -101,7 +104,15 @@ fn route_row(id: String, route: &Route) -> Vec<String> {
     ]
 }
 
-fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
+/// What a gateway does with the node's port.
+pub(super) fn mapping_row(mapping: &Mapping) -> Vec<String> {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let external = mapping.external.map(|external| external.to_string());
+    vec![mapping.gateway.to_string(), or_dash(external), or_dash(mapping.by.clone()), mapping.state.clone()]
+}
+
+/// Rows in columns, with a heading if there is one.
+pub(super) fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING);
     if !columns.is_empty() {
@@ -133,7 +144,7 @@ pub(super) fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::event::{Registration, Serving};
+    use crate::control::event::{Registration, Serving, nat::Nat};
 
     fn status() -> Status {
         Status {
@@ -145,6 +156,8 @@ mod tests {
             addresses: vec!["127.0.0.1:9".parse().unwrap()],
             relays: Vec::new(),
             peers: Vec::new(),
+            nat: Nat::default(),
+            mappings: Vec::new(),
             serving: Vec::new(),
             reaching: Vec::new(),
             relaying: None,

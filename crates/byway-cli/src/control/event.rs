@@ -1,9 +1,15 @@
 //! What a node tells a command, and what a command prints with `--json`; `docs/cli.md` explains each field.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+pub(crate) mod nat;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
+use self::nat::{Check, Family, Mapping, Nat, Why};
 use crate::failure::Failure;
 
 /// One object of the control socket and of `--json`.
@@ -52,6 +58,18 @@ pub(crate) enum Event {
     NoPong { peer: String, seq: u32, message: String },
     /// All pings are through; the times are `null` if none was answered.
     Pinged { peer: String, sent: u32, answered: u32, min_ms: Option<f64>, mean_ms: Option<f64>, max_ms: Option<f64> },
+    /// This many servers are asked how the NATs behave, for this many seconds at most.
+    Checking { servers: usize, wait_s: u64 },
+    /// How the NATs behave.
+    Check(Box<Check>),
+    /// The survey has learned something new.
+    NatChanged { families: Vec<Family> },
+    /// A gateway forwards the node's port.
+    MappingAdded { gateway: IpAddr, external: SocketAddr, by: String, carrier: bool },
+    /// A gateway no longer does.
+    MappingLost { gateway: IpAddr, message: String },
+    /// Why a peer is reached as it is.
+    Why(Box<Why>),
     /// What the node knows and does.
     Status(Box<Status>),
     /// The work is done. Never printed.
@@ -81,6 +99,10 @@ pub(crate) struct Status {
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) relays: Vec<Registration>,
     pub(crate) peers: Vec<Peer>,
+    /// How the NATs behave, and what the looking for direct paths has cost.
+    pub(crate) nat: Nat,
+    /// What the gateways forward by themselves.
+    pub(crate) mappings: Vec<Mapping>,
     pub(crate) serving: Vec<Serving>,
     pub(crate) reaching: Vec<Reaching>,
     pub(crate) relaying: Option<Relaying>,

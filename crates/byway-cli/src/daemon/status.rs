@@ -2,13 +2,16 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use byway::{Event as NodeEvent, NodeStatus, PeerId, PeerStatus, RelayStatus, RouteReport};
+use byway::{Event as NodeEvent, MappingStatus, NatStatus, NodeStatus, PeerId, PeerStatus, RelayStatus, RouteReport};
 
 use super::{Daemon, attend::Report};
 use crate::{
     control::{
         Event,
-        event::{Peer, Registration, Relaying, Route, Status, milliseconds},
+        event::{
+            Peer, Registration, Relaying, Route, Status, milliseconds,
+            nat::{Family, Mapping, Nat},
+        },
     },
     failure::{Failure, printable},
 };
@@ -25,6 +28,8 @@ pub(super) async fn read(daemon: &Daemon) -> Status {
         addresses: node.addrs,
         relays: node.relays.iter().map(registration).collect(),
         peers: node.peers.into_iter().map(peer).collect(),
+        nat: nat(&node.nat),
+        mappings: mappings(&node.mappings),
         serving: daemon.serving.read(),
         reaching: daemon.reaching.read(),
         relaying: node.serving.map(|relay| Relaying {
@@ -46,6 +51,28 @@ fn registration(relay: &RelayStatus) -> Registration {
         observed: relay.observed,
         state: printable(&relay.state),
         rtt_ms: relay.rtt.map(milliseconds),
+    }
+}
+
+/// What the gateways forward.
+pub(super) fn mappings(gateways: &[MappingStatus]) -> Vec<Mapping> {
+    let mapping = |mapping: &MappingStatus| Mapping {
+        gateway: mapping.gateway,
+        external: mapping.external,
+        by: mapping.by.map(|by| by.to_string()),
+        carrier: mapping.carrier,
+        expires_s: mapping.expires.map(|expires| expires.as_secs()),
+        state: printable(&mapping.state),
+    };
+    gateways.iter().map(mapping).collect()
+}
+
+fn nat(nat: &NatStatus) -> Nat {
+    Nat {
+        families: Family::list(&nat.report),
+        mappings: nat.spent.mappings_max_per_dial,
+        probes: nat.spent.probes_max_per_dial,
+        pps: nat.spent.per_second_max,
     }
 }
 
@@ -98,6 +125,13 @@ pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Fai
             NodeEvent::PeerDown { peer, reason } => {
                 report.tell(Event::PeerDown { peer: peer.to_string(), message: reason.to_string() });
             }
+            NodeEvent::MappingAdded { gateway, external, by, carrier, .. } => {
+                report.tell(Event::MappingAdded { gateway, external, by: by.to_string(), carrier });
+            }
+            NodeEvent::MappingLost { gateway, why, .. } => {
+                report.tell(Event::MappingLost { gateway, message: printable(&why) });
+            }
+            NodeEvent::NatChanged(found) => report.tell(Event::NatChanged { families: Family::list(&found) }),
             event => relays.tell(&event, &report),
         }
     }

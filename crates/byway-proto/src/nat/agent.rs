@@ -126,6 +126,11 @@ impl Agent {
         &self.host.report
     }
 
+    /// What [`report`](Self::report) still lacks and may get within seconds.
+    pub fn awaits(&self) -> Option<&'static str> {
+        self.survey.awaits()
+    }
+
     /// What traversal has cost so far.
     pub fn counters(&self) -> Counters {
         self.host.budget.counters()

@@ -98,8 +98,8 @@ impl Survey {
             _ => return,
         }
         for (family, usable) in [
-            (&mut self.ipv4, interfaces.iter().any(|ip| ip.is_ipv4() && leads_out(ip))),
-            (&mut self.ipv6, interfaces.iter().any(|ip| ip.is_ipv6() && leads_out(ip))),
+            (&mut self.ipv4, interfaces.iter().any(|ip| ip.is_ipv4() && leads_out(ip, tools))),
+            (&mut self.ipv6, interfaces.iter().any(|ip| ip.is_ipv6() && leads_out(ip, tools))),
         ] {
             if usable {
                 family.ask(&self.servers, tools);
@@ -120,6 +120,11 @@ impl Survey {
         [self.ipv4.timeout(), self.ipv6.timeout()].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
+    /// What the report still lacks and may get within seconds; the lifetime of mappings, which takes minutes, is not waited for.
+    pub fn awaits(&self) -> Option<&'static str> {
+        self.ipv4.awaits().or(self.ipv6.awaits())
+    }
+
     /// What was found in this network so far.
     pub fn report(&self) -> &NatReport {
         &self.report
@@ -138,8 +143,12 @@ impl Survey {
     }
 }
 
-/// Whether packets of an interface with this address get anywhere.
-fn leads_out(ip: &IpAddr) -> bool {
+/// Whether packets of an interface with this address get to where the servers are.
+fn leads_out(ip: &IpAddr, tools: &Tools<'_>) -> bool {
+    tools.loopback_only() || is_outward(ip)
+}
+
+fn is_outward(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
         IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
@@ -150,7 +159,7 @@ fn leads_out(ip: &IpAddr) -> bool {
 /// than the core sees; or all interfaces have carriers' addresses (one that has is a VPN's).
 fn carrier(interfaces: &[IpAddr], external: Option<IpAddr>, public: Option<SocketAddr>) -> Option<bool> {
     let public = public?;
-    let mut outward = interfaces.iter().filter(|ip| ip.is_ipv4() && leads_out(ip)).peekable();
+    let mut outward = interfaces.iter().filter(|ip| ip.is_ipv4() && is_outward(ip)).peekable();
     if outward.peek().is_some() && outward.all(|ip| is_carriers(*ip)) {
         return Some(true);
     }

@@ -235,8 +235,11 @@ impl Agent {
 
     /// The node may be on another network.
     pub(super) fn network_changed(&mut self) {
-        let interfaces: Vec<IpAddr> =
-            self.traversal.net.interfaces().into_iter().map(|interface| interface.ip).collect();
+        let bound = self.mux.sockets.own().filter_map(|socket| socket.local_addr().ok());
+        let (any, one): (Vec<IpAddr>, Vec<IpAddr>) = bound.map(|addr| addr.ip()).partition(|ip| ip.is_unspecified());
+        let interfaces = self.traversal.net.interfaces().into_iter().map(|interface| interface.ip);
+        let heard = interfaces.filter(|ip| any.iter().any(|bound| bound.is_ipv4() == ip.is_ipv4()));
+        let interfaces: Vec<IpAddr> = heard.chain(one).collect();
         self.traverse(Input::Network(interfaces));
     }
 

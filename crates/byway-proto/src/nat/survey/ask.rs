@@ -105,6 +105,11 @@ impl Tools<'_> {
         socket
     }
 
+    /// Whether the node is heard on its own machine alone, so that its servers are there too.
+    pub(super) fn loopback_only(&self) -> bool {
+        self.interfaces.iter().all(IpAddr::is_loopback)
+    }
+
     pub(super) fn close(&mut self, socket: SocketId) {
         self.outputs.push_back(Output::Close { socket });
     }

@@ -70,11 +70,30 @@ impl Family {
         !self.ready && !self.servers.is_empty()
     }
 
+    /// What the report still lacks and may get within seconds.
+    pub(super) fn awaits(&self) -> Option<&'static str> {
+        let any = |purposes: &[Purpose]| purposes.iter().any(|purpose| self.asks.any(*purpose));
+        if self.is_under_way() || any(&[Purpose::Main]) {
+            Some("an answer of each server")
+        } else if self.burst.is_some() || any(&[Purpose::Fresh]) {
+            Some("how the NAT numbers its ports")
+        } else if any(&[Purpose::Other, Purpose::FromAnyAddress, Purpose::FromAnyPort]) {
+            Some("how the NAT filters")
+        } else if any(&[Purpose::Hairpin]) {
+            Some("whether the node reaches itself")
+        } else {
+            None
+        }
+    }
+
     /// Asks these servers, all at once; those known already only if their answers were not enough.
     pub(super) fn ask(&mut self, listed: &[SocketAddr], tools: &mut Tools<'_>) {
         let mut known = self.servers.clone();
         for server in listed.iter().filter(|server| server.is_ipv6() == self.ipv6) {
-            if known.len() < MAX_SERVERS && !known.contains(server) && is_probeable(*server, false).is_ok() {
+            if known.len() < MAX_SERVERS
+                && !known.contains(server)
+                && is_probeable(*server, tools.loopback_only()).is_ok()
+            {
                 known.push(*server);
             }
         }
@@ -199,7 +218,7 @@ impl Family {
         }
         // behind a NAT a private address is somebody's lie, or of use within his walls only
         let believed = tools.interfaces.contains(&mapped.ip()) || !is_private(mapped.ip());
-        if mapped.is_ipv6() != self.ipv6 || is_probeable(mapped, false).is_err() || !believed {
+        if mapped.is_ipv6() != self.ipv6 || is_probeable(mapped, tools.loopback_only()).is_err() || !believed {
             return;
         }
         self.seen.retain(|seen| (seen.socket, seen.server) != (socket, server));

@@ -434,3 +434,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_node_on_loopback_alone_asks_servers_there_and_nobody_else_does() {
+    let mut survey = Survey::new(&[7; 32]);
+    let mut sockets = SocketIds::default();
+    let own: SocketAddr = "127.0.0.1:5".parse().unwrap();
+    let server: SocketAddr = "127.0.0.1:9".parse().unwrap();
+    let mut ask = |input: Input| {
+        survey.handle_input(&input, &mut sockets, Instant::START);
+        core::iter::from_fn(|| survey.poll_output()).collect::<Vec<_>>()
+    };
+    ask(Input::Network(vec![own.ip(), "192.168.1.2".parse().unwrap()]));
+    assert_eq!(ask(Input::Servers(vec![server])), []);
+    let asked = ask(Input::Network(vec![own.ip()]));
+    let datagram = asked.iter().find_map(|output| match output {
+        Output::Stun { socket: SocketId::MAIN, datagram, .. } => Some(datagram),
+        _ => None,
+    });
+    let request = Request::parse(datagram.unwrap()).unwrap();
+    let datagram = binding_response(request.txid, own);
+    ask(Input::Stun { socket: SocketId::MAIN, from: server, datagram });
+    assert!(survey.awaits().is_some(), "a fresh socket's answer");
+    for socket in sockets_opened(&asked) {
+        survey.handle_input(&Input::Opened { socket, local: None }, &mut sockets, Instant::START);
+    }
+    survey.handle_input(&Input::Timeout, &mut sockets, Instant::START + ms(20));
+    let found = survey.report().ipv4.clone().unwrap();
+    assert_eq!((found.public, found.untranslated, survey.awaits()), (Some(own), true, None));
+}
+
+fn sockets_opened(outputs: &[Output]) -> Vec<SocketId> {
+    let opened =
+        outputs.iter().map(|output| if let Output::Open { socket, .. } = output { Some(*socket) } else { None });
+    opened.flatten().collect()
+}

@@ -1,0 +1,124 @@
+//! `byway why`: why a connected peer is reached directly, or why it is not.
+
+use super::{Shell, status::table};
+use crate::{
+    args::WhyArgs,
+    control::{
+        Event, Request,
+        event::nat::{Attempt, Family, Why},
+    },
+    failure::Failure,
+    nat_words::{name, properties},
+    output::{short, way},
+    session::{self, Session},
+};
+
+/// Prints the reason once; it needs a node that runs.
+pub(super) async fn run(shell: Shell, args: WhyArgs) -> Result<(), Failure> {
+    let to = args.to.parse().map_err(Failure::usage)?;
+    let dir = session::data_dir(&shell.global)?;
+    let mut session = Session::attach(&dir, "why").await?;
+    session.request(&Request::Why { to }).await?;
+    while let Some(event) = session.next().await? {
+        match event {
+            Event::Why(why) if !shell.output.is_json() => shell.output.result(&describe(&why)),
+            event => shell.output.event(&event),
+        }
+    }
+    Ok(())
+}
+
+fn describe(why: &Why) -> String {
+    let mut parts = vec![format!("{} is reached {}: {}", short(&why.peer), way(why.path), why.answer)];
+    parts.extend(reports(why));
+    if !why.plans.is_empty() {
+        let rows = why.plans.iter().map(|plan| vec![name(plan.family).into(), plan.plan.clone()]).collect();
+        parts.push(format!("what follows from both reports\n{}", table(&[], rows)));
+    }
+    if !why.attempts.is_empty() {
+        let columns = ["means", "began", "took", "addresses", "sockets", "guesses", "packets", "outcome"];
+        let rows = why.attempts.iter().map(|attempt| attempt_row(attempt, why.candidates)).collect();
+        parts.push(format!("what was tried\n{}", table(&columns, rows)));
+    }
+    if !why.refused.is_empty() {
+        let rows = why.refused.iter().map(|why| vec![format!("- {why}")]).collect();
+        parts.push(format!("addresses that the peer told and that are not tried\n{}", table(&[], rows)));
+    }
+    if !why.remedies.is_empty() {
+        let rows = why.remedies.iter().map(|remedy| vec![format!("- {remedy}")]).collect();
+        parts.push(format!("what would help\n{}", table(&[], rows)));
+    }
+    parts.join("\n\n")
+}
+
+/// Both reports side by side, one table for each family that either side has told of.
+fn reports(why: &Why) -> Vec<String> {
+    use crate::control::event::nat::Ip;
+    let of = |families: &[Family], ip| families.iter().find(|family| family.family == ip).cloned();
+    let theirs = why.theirs.as_deref().unwrap_or_default();
+    let pairs = [Ip::Ipv4, Ip::Ipv6].map(|ip| (ip, of(&why.ours, ip), of(theirs, ip)));
+    let told = pairs.into_iter().filter(|(_, ours, theirs)| ours.is_some() || theirs.is_some());
+    told.map(|(ip, ours, theirs)| {
+        let (ours, theirs) = (ours.as_ref().map(properties), theirs.as_ref().map(properties));
+        let (ours, theirs) = (ours.unwrap_or_default(), theirs.unwrap_or_default());
+        let longer = if ours.len() < theirs.len() { &theirs } else { &ours };
+        let value = |side: &[crate::nat_words::Property], name| {
+            side.iter().find(|it| it.name == name).map_or_else(|| "-".to_owned(), |it| it.value.clone())
+        };
+        let rows = longer.iter().map(|it| vec![it.name.into(), value(&ours, it.name), value(&theirs, it.name)]);
+        table(&[name(ip), "this side", "the peer's side"], rows.collect())
+    })
+    .collect()
+}
+
+fn attempt_row(attempt: &Attempt, candidates: usize) -> Vec<String> {
+    vec![
+        attempt.means.clone(),
+        format!("{:.0} s ago", attempt.ago_s),
+        format!("{:.1} s", attempt.took_ms / 1e3),
+        candidates.to_string(),
+        attempt.mappings.to_string(),
+        attempt.probes.to_string(),
+        attempt.packets.to_string(),
+        attempt.outcome.clone(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        control::event::{
+            Path,
+            nat::{Ip, Plan},
+        },
+        nat_words::tests::hard,
+    };
+
+    #[test]
+    fn the_answer_comes_first_and_the_remedies_last() {
+        let why = Why {
+            peer: "ahlvvgabqkyqahlv".into(),
+            path: Path::Relay,
+            answer: "because".into(),
+            ours: vec![hard()],
+            theirs: Some(vec![Family { public: None, udp: false, ..hard() }]),
+            plans: vec![Plan { family: Ip::Ipv4, plan: "relay only".into() }],
+            candidates: 2,
+            refused: vec!["port 0 is no destination".into()],
+            attempts: vec![Attempt {
+                means: "many ports".into(),
+                ago_s: 3.0,
+                took_ms: 5_000.0,
+                mappings: 256,
+                probes: 1_200,
+                packets: 1_300,
+                outcome: "no answer".into(),
+            }],
+            remedies: vec!["use IPv6".into()],
+        };
+        let text = describe(&why);
+        assert!(text.starts_with("ahlvvgabqk is reached over the relay: because\n"), "{text}");
+        assert!(text.ends_with("- use IPv6") && text.contains("the peer's side") && text.contains("1200"), "{text}");
+    }
+}

@@ -1,0 +1,149 @@
+//! Why a peer is reached as it is.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use byway::{
+    NodeStatus, PathKind, PeerId,
+    nat::{self, Explanation, Outcome},
+};
+
+use super::{Daemon, attend::Report};
+use crate::{
+    control::{
+        Event,
+        event::{
+            Path, milliseconds,
+            nat::{Attempt, Family, Ip, Plan, Why},
+        },
+    },
+    failure::{Exit, Failure},
+    target::{Destination, PeerName},
+};
+
+/// Tells why a connected peer is reached directly, or why it is not.
+pub(super) async fn run(daemon: Arc<Daemon>, to: Destination, report: Report) -> Result<(), Failure> {
+    let peer = find(&daemon, &to)?;
+    let Some(explanation) = daemon.node.why(peer).await else {
+        let (short, whole) = (peer.short(), peer);
+        return Err(Failure::new(
+            Exit::Unreachable,
+            format!(
+                "{short} is not connected, so there is nothing to explain; reach it first, for instance by `byway ping {whole}`, \
+                 and ask again while a node runs here"
+            ),
+        ));
+    };
+    let status = daemon.node.status().await;
+    report.tell(Event::Why(Box::new(why(&explanation, &status, peer, daemon.settings.relay_only))));
+    Ok(())
+}
+
+/// The peer that is meant: one that is connected, or one that is known.
+fn find(daemon: &Daemon, to: &Destination) -> Result<PeerId, Failure> {
+    let peer = match to {
+        Destination::Ticket(ticket) => ticket.peer,
+        Destination::Known { peer: PeerName::Id(id), .. } => *id,
+        Destination::Known { peer: name, .. } => {
+            let connected = daemon.node.peers();
+            let mut meant = connected.iter().filter(|id| name.matches(id));
+            match (meant.next(), meant.next()) {
+                (Some(id), None) => *id,
+                (Some(_), Some(_)) => {
+                    return Err(Failure::usage(format!("several peers' ids begin with {name}; write more of it")));
+                }
+                (None, _) => daemon.find(to)?.peer,
+            }
+        }
+    };
+    match peer == daemon.node.id() {
+        true => Err(Failure::usage("that is this node itself; name a peer, as `byway status` lists them")),
+        false => Ok(peer),
+    }
+}
+
+fn why(explanation: &Explanation, status: &NodeStatus, peer: PeerId, relay_only: bool) -> Why {
+    let routes = status.peers.iter().find(|status| status.id == peer).map(|status| status.routes.as_slice());
+    let routes = routes.unwrap_or_default();
+    let selected = routes.iter().find(|route| route.selected);
+    let remote = selected.filter(|route| route.path == PathKind::Direct).map(|route| route.remote.ip().to_canonical());
+    let theirs = explanation.theirs.as_ref().map(|report| {
+        let mut families = Family::list(report);
+        for family in &mut families {
+            // what `status` shows of the peer and no more
+            family.public = family.public.filter(|public| routes.iter().any(|route| route.remote == *public));
+        }
+        families
+    });
+    let plans = [(Ip::Ipv4, explanation.ipv4), (Ip::Ipv6, explanation.ipv6)];
+    Why {
+        peer: peer.to_string(),
+        path: if remote.is_some() { Path::Direct } else { Path::Relay },
+        answer: match remote {
+            Some(ip) => why_direct(explanation, ip),
+            None => why_relayed(explanation, relay_only),
+        },
+        ours: Family::list(&explanation.ours),
+        theirs,
+        plans: plans.into_iter().filter_map(|(family, plan)| Some(Plan { family, plan: plan?.to_string() })).collect(),
+        candidates: explanation.candidates.len(),
+        refused: explanation.refused.iter().map(|(_, why)| why.to_string()).collect(),
+        attempts: explanation.attempts.iter().map(|it| attempt(it, status.uptime)).collect(),
+        remedies: match remote {
+            Some(_) => Vec::new(),
+            None => explanation.remedies.iter().map(ToString::to_string).collect(),
+        },
+    }
+}
+
+fn why_direct(explanation: &Explanation, remote: IpAddr) -> String {
+    let (plan, is_local) = match remote {
+        IpAddr::V4(ip) => (explanation.ipv4, ip.is_private() || ip.is_link_local()),
+        IpAddr::V6(ip) => (explanation.ipv6, ip.is_unique_local() || ip.is_unicast_link_local()),
+    };
+    if remote.is_loopback() {
+        return "both nodes run on this machine".into();
+    }
+    match plan {
+        _ if is_local => "the peer answers at an address of a private network that both are on".into(),
+        Some(plan) if !matches!(plan, nat::Plan::RelayOnly(_)) => plan.to_string(),
+        _ => "the peer answers at an address that it told, whatever the reports say".into(),
+    }
+}
+
+fn why_relayed(explanation: &Explanation, relay_only: bool) -> String {
+    if relay_only {
+        return "this node is told to use relays only".into();
+    }
+    let plans: Vec<nat::Plan> = [explanation.ipv4, explanation.ipv6].into_iter().flatten().collect();
+    let last = explanation.attempts.last();
+    if let Some(running) = last.filter(|attempt| attempt.outcome == Outcome::Running) {
+        return format!("a direct path is still looked for, by {}", running.means);
+    }
+    if let Some(nat::Plan::RelayOnly(obstacle)) = plans.first()
+        && plans.iter().all(|plan| matches!(plan, nat::Plan::RelayOnly(_)))
+    {
+        return obstacle.to_string();
+    }
+    match (last, &explanation.theirs) {
+        (None, _) if explanation.candidates.is_empty() => "the peer has told no address that may be tried".into(),
+        (None, _) => "no direct path has been looked for yet".into(),
+        (Some(last), None) => format!("{}: {}; the peer has not told how its NATs behave", last.means, last.outcome),
+        (Some(last), Some(_)) => {
+            let plan = plans.iter().find(|plan| !matches!(plan, nat::Plan::RelayOnly(_)));
+            let plan = plan.map_or_else(String::new, |plan| format!(" (the plan was {plan})"));
+            format!("{}: {}{plan}", last.means, last.outcome)
+        }
+    }
+}
+
+fn attempt(attempt: &nat::Attempt, uptime: Duration) -> Attempt {
+    Attempt {
+        means: attempt.means.to_string(),
+        ago_s: uptime.saturating_sub(attempt.began.since_start()).as_millis() as f64 / 1e3,
+        took_ms: milliseconds(attempt.took),
+        mappings: attempt.mappings,
+        probes: attempt.probes,
+        packets: attempt.packets,
+        outcome: attempt.outcome.to_string(),
+    }
+}
