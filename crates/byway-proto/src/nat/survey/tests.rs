@@ -137,8 +137,8 @@ fn one_server_tells_address_and_ports_but_no_mapping() {
 #[test]
 fn one_relay_of_two_ports_tells_easy_nats_from_hard_ones() {
     let addr = relays()[0].addr;
-    let second = Server { addr: SocketAddr::new(addr.ip(), addr.port() + 1), ..relays()[0].clone() };
-    let servers = vec![relays()[0].clone(), second];
+    let second = Server { addr: SocketAddr::new(addr.ip(), addr.port() + 1), ..relays()[0] };
+    let servers = vec![relays()[0], second];
     for (nat, mapping) in [
         (home(), Mapping::EndpointIndependent),
         (symmetric(Ports::Random), Mapping::AddressAndPortDependent),
