@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Stop, bench, command, demo, fuzz, interop, lab, no_std, sim, sizes};
+use crate::{Stop, bench, command, demo, fuzz, heritage, interop, lab, no_std, sim, sizes};
 
 /// One check.
 struct Step {
@@ -15,6 +15,7 @@ struct Step {
 const STEPS: &[Step] = &[
     Step { name: "fmt", what: "cargo fmt --all --check, and in fuzz/", run: fmt },
     Step { name: "sizes", what: "cargo xtask sizes", run: sizes::run },
+    Step { name: "heritage", what: "cargo xtask heritage", run: heritage::run },
     Step { name: "clippy", what: "cargo clippy --workspace --all-targets -- -D warnings", run: clippy },
     Step { name: "doc", what: "RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps", run: doc },
     Step { name: "no-std", what: "cargo xtask no-std", run: no_std::run },

@@ -11,6 +11,7 @@ mod check;
 mod command;
 mod demo;
 mod fuzz;
+mod heritage;
 mod lab;
 mod no_std;
 mod rows;
@@ -20,6 +21,7 @@ mod sizes;
 const USAGE: &str = "usage: cargo xtask <command>
   check [STEP...]                   everything that continuous integration runs, or the named steps of it
   sizes                             files of at most 500 lines, functions of at most 80, structs of at most 15 fields
+  heritage                          every test that docs/heritage.md names exists
   no-std                            byway-proto and all that it links stand without std
   sim [--nodes N]                   the simulator's scale table: one seed, one hash, in two processes
   demo                              the main job, over the direct path and over the relay only
@@ -69,10 +71,11 @@ fn run(name: &str, args: &[String]) -> Result<(), Stop> {
         "bench" => bench::run(args),
         "fuzz" => fuzz::run(args),
         "sim" => sim::run(args),
-        "sizes" | "no-std" | "demo" if !args.is_empty() => {
+        "sizes" | "heritage" | "no-std" | "demo" if !args.is_empty() => {
             Err(Stop::Usage(format!("takes no arguments, got `{}`", args.join(" "))))
         }
         "sizes" => sizes::run(),
+        "heritage" => heritage::run(),
         "no-std" => no_std::run(),
         "demo" => demo::run(),
         "lab" => lab::run(args),

@@ -6,7 +6,7 @@ mod traversal;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Signal { alias: SocketAddr, signal: Signal },
     /// This address answers STUN.
     Server(SocketAddr),
+    /// The gateway says that this is its own public address.
+    External(IpAddr),
     /// Tell why a connection is direct or is not.
     Explain { alias: SocketAddr, reply: oneshot::Sender<Option<Explanation>> },
     /// Tell what is known of the NATs.
@@ -107,6 +109,11 @@ impl AgentRef {
     /// Sends a request; lost if the node is closing.
     pub(crate) async fn send(&self, command: Command) {
         let _ = self.commands.send(command).await;
+    }
+
+    /// Sends a request that may be lost while many others wait.
+    pub(crate) fn try_send(&self, command: Command) {
+        let _ = self.commands.try_send(command);
     }
 
     /// The routes of a connection; empty if there is no such connection.
@@ -237,6 +244,7 @@ impl Agent {
             }
             Command::Signal { alias, signal } => self.traverse_link(alias, |link| nat::Input::Signal { link, signal }),
             Command::Server(addr) => self.add_server(addr),
+            Command::External(ip) => self.traverse(nat::Input::External(ip)),
             Command::Explain { alias, reply } => {
                 let link = self.traversal.link(alias);
                 let _ = reply.send(link.and_then(|link| self.traversal.machine.explain(link)));

@@ -192,7 +192,12 @@ impl OsUdpSocket {
     }
 
     fn send(&self, state: &UdpSocketState, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || state.try_send((&self.io).into(), transmit))
+        let send = || state.try_send((&self.io).into(), transmit);
+        match self.io.try_io(Interest::WRITABLE, send) {
+            // The runtime does not know yet that a new socket can send; of a full one it has just learned.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => send(),
+            sent => sent,
+        }
     }
 
     /// Sends without offload. What follows the first datagram is lost where the socket is full: to say so would send the
@@ -337,7 +342,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_that_the_kernel_does_not_segment_is_sent_datagram_by_datagram() {
-        let (from, to) = (socket().await, socket().await);
+        let (from, to) = (socket(), socket());
         for _ in 0..2 {
             let contents = [7; 10 * TOO_MANY];
             from.try_send(&transmit(to.local_addr().unwrap(), &contents, Some(10))).unwrap();
@@ -345,10 +350,19 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_new_socket_sends_at_once_and_may_bound_the_hops() {
+        let (from, to) = (socket(), socket());
+        let transmit = transmit(to.local_addr().unwrap(), &[7; 100], None);
+        from.try_send_limited(&transmit, 1).unwrap();
+        from.try_send(&transmit).unwrap();
+        assert_eq!(receive(&*to).await, 200);
+    }
+
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn a_destination_that_cannot_be_does_not_cost_the_socket_its_offload() {
-        let (from, to) = (socket().await, socket().await);
+        let (from, to) = (socket(), socket());
         let segments = from.max_transmit_segments();
         let outside = SocketAddr::from(([192, 0, 2, 1], 4_000)); // a loopback socket cannot send there: EINVAL
         for segment in [None, Some(10)] {
@@ -359,10 +373,8 @@ mod tests {
         assert_eq!(receive(&*to).await, 100);
     }
 
-    async fn socket() -> Arc<dyn UdpSocket> {
-        let socket = Os.bind_udp((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        Arc::clone(&socket).writable().await.unwrap(); // the runtime does not know that before
-        socket
+    fn socket() -> Arc<dyn UdpSocket> {
+        Os.bind_udp((Ipv4Addr::LOCALHOST, 0).into()).unwrap()
     }
 
     fn transmit(destination: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> Transmit<'_> {

@@ -30,9 +30,6 @@ use crate::{core::Core, event::Event, status::MappingStatus, switch::Command};
 /// How long after a change of the interfaces the gateways are read once more: the default route often comes last.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// How long a new socket may take until it can send.
-const OPEN_WAIT: Duration = Duration::from_millis(100);
-
 /// Errors of one socket that are passed over before the others get their turn: each request can lead to one.
 const MAX_ERRORS: usize = 8;
 
@@ -162,7 +159,7 @@ impl Mapper {
         let locals: BTreeSet<IpAddr> = gateways.iter().map(|gateway| gateway.local).collect();
         for local in locals {
             if !self.sockets.iter().any(|bound| bound.local == local) {
-                self.open(local).await;
+                self.open(local);
             }
         }
         gateways.retain(|gateway| self.sockets.iter().any(|bound| bound.local == gateway.local));
@@ -171,11 +168,9 @@ impl Mapper {
     }
 
     /// Opens a socket on one of our addresses.
-    async fn open(&mut self, local: IpAddr) {
+    fn open(&mut self, local: IpAddr) {
         match self.core.net.bind_udp(SocketAddr::new(local, 0)) {
             Ok(socket) => {
-                // A new socket refuses to send until the runtime has heard of it.
-                let _ = time::timeout(OPEN_WAIT, Arc::clone(&socket).writable()).await;
                 let buffer = vec![0; pcp::MAX_LEN * socket.max_receive_segments().max(1)];
                 self.sockets.push(Bound { local, socket, buffer });
             }
@@ -221,6 +216,9 @@ impl Mapper {
             format!("mapped by {by}")
         };
         let before = self.set(gateway, port, Some(mapping), words);
+        if before.is_none_or(|before| before.external.ip() != external.ip()) {
+            self.core.agent.try_send(crate::agent::Command::External(external.ip()));
+        }
         if before.is_none_or(|before| (before.external, before.by) != (external, by)) {
             info!(%by, carrier, "port mapped");
             debug!(%external, gateway = %gateway.addr, port = port.number, "mapped at this gateway");
