@@ -12,7 +12,7 @@
 //! Every address that an authenticated peer reports is pinged, on a short schedule. Where both reports say that this
 //! cannot be enough, the plan that [`plan`](super::plan) names is carried out as well. Whatever leaves passes
 //! the budget, so that a peer who lies can make this host send 250 packets a second at most, to addresses that may be
-//! probed, and 1,200 guesses in any 20 s, to one address that it names as its own.
+//! probed, and 1,200 guesses in any 20 s, to public addresses that it names as its own.
 
 mod candidates;
 mod challenge;
