@@ -23,7 +23,10 @@ mod link;
 mod search;
 mod trial;
 
-use alloc::collections::BTreeMap;
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
 
 pub use config::{AgentConfig, AgentConfigError, BudgetConfig, ChallengeConfig, ScanConfig};
 use config::{MAX_MAPPINGS, MAX_PER_SECOND, MAX_PROBES};
@@ -43,6 +46,8 @@ pub struct Agent {
     survey: Survey,
     host: Host,
     links: BTreeMap<LinkId, Link>,
+    /// When each link wants to act; one entry for each that does.
+    timers: BTreeSet<(Instant, LinkId)>,
     now: Instant,
 }
 
@@ -52,7 +57,13 @@ impl Agent {
     /// Values out of range in `config`, which [`AgentConfig::check`] finds, are taken as the nearest that are in range
     /// where a budget is concerned.
     pub fn new(config: AgentConfig, seed: &[u8; 32], now: Instant) -> Self {
-        Agent { survey: Survey::new(seed), host: Host::new(config, seed), links: BTreeMap::new(), now }
+        Agent {
+            survey: Survey::new(seed),
+            host: Host::new(config, seed),
+            links: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            now,
+        }
     }
 
     /// Takes in what happened; drain [`poll_output`](Self::poll_output) to `None` after every input.
@@ -62,11 +73,7 @@ impl Agent {
         self.survey(&input, now);
         match input {
             Input::Servers(servers) => self.host.set_servers(&servers),
-            Input::Network(_) => {
-                for link in self.links.values_mut() {
-                    link.change_network(&mut self.host, now);
-                }
-            }
+            Input::Network(_) => self.with_all(|link, host| link.change_network(host, now)),
             Input::Up { link, dialled: _, loopback } => {
                 if self.links.len() < MAX_LINKS && !self.links.contains_key(&link) {
                     self.links.insert(link, Link::new(link, loopback, now));
@@ -74,14 +81,14 @@ impl Agent {
             }
             Input::Forget { link } => {
                 if let Some(mut gone) = self.links.remove(&link) {
+                    gone.due().map(|(at, _)| self.timers.remove(&(at, link)));
                     gone.close(&mut self.host, now);
                 }
                 self.host.forget(link);
             }
             Input::Timeout => {
-                for link in self.links.values_mut().filter(|link| link.due().is_some_and(|(at, _)| at <= now)) {
-                    link.act(&mut self.host, now);
-                }
+                let due: Vec<_> = self.timers.range(..=(now, LinkId(u64::MAX))).map(|(_, link)| *link).collect();
+                due.into_iter().for_each(|link| self.with(link, |link, host| link.act(host, now)));
             }
             Input::Theirs { link, report } => self.with(link, |link, host| link.set_theirs(report, host, now)),
             Input::Candidates { link, addrs } => self.with(link, |link, host| link.set_candidates(&addrs, host, now)),
@@ -117,8 +124,8 @@ impl Agent {
 
     /// When the agent wants [`Input::Timeout`], and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let links = self.links.values().filter_map(Link::due);
-        links.chain(self.survey.poll_timeout()).min_by_key(|(at, _)| *at)
+        let link = self.timers.first().and_then(|(_, link)| self.links.get(link)?.due());
+        link.into_iter().chain(self.survey.poll_timeout()).min_by_key(|(at, _)| *at)
     }
 
     /// What is known about the NATs between this node and the core.
@@ -153,9 +160,7 @@ impl Agent {
 
     fn set_report(&mut self, report: NatReport, now: Instant) {
         self.host.report = report;
-        for link in self.links.values_mut() {
-            link.act(&mut self.host, now);
-        }
+        self.with_all(|link, host| link.act(host, now));
     }
 
     fn with_owner(&mut self, socket: SocketId, act: impl FnOnce(&mut Link, &mut Host)) {
@@ -164,9 +169,19 @@ impl Agent {
         }
     }
 
-    fn with(&mut self, link: LinkId, act: impl FnOnce(&mut Link, &mut Host)) {
-        if let Some(link) = self.links.get_mut(&link) {
-            act(link, &mut self.host);
+    fn with_all(&mut self, mut act: impl FnMut(&mut Link, &mut Host)) {
+        let links: Vec<_> = self.links.keys().copied().collect();
+        links.into_iter().for_each(|link| self.with(link, &mut act));
+    }
+
+    /// Lets a connection act, and sets its timer.
+    fn with(&mut self, id: LinkId, act: impl FnOnce(&mut Link, &mut Host)) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let before = link.due();
+        act(link, &mut self.host);
+        if link.due() != before {
+            before.map(|(at, _)| self.timers.remove(&(at, id)));
+            link.due().map(|(at, _)| self.timers.insert((at, id)));
         }
     }
 }

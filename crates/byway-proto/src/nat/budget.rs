@@ -113,6 +113,8 @@ pub(super) struct Budget {
     sent: VecDeque<Instant>,
     /// When each guess of the last [`HARD_GAP`] left; never longer than the limit.
     guessed: VecDeque<Instant>,
+    /// When whoever is turned away next may come back.
+    queue: Instant,
     hard: Option<LinkId>,
     hard_from: Instant,
     counters: Counters,
@@ -124,6 +126,7 @@ impl Budget {
             limits,
             sent: VecDeque::new(),
             guessed: VecDeque::new(),
+            queue: Instant::START,
             hard: None,
             hard_from: Instant::START,
             counters: Counters::default(),
@@ -137,8 +140,12 @@ impl Budget {
     /// Whether this packet may leave now; if so, it counts.
     pub(super) fn take(&mut self, purpose: Purpose, dial: &mut Allowance, now: Instant) -> Result<(), Denied> {
         if let Err(denied) = self.check(purpose, dial, now) {
-            self.counters.deferred += u64::from(matches!(denied, Denied::Until(_)));
-            return Err(denied);
+            let Denied::Until(at) = denied else { return Err(denied) };
+            self.counters.deferred += 1;
+            // one after the other: did all come back at once, each packet would cost as much work as there are connections
+            let at = at.max(self.queue);
+            self.queue = at + SECOND / self.limits.per_second.max(1);
+            return Err(Denied::Until(at));
         }
         self.sent.push_back(now);
         self.counters.per_second_max = self.counters.per_second_max.max(self.sent.len() as u32);

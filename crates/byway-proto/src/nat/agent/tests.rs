@@ -170,6 +170,23 @@ fn a_full_second_defers_pings_and_drops_none() {
 const OURS: &str = "192.0.2.1:7777";
 const THEIRS: &str = "198.51.100.1:7777";
 
+#[test]
+fn connections_that_wait_for_a_full_second_come_back_one_after_the_other() {
+    const LINKS: u64 = 2_000;
+    let mut agent = Agent::new(AgentConfig::default(), &[1; 32], at(0));
+    for n in 0..LINKS {
+        let (link, now) = (LinkId(n), at(n)); // not all in one moment: packets leave and may leave again all the time
+        run(&mut agent, now);
+        agent.handle_input(Input::Up { link, dialled: true, loopback: false }, now);
+        agent.handle_input(Input::Candidates { link, addrs: [addr("192.0.2.1:5")].into() }, now);
+    }
+    run(&mut agent, at(20_000));
+    let Counters { pings, deferred, per_second_max, .. } = agent.counters();
+    assert!(pings > 4_900, "{pings} in 20 s");
+    assert_eq!(per_second_max, 250);
+    assert!(deferred < 2 * (pings + LINKS), "{pings} packets were tried {deferred} times in vain");
+}
+
 fn report(public: &str, mapping: Mapping, ports: Ports) -> NatReport {
     let found = FamilyReport {
         public: Some(addr(public)),
