@@ -283,6 +283,7 @@ mod tests {
             ipv6 = false
             relays = ["{id}@relay.example:443"]
             relay_only = true
+            lan = false
             stun = ["stun.example:3478", "192.0.2.9:3478"]
             port_mapping = false
             nat_budget = "low"
@@ -294,7 +295,6 @@ mod tests {
             probes = 400
             per_second = 100
             scan = {{ offset = -50, count = 100, duration_s = 2 }}
-            lan = false
             [[serve]]
             name = "web"
             to = "tcp:127.0.0.1:8080"

@@ -184,6 +184,7 @@ fn a_neighbour_that_lies_neither_connects_nor_delays() {
         println!("connected after {took:?} in spite of the lie");
         assert!(took < ms(100), "{took:?}");
         assert!(victim.node.peers().is_empty());
+        time::sleep(ms(500)).await; // what is on its way to the core takes a while
         assert_eq!(outside.traffic().received, 0, "a lie aims a node at somebody outside");
     });
 }
