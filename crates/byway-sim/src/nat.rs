@@ -73,6 +73,11 @@ impl Nat {
         self.shared.enter(|fabric, now| fabric.topology.nat_mut(self.id).table.restart(now));
     }
 
+    /// How many ports it has mapped because its hosts asked for it.
+    pub fn mapped_ports(&self) -> usize {
+        self.shared.enter(|fabric, now| fabric.topology.nat_mut(self.id).table.leases(now))
+    }
+
     /// How many mappings are alive.
     pub fn mappings(&self) -> usize {
         self.shared.enter(|fabric, now| fabric.topology.nat_mut(self.id).table.alive(now))

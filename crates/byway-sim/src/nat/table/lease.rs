@@ -54,7 +54,7 @@ impl Table {
             mapped.lease = Some(lease);
             return Ok(port);
         }
-        if self.inward.values().filter(|mapped| mapped.is_leased(now)).count() >= MAX_LEASES {
+        if self.leases(now) >= MAX_LEASES {
             return Err(LeaseError::Full);
         }
         // What the socket has mapped by sending is its own, to be leased on top.
@@ -92,6 +92,11 @@ impl Table {
             mapped.lease = None;
         }
         Ok(())
+    }
+
+    /// How many leases last.
+    pub(crate) fn leases(&self, now: Time) -> usize {
+        self.inward.values().filter(|mapped| mapped.is_leased(now)).count()
     }
 
     /// The port that is leased for an inner socket.

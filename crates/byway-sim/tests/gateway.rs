@@ -1,0 +1,206 @@
+//! Nodes behind gateways that map ports for them, tell lies, restart, or say nothing.
+#![allow(clippy::unwrap_used)] // a test may panic
+
+mod common;
+
+use std::net::SocketAddr;
+
+use byway::{Event, PathKind};
+use byway_proto::wire::natpmp;
+use byway_sim::{Gateway, Manner, Nat, NatConfig, Ports, World};
+use common::{PORT, Peer, config, exchange, ms, peer, scenario, secs};
+use tokio::time;
+
+/// The hardest NAT, with a gateway that answers as `change` has it.
+fn symmetric(world: &World, change: impl FnOnce(&mut Gateway)) -> Nat {
+    let mut gateway = Gateway::default();
+    change(&mut gateway);
+    let mut nat = NatConfig::symmetric(Ports::Random);
+    nat.gateway = Some(gateway);
+    world.nat("hard", nat)
+}
+
+/// Waits until the gateway has mapped the node's port; where to.
+async fn mapped(peer: &mut Peer) -> SocketAddr {
+    let found = async {
+        loop {
+            if let Some(Event::MappingAdded { external, .. }) = peer.events.recv().await {
+                return external;
+            }
+        }
+    };
+    time::timeout(secs(30), found).await.expect("the gateway maps the port")
+}
+
+async fn lost(peer: &mut Peer) -> String {
+    loop {
+        if let Some(Event::MappingLost { why, .. }) = peer.events.recv().await {
+            return why;
+        }
+    }
+}
+
+#[test]
+fn node_behind_the_hardest_nat_is_reached_directly_by_its_mapped_port() {
+    for (seed, natpmp) in [(1, false), (2, true)] {
+        scenario(seed, secs(60), |world| async move {
+            let hard = symmetric(&world, |gateway| (gateway.natpmp, gateway.pcp) = (natpmp, !natpmp));
+            let home = world.nat("home", NatConfig::port_restricted());
+            let mut a = peer(&hard.host("a"), config(1)).await;
+            let mut b = peer(&home.host("b"), config(2)).await;
+            let external = mapped(&mut a).await;
+            assert_eq!(external, SocketAddr::new(hard.addr(), PORT));
+            assert_eq!(a.node.ticket().addrs.first(), Some(&external));
+            b.node.dial(a.node.ticket()).await.unwrap();
+            a.up().await;
+            exchange(&mut a, &mut b).await;
+            assert_eq!(b.path().await, Some(PathKind::Direct));
+        });
+    }
+}
+
+#[test]
+fn gateway_that_restarts_maps_the_port_again_within_two_minutes() {
+    scenario(3, secs(300), |world| async move {
+        let hard = symmetric(&world, |_| {});
+        let mut a = peer(&hard.host("a"), config(1)).await;
+        mapped(&mut a).await;
+        time::sleep(secs(100)).await;
+        hard.forget_mappings();
+        assert_eq!(hard.mapped_ports(), 0);
+        let why = time::timeout(secs(61), lost(&mut a)).await.unwrap();
+        assert!(why.contains("restarted"), "{why}");
+        mapped(&mut a).await;
+        assert_eq!(hard.mapped_ports(), 1);
+    });
+}
+
+#[test]
+fn mapping_is_renewed_as_long_as_the_node_runs() {
+    scenario(4, secs(2_000), |world| async move {
+        let hard = symmetric(&world, |gateway| gateway.max_lifetime = secs(60));
+        let mut a = peer(&hard.host("a"), config(1)).await;
+        mapped(&mut a).await;
+        for _ in 0..100 {
+            time::sleep(secs(10)).await;
+            assert_eq!(hard.mapped_ports(), 1);
+        }
+    });
+}
+
+#[test]
+fn neighbours_forged_answer_is_not_believed() {
+    scenario(5, secs(60), |world| async move {
+        let home = world.nat("home", NatConfig::port_restricted());
+        let (host, neighbour) = (home.host("a"), home.host("neighbour"));
+        let victim = host.addr();
+        // The gateway says nothing; the neighbour answers every port of the node with a forged answer of NAT-PMP's, which has
+        // no nonce.
+        let a = peer(&host, config(1)).await;
+        let socket = neighbour.bind_udp(SocketAddr::new(neighbour.addr(), 5_351)).unwrap();
+        let forged = natpmp::Response { epoch: 1, body: natpmp::Body::ExternalAddress([11, 6, 6, 6].into()) };
+        let forged = natpmp::encode_response(&forged);
+        for port in 1_024..=u16::MAX {
+            let to = SocketAddr::new(victim, port);
+            let _ = byway::net::UdpSocket::try_send(
+                &*socket,
+                &quinn::udp::Transmit {
+                    destination: to,
+                    ecn: None,
+                    contents: &forged,
+                    segment_size: None,
+                    src_ip: None,
+                },
+            );
+            if port % 256 == 0 {
+                time::sleep(ms(10)).await;
+            }
+        }
+        time::sleep(secs(30)).await;
+        let status = a.node.status().await;
+        assert!(status.mappings.iter().all(|mapping| mapping.external.is_none()), "{:?}", status.mappings);
+        assert!(status.mappings[0].state.contains("neither PCP"), "{:?}", status.mappings);
+    });
+}
+
+#[test]
+fn closing_removes_the_mapping_and_a_dead_gateway_does_not_hold_it_up() {
+    scenario(6, secs(60), |world| async move {
+        let hard = symmetric(&world, |_| {});
+        let mut a = peer(&hard.host("a"), config(1)).await;
+        mapped(&mut a).await;
+        assert_eq!(hard.mapped_ports(), 1);
+        a.node.close().await;
+        assert_eq!(hard.mapped_ports(), 0);
+
+        let mut b = peer(&hard.host("b"), config(2)).await;
+        mapped(&mut b).await;
+        hard.set_down();
+        let begun = time::Instant::now();
+        b.node.close().await;
+        assert!(begun.elapsed() <= secs(4), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
+fn mapping_behind_a_carriers_nat_is_told_but_not_offered_as_public() {
+    scenario(7, secs(60), |world| async move {
+        let carrier = world.nat("carrier", NatConfig::symmetric(Ports::Random));
+        let mut config_of_home = NatConfig::port_restricted();
+        config_of_home.gateway = Some(Gateway::default());
+        let home = carrier.nat("home", config_of_home);
+        let mut a = peer(&home.host("a"), config(1)).await;
+        let external = mapped(&mut a).await;
+        assert_eq!(external.ip(), home.addr());
+        let status = a.node.status().await;
+        assert!(status.mappings[0].carrier);
+        assert!(!a.node.addrs().contains(&external));
+    });
+}
+
+#[test]
+fn node_without_a_gateway_asks_nobody_and_a_silent_one_costs_eight_datagrams() {
+    scenario(8, secs(3_600), |world| async move {
+        let host = world.host("public");
+        let _a = peer(&host, config(1)).await;
+        let home = world.nat("home", NatConfig::port_restricted());
+        let silent = home.host("b");
+        let _b = peer(&silent, config(2)).await;
+        let off = home.host("c");
+        let mut without = config(3);
+        without.port_mapping = false;
+        let _c = peer(&off, without).await;
+        time::sleep(secs(3_000)).await;
+        let other_duties = off.traffic().sent;
+        assert_eq!(host.traffic().sent, other_duties);
+        assert_eq!(silent.traffic().sent - other_duties, 8);
+    });
+}
+
+#[test]
+fn another_nodes_port_is_passed_over() {
+    scenario(9, secs(60), |world| async move {
+        let hard = symmetric(&world, |_| {});
+        let mut a = peer(&hard.host("a"), config(1)).await;
+        let mut b = peer(&hard.host("b"), config(2)).await;
+        let ports = [mapped(&mut a).await.port(), mapped(&mut b).await.port()];
+        assert_eq!(ports, [PORT, PORT + 1]);
+    });
+}
+
+#[test]
+fn gateway_that_lies_leaves_the_node_as_reachable_as_without_it() {
+    scenario(10, secs(60), |world| async move {
+        let mut lying = NatConfig::port_restricted();
+        let mut gateway = Gateway::default();
+        gateway.manner = Manner::Boastful;
+        lying.gateway = Some(gateway);
+        let home = world.nat("home", lying);
+        let mut a = peer(&home.host("a"), config(1)).await;
+        let mut b = peer(&world.host("b"), config(2)).await;
+        mapped(&mut a).await;
+        a.node.dial(b.node.ticket()).await.unwrap();
+        b.up().await;
+        exchange(&mut a, &mut b).await;
+    });
+}
