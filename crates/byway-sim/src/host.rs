@@ -175,6 +175,11 @@ impl Host {
         })
     }
 
+    /// How many UDP sockets are open on it, those of multicast groups not counted.
+    pub fn sockets(&self) -> usize {
+        self.shared.look(|fabric| fabric.topology.host(self.id).udp.len())
+    }
+
     /// What its UDP sockets have carried so far.
     pub fn traffic(&self) -> Traffic {
         self.enter_topology(|topology, id| topology.host(id).traffic)

@@ -185,6 +185,11 @@ impl Budget {
         second.max(gap).map_or(Ok(()), |until| Err(Denied::Until(until)))
     }
 
+    /// Whether this dial may open another socket, and send from it.
+    pub(super) fn has_mapping(&self, dial: &Allowance) -> bool {
+        dial.mappings < self.limits.mappings && self.limits.per_second > 0
+    }
+
     /// Whether this dial may open another socket; if so, it counts.
     pub(super) fn take_mapping(&mut self, dial: &mut Allowance) -> bool {
         let granted = dial.mappings < self.limits.mappings;

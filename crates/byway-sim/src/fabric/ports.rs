@@ -43,6 +43,11 @@ impl PortTable {
         }
     }
 
+    /// How many sockets are bound.
+    pub(crate) fn len(&self) -> usize {
+        self.bound.values().map(Vec::len).sum()
+    }
+
     /// Who gets what is sent to `to`: the socket bound to that address, else one bound to all.
     pub(crate) fn find(&self, to: SocketAddr) -> Option<u64> {
         let owners = self.bound.get(&to.port())?;

@@ -216,7 +216,6 @@ impl Link {
         match session {
             Some((session, of)) => {
                 let ip = of.0.0;
-                self.flight.allowance.renew(now);
                 self.start(session, Some(of), now);
                 if means == Means::Spray {
                     self.turn(host, now).say(Signal::Go { attempt, ip });
@@ -235,6 +234,10 @@ impl Link {
         let chances = [(false, plans[0]), (true, plans[1])];
         let mut chances = chances.into_iter().filter_map(|(ipv6, plan)| self.chance(plan?, ipv6, host));
         let chance = chances.find(|chance| wanted(chance.plan))?;
+        self.flight.allowance.renew(now);
+        if !host.budget.has_mapping(&self.flight.allowance) {
+            return None; // the peer would guess at ports that nobody opens
+        }
         self.begin_hard(host, now).ok()?;
         let ours = host.family(chance.target.is_ipv6());
         let session = match means {
