@@ -15,6 +15,10 @@ const START_LIMIT: Duration = Duration::from_secs(8);
 pub(crate) const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// How long an exchange without trouble may take.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(15);
+/// How long `byway check` may take: its own limit, and a start.
+const CHECK_LIMIT: Duration = Duration::from_secs(18);
+/// What the logs hold that a failure prints.
+const LOG: &str = "byway=debug,byway_proto=debug";
 /// Where `reach` opens its port.
 const REACHED: &str = "127.0.0.1:7001";
 
@@ -32,10 +36,7 @@ impl Node {
         let namespace = lab.network.host(machine).clone();
         let data = lab.dir.join(machine);
         let mut node = command(&namespace, &lab.byway, &data);
-        node.arg("--until-stdin-closes")
-            .args(args)
-            .env("BYWAY_LOG", "byway=debug,byway_proto=debug")
-            .env("NO_COLOR", "1");
+        node.arg("--until-stdin-closes").args(args).env("BYWAY_LOG", LOG).env("NO_COLOR", "1");
         let service = Service::start(&mut node, machine, &lab.dir)?;
         Ok(Node { service, machine: namespace, byway: lab.byway.clone(), data })
     }
@@ -140,6 +141,13 @@ impl Node {
 pub(crate) fn finish_exchange(exchange: &mut Service, limit: Duration) -> Result<Duration, Stop> {
     let event = exchange.event(limit, "exchanged", |_| true)?;
     Ok(Duration::from_millis(event["longest_ms"].as_u64().unwrap_or(u64::MAX)))
+}
+
+/// What `byway check` on `machine` finds by asking a STUN server.
+pub(crate) fn check(lab: &Lab, machine: &str, server: &str) -> Result<Value, Stop> {
+    let mut check = command(lab.network.host(machine), &lab.byway, &lab.dir.join("check"));
+    check.args(["check", "--stun", server]).env("BYWAY_LOG", LOG).env("NO_COLOR", "1");
+    Service::start(&mut check, "check", &lab.dir)?.event(CHECK_LIMIT, "check", |_| true)
 }
 
 /// An echo server on `machine`.

@@ -65,11 +65,14 @@ impl Kind {
         if lets_in(&a, &b) || lets_in(&b, &a) {
             return Expected::Direct;
         }
-        let predictable = |nat: &Nat| nat.mapping == Nothing || matches!(nat.ports, Ports::Sequential(_));
-        match (a.mapping, b.mapping) {
-            (Nothing, _) | (_, Nothing) => Expected::Luck,
-            _ if predictable(&a) && predictable(&b) => Expected::Luck,
-            _ => Expected::Relay,
+        let counts = |nat: &Nat| matches!(nat.ports, Ports::Sequential(_));
+        match (a.mapping == Nothing, b.mapping == Nothing) {
+            (true, true) => Expected::Direct,
+            (true, false) if counts(&b) => Expected::Luck(1),
+            (false, true) if counts(&a) => Expected::Luck(1),
+            (true, false) | (false, true) => Expected::Luck(2),
+            (false, false) if counts(&a) && counts(&b) => Expected::Luck(2),
+            (false, false) => Expected::Relay,
         }
     }
 }
@@ -146,8 +149,9 @@ mod tests {
 
     #[test]
     fn a_port_that_cannot_be_known_takes_luck_or_the_relay() {
-        assert_eq!(PortRestricted.expected(SymmetricRandom), Expected::Luck);
-        assert_eq!(SymmetricSequential.expected(SymmetricSequential), Expected::Luck);
+        assert_eq!(PortRestricted.expected(SymmetricRandom), Expected::Luck(2));
+        assert_eq!(SymmetricSequential.expected(CgnatPortRestricted), Expected::Luck(1));
+        assert_eq!(SymmetricSequential.expected(SymmetricSequential), Expected::Luck(2));
         assert_eq!(SymmetricRandom.expected(SymmetricSequential), Expected::Relay);
         assert_eq!(SymmetricRandom.expected(SymmetricRandom), Expected::Relay);
         assert_eq!(Open.expected(UdpBlocked), Expected::Tls);
