@@ -6,7 +6,7 @@ mod common;
 use byway::{PathKind, PeerEvent};
 use byway_sim::{NatConfig, Packet, Verdict};
 use common::{config, exchange, peer, relay, scenario, secs};
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 
 #[test]
 fn a_message_crosses_a_direct_path_both_ways() {
@@ -101,4 +101,28 @@ fn late_copies_of_a_handshake_do_not_end_its_connection() {
             exchange(&mut a, &mut b).await;
         });
     }
+}
+
+#[test]
+fn a_node_that_uses_relays_alone_never_shows_itself_to_a_peer() {
+    scenario(3, secs(60), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let (host_a, host_b) = (world.host("a"), world.host("b"));
+        let mut hidden = config(1).relay_at(addr.clone());
+        hidden.relay_only = true;
+        let (mut a, mut b) = (peer(&host_a, hidden).await, peer(&host_b, config(2).relay_at(addr)).await);
+        a.registered().await;
+        b.registered().await;
+        let (ip_a, ip_b) = (host_a.addr(), host_b.addr());
+        world.rule(move |packet: &Packet<'_>| {
+            assert!((packet.from.ip(), packet.to.ip()) != (ip_a, ip_b), "it gave its address away");
+            Verdict::Pass
+        });
+        a.node.dial(b.node.ticket()).await.unwrap();
+        a.up().await;
+        b.up().await;
+        exchange(&mut a, &mut b).await;
+        time::sleep(secs(20)).await;
+        assert_eq!((a.path().await, b.path().await), (Some(PathKind::Relay), Some(PathKind::Relay)));
+    });
 }

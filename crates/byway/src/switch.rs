@@ -337,6 +337,8 @@ impl Switch {
         match message {
             Control::Hello(hello) => self.hello(link, hello),
             Control::Candidates(candidates) => self.candidates(link, candidates).await,
+            // whoever acts on them shows the peer an address
+            Control::NatReport(_) | Control::Punch(_) if self.core.config.relay_only => {}
             Control::NatReport(report) => {
                 let alias = link.track.alias();
                 self.core.agent.send(AgentCommand::Theirs { alias, report }).await;

@@ -116,9 +116,9 @@ impl AgentPeer {
         self.paths.handle_input(Input::KeepAlive(every), now);
     }
 
-    /// Whether one of the routes leaves by this socket.
-    pub(super) fn uses(&self, socket: SocketId) -> bool {
-        self.track.lock().routes().any(|(_, slot)| slot.via.socket() == socket)
+    /// The sockets that the routes leave by.
+    pub(super) fn sockets(&self) -> Vec<SocketId> {
+        self.track.lock().routes().map(|(_, slot)| slot.via.socket()).filter(|id| *id != SocketId::MAIN).collect()
     }
 
     /// The socket of the selected route, if it is a direct one.

@@ -53,6 +53,8 @@ pub(super) struct Traversal {
     numbered: u64,
     /// Sockets that the machine is done with, while a route still uses them.
     closing: BTreeSet<SocketId>,
+    /// Whether one of them may have no route any more.
+    may_close: bool,
     /// What carrying out a decision has led to; each decision leads to one input at most.
     inputs: VecDeque<Input>,
     acting: bool,
@@ -75,6 +77,7 @@ impl Traversal {
             numbers: BTreeMap::new(),
             numbered: 0,
             closing: BTreeSet::new(),
+            may_close: false,
             inputs: VecDeque::new(),
             acting: false,
         }
@@ -101,6 +104,7 @@ impl Agent {
             while let Some(output) = self.traversal.machine.poll_output() {
                 self.traverse_by(output);
             }
+            self.close_sockets();
         }
         self.traversal.acting = false;
     }
@@ -119,11 +123,8 @@ impl Agent {
                 self.traversal.machine.handle_input(Input::Opened { socket, local }, self.mux.now());
             }
             Output::Close { socket } => {
-                if self.peers.values().any(|peer| peer.uses(socket)) {
-                    self.traversal.closing.insert(socket);
-                } else {
-                    self.mux.sockets.remove(socket);
-                }
+                self.traversal.closing.insert(socket);
+                self.traversal.may_close = true;
             }
             Output::Stun { socket, to, datagram } => self.mux.send_stun(socket, to, &datagram),
             Output::Ping { link, socket, to, txid, hop_limit } => {
@@ -214,10 +215,28 @@ impl Agent {
         vias.iter().for_each(|via| self.unused(via.socket()));
     }
 
-    /// A route on this socket is gone.
+    /// Closes the sockets that the machine is done with and that no route uses; all by one look at the peers, for a punch
+    /// leaves hundreds.
+    fn close_sockets(&mut self) {
+        if !std::mem::take(&mut self.traversal.may_close) {
+            return;
+        }
+        let used: BTreeSet<SocketId> = self.peers.values().flat_map(AgentPeer::sockets).collect();
+        let (closing, sockets) = (&mut self.traversal.closing, &self.mux.sockets);
+        closing.retain(|socket| {
+            let keep = used.contains(socket);
+            if !keep {
+                sockets.remove(*socket);
+            }
+            keep
+        });
+    }
+
+    /// A route on this socket is gone; others may still use it.
     pub(super) fn unused(&mut self, socket: SocketId) {
-        if self.traversal.closing.remove(&socket) {
-            self.mux.sockets.remove(socket);
+        if self.traversal.closing.contains(&socket) {
+            self.traversal.may_close = true;
+            self.close_sockets();
         } else if socket != SocketId::MAIN {
             self.traverse(Input::Unused { socket });
         }
@@ -248,3 +267,6 @@ impl Agent {
         self.traverse(Input::Stun { socket: datagram.via.socket(), from, datagram: datagram.bytes });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,8 @@ pub(crate) struct Sockets {
     further: RwLock<BTreeMap<SocketId, Arc<dyn UdpSocket>>>,
     /// How many further ones there are: almost always none, which the packet path must learn without a lock.
     count: AtomicUsize,
+    /// How many were ever added.
+    added: AtomicUsize,
     /// Whoever receives, for it does not know yet of a socket that is added while it waits.
     receiver: Mutex<Option<Waker>>,
 }
@@ -90,6 +92,7 @@ impl Sockets {
         further.insert(id, socket);
         self.count.store(further.len(), Ordering::Relaxed);
         drop(further);
+        self.added.fetch_add(1, Ordering::Relaxed); // the receiver's lock orders it
         let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
         receiver.into_iter().for_each(Waker::wake);
         true
@@ -104,12 +107,21 @@ impl Sockets {
         drop(closed); // unlocked: closing is a system call
     }
 
-    /// Notes who receives.
-    pub(crate) fn await_more(&self, cx: &Context<'_>) {
+    /// How many further sockets were ever added, for [`Sockets::await_more`].
+    pub(crate) fn added(&self) -> usize {
+        self.added.load(Ordering::Relaxed)
+    }
+
+    /// Notes who receives; at once wakes whoever looked at the sockets when there had been `seen`, if there are new ones.
+    pub(crate) fn await_more(&self, cx: &Context<'_>, seen: usize) {
         let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *receiver {
             Some(waker) => waker.clone_from(cx.waker()),
             None => *receiver = Some(cx.waker().clone()),
+        }
+        drop(receiver);
+        if self.added() != seen {
+            cx.waker().wake_by_ref();
         }
     }
 }

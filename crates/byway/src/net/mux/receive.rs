@@ -78,6 +78,7 @@ impl Mux {
             // Start with the other socket each time, so that one cannot starve the other.
             let turn = self.turn.fetch_add(1, Ordering::Relaxed);
             let mut idle = true;
+            let added = self.sockets.added(); // before they are looked at: those that are added from now on wake us
             let own = [&self.sockets.v4, &self.sockets.v6];
             for socket in [own[turn % 2], own[(turn + 1) % 2]].into_iter().flatten() {
                 match self.receive_from((SocketId::MAIN, &**socket), cx, bufs, meta) {
@@ -94,7 +95,7 @@ impl Mux {
                 }
             }
             if idle {
-                self.sockets.await_more(cx);
+                self.sockets.await_more(cx, added);
                 return Poll::Pending; // every socket has registered the waker
             }
         }

@@ -385,6 +385,21 @@ async fn a_socket_that_is_added_while_quic_waits_is_received_from() {
 }
 
 #[tokio::test]
+async fn a_socket_that_is_added_while_the_others_are_looked_at_is_received_from() {
+    let bench = Bench::new(Welcome::Everyone);
+    let peer = bench.peer_via(1, &[Via::Punched(SocketId(8), v4(1))]);
+    let (looked_at, added) = (Arc::new(Fake::default()), Arc::new(Fake::default()));
+    added.arrive(v4(1), 60, &short(1, 60));
+    let (mux, late) = (Arc::clone(&bench.mux), Arc::clone(&added));
+    bench.mux.sockets.add(SocketId(7), Arc::clone(&looked_at) as _);
+    looked_at.when_idle(move || assert!(mux.sockets.add(SocketId(8), late as _)));
+    let wakes = Arc::new(Wakes::default());
+    assert_eq!(bench.receive_or_wake(&Waker::from(Arc::clone(&wakes))), []);
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "nothing else would");
+    assert_eq!(bench.receive(), [(peer.alias(), 60, short(1, 60))]);
+}
+
+#[tokio::test]
 async fn every_further_socket_gets_its_turn() {
     let bench = Bench::new(Welcome::Everyone);
     let fakes: Vec<_> = (1..=4).map(|_| Arc::new(Fake::default())).collect();
@@ -546,6 +561,16 @@ struct Fake {
     full: AtomicBool,
     room: Notify,
     readers: Mutex<Vec<Waker>>,
+    when_idle: Mutex<Option<Meanwhile>>,
+}
+
+/// What happens while a socket is looked at that has nothing.
+struct Meanwhile(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meanwhile")
+    }
 }
 
 /// Where from, in segments of which size, and what.
@@ -570,6 +595,10 @@ impl Fake {
 
     fn fail(&self, errno: i32) {
         self.arriving.lock().unwrap().push_back(Err(errno));
+    }
+
+    fn when_idle(&self, meanwhile: impl FnOnce() + Send + 'static) {
+        *self.when_idle.lock().unwrap() = Some(Meanwhile(Box::new(meanwhile)));
     }
 
     fn fill(&self) {
@@ -639,6 +668,9 @@ impl UdpSocket for Fake {
         }
         if count == 0 {
             self.readers.lock().unwrap().push(cx.waker().clone());
+            if let Some(Meanwhile(meanwhile)) = self.when_idle.lock().unwrap().take() {
+                meanwhile();
+            }
             return Poll::Pending;
         }
         Poll::Ready(Ok(count))

@@ -1,0 +1,76 @@
+//! The sockets of routes, without a peer at the other end.
+
+use byway_proto::{
+    gate::{Gate, GateConfig},
+    nat::AgentConfig,
+    paths::PathsConfig,
+    wire::probe,
+};
+
+use super::*;
+use crate::{
+    agent::Up,
+    event::Events,
+    net::{
+        UdpSocket,
+        mux::{Clock, Mux, Welcome},
+        os::Os,
+        routes::Routes,
+        sockets::Sockets,
+    },
+};
+
+const SOCKET: SocketId = SocketId(5);
+
+fn agent() -> Agent {
+    let gate = Gate::new(GateConfig::default(), [3; 32]);
+    let routes = Routes::new(&[1; 32], [2; 32]);
+    let (mux, _) = Mux::new(Sockets::new(None, None), routes, gate, Clock::start(), Welcome::Nobody);
+    let machine = nat::Agent::new(AgentConfig::default(), &[1; 32], mux.now());
+    let traversal = Traversal::new(machine, Arc::new(Os), SwitchRef::new().0, Arc::default());
+    Agent { mux, events: Events::default(), seed: [1; 32], peers: BTreeMap::new(), timers: BTreeSet::new(), traversal }
+}
+
+fn socket() -> Arc<dyn UdpSocket> {
+    Os.bind_udp(([127, 0, 0, 1], 0).into()).unwrap()
+}
+
+/// A peer with routes by [`SOCKET`] to these ports.
+fn peer(agent: &mut Agent, ports: &[u16]) -> SocketAddr {
+    let track = agent.mux.routes.dial(agent.mux.now());
+    let alias = track.alias();
+    for port in ports {
+        track.lock().add(Via::Punched(SOCKET, ([192, 0, 2, 1], *port).into()), true).unwrap();
+    }
+    let up = Up { track, exported: [7; probe::EXPORT_LEN], config: PathsConfig::default(), told: None };
+    agent.peers.insert(alias, AgentPeer::new(up, &[1; 32], agent.mux.now()));
+    alias
+}
+
+#[tokio::test]
+async fn a_socket_stays_open_until_its_last_route_is_gone() {
+    let mut agent = agent();
+    assert!(agent.mux.sockets.add(SOCKET, socket()));
+    let alias = peer(&mut agent, &[1, 2, 3]);
+    agent.traversal.closing.insert(SOCKET); // the machine is done with it
+    let track = Arc::clone(&agent.peers[&alias].track);
+    let routes: Vec<_> = track.lock().routes().map(|(route, _)| route).collect();
+    for (gone, route) in routes.into_iter().enumerate() {
+        assert_eq!(agent.mux.sockets.count(), 1, "{gone} of 3 routes are gone");
+        track.lock().remove(route);
+        agent.unused(SOCKET);
+    }
+    assert_eq!((agent.mux.sockets.count(), agent.traversal.closing.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_a_punch_leaves_is_closed_but_for_the_sockets_in_use() {
+    let mut agent = agent();
+    peer(&mut agent, &[1]);
+    for n in 1..=20 {
+        assert!(agent.mux.sockets.add(SocketId(n), socket()));
+        agent.traverse_by(Output::Close { socket: SocketId(n) });
+    }
+    agent.close_sockets();
+    assert_eq!((agent.mux.sockets.count(), agent.mux.sockets.further(SOCKET).is_some()), (1, true));
+}
