@@ -87,7 +87,7 @@ pub enum Control {
     },
     /// What the sender's survey found; replaces what it said before.
     NatReport(NatReport),
-    /// The sender's part of a punch: ports and steps that are not 0, at most [`MAX_GUESSES`] ports.
+    /// The sender's part of a punch: ports that are not 0, at most [`MAX_GUESSES`] ports.
     Punch(Signal),
 }
 
@@ -257,7 +257,7 @@ pub enum Garbled {
     /// A port is 0 or above 65,535.
     #[error("a punch signal names a port that does not exist")]
     Port,
-    /// A step of a NAT's counter is 0 or does not fit 16 bits.
+    /// A step of a NAT's counter does not fit 16 bits, or is 0 where the counter is said to move.
     #[error("a counter that steps by nothing, or too far, was told")]
     Step,
 }
@@ -513,7 +513,7 @@ mod tests {
     fn any_signal() -> impl Strategy<Value = Signal> {
         let ip = any_addr().prop_map(|addr| addr.ip().to_canonical());
         let ports = prop::collection::vec(1..=u16::MAX, 0..=MAX_GUESSES);
-        (any::<u32>(), ip, 1..=u16::MAX, any_step(), ports, 0u8..5).prop_map(
+        (any::<u32>(), ip, 1..=u16::MAX, any::<i16>(), ports, 0u8..5).prop_map(
             |(attempt, ip, base, step, ports, kind)| match kind {
                 0 => Signal::Counter { attempt, ip, base, step },
                 1 => Signal::Guess { attempt, ip, ports },

@@ -152,7 +152,7 @@ pub enum Signal {
         ip: IpAddr,
         /// The port of the mapping that was made last.
         base: u16,
-        /// What the next one adds.
+        /// What the next one adds; 0 where the NAT keeps the socket's own port.
         step: i16,
     },
     /// "My sockets are open towards you, probably at these ports: probe them."

@@ -175,7 +175,7 @@ impl Punch {
                 attempt,
                 ip: read_ip(&self.ip)?,
                 base: read_port(self.base)?,
-                step: read_step(self.step)?,
+                step: i16::try_from(self.step).map_err(|_| ControlError::PeerMisbehaved(Garbled::Step))?, // 0: keeps the port
             },
             GUESS if self.ports.len() > MAX_GUESSES => return Err(ControlError::PeerMisbehaved(Garbled::Guesses)),
             GUESS => {

@@ -2,6 +2,7 @@ use alloc::{collections::BTreeSet, vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
 use super::*;
+use crate::hello::{Control, ControlCodec};
 use crate::nat::{FamilyReport, Filtering, Mapping, Means, Outcome, Plan, Ports, Remedy, Side, Signal};
 
 const LINK: LinkId = LinkId(1);
@@ -208,6 +209,17 @@ fn random(public: &str) -> NatReport {
 
 fn counting(public: &str) -> NatReport {
     report(public, Mapping::AddressAndPortDependent, Ports::Sequential { step: 1 })
+}
+
+#[test]
+fn what_a_nat_that_keeps_ports_tells_of_its_counter_is_understood() {
+    let keeping = report("192.0.2.1:5", Mapping::AddressAndPortDependent, Ports::Preserving);
+    let mut agent = between(AgentConfig::default(), keeping, counting("198.51.100.1:5"));
+    let told = signals(&run(&mut agent, at(100)));
+    let [(_, signal @ Signal::Counter { step: 0, .. })] = &told[..] else { panic!("{told:?}") };
+    let mut codec = ControlCodec::new();
+    codec.push(&Control::Punch(signal.clone()).to_frame().unwrap());
+    assert_eq!(codec.next(), Ok(Some(Control::Punch(signal.clone()))));
 }
 
 /// An agent between two NATs that are known.
