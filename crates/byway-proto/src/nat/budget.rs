@@ -115,7 +115,8 @@ pub(super) struct Budget {
     guessed: VecDeque<Instant>,
     /// When whoever is turned away next may come back.
     queue: Instant,
-    hard: Option<LinkId>,
+    /// The connection of the hard punch under way, and what all punches had cost when it began.
+    hard: Option<(LinkId, u64)>,
     hard_from: Instant,
     counters: Counters,
 }
@@ -204,22 +205,30 @@ impl Budget {
     /// Begins a hard punch, of which a host has one at a time; otherwise says when the next may begin at the earliest.
     pub(super) fn begin_hard(&mut self, link: LinkId, now: Instant) -> Result<(), Instant> {
         match self.hard {
-            Some(holder) if holder == link => Ok(()),
+            Some((holder, _)) if holder == link => Ok(()),
             Some(_) => Err(now + HARD_GAP),
             None if now < self.hard_from => Err(self.hard_from),
             None => {
-                self.hard = Some(link);
+                self.hard = Some((link, self.cost()));
                 self.counters.hard_punches += 1;
                 Ok(())
             }
         }
     }
 
-    /// Ends this connection's hard punch, if it has one.
+    /// Ends this connection's hard punch, if it has one. One that the peer declined has cost nothing, and nobody else waits
+    /// for it: a peer that only says that it wants one must not keep the others from theirs.
     pub(super) fn end_hard(&mut self, link: LinkId, now: Instant) {
-        if self.hard == Some(link) {
-            self.hard = None;
+        if let Some((_, cost)) = self.hard.take_if(|(holder, _)| *holder == link)
+            && cost != self.cost()
+        {
             self.hard_from = now + HARD_GAP;
         }
+    }
+
+    /// Everything but pings to reported addresses.
+    fn cost(&self) -> u64 {
+        let Counters { mappings, probes, openers, scanned, .. } = self.counters;
+        mappings + probes + openers + scanned
     }
 }

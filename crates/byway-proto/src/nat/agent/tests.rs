@@ -380,6 +380,18 @@ fn a_host_does_one_hard_punch_at_a_time_and_the_next_20_s_later() {
 }
 
 #[test]
+fn a_peer_that_declines_keeps_no_other_from_a_hard_punch() {
+    let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
+    assert!(matches!(signals(&run(&mut agent, at(0)))[..], [(LINK, Signal::Spray { .. })]));
+    say(&mut agent, LINK, Signal::Busy { attempt: 1 }, 10);
+    let other = LinkId(2);
+    agent.handle_input(Input::Up { link: other, dialled: false, loopback: false }, at(20));
+    agent.handle_input(Input::Theirs { link: other, report: random("203.0.113.5:5") }, at(20));
+    let asked = signals(&run(&mut agent, at(1_000)));
+    assert!(matches!(asked[..], [(link, Signal::Spray { .. })] if link == other), "{asked:?}");
+}
+
+#[test]
 fn success_closes_every_socket_but_the_one_in_use() {
     let mut agent = between(AgentConfig::default(), random(OURS), home(THEIRS));
     say(&mut agent, LINK, Signal::Spray { attempt: 1 }, 0);
