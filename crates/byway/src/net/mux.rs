@@ -43,8 +43,12 @@ pub(crate) const AGENT_QUEUE: usize = 256;
 /// is shorter than its question, and a restarted relay owes one to every client.
 const STRANGER_RATE: (u64, u64) = (1_000, 200);
 
-/// STUN messages taken per second, and at once: answers are shorter than 100 bytes, and a survey waits for some dozen.
-const STUN_RATE: (u64, u64) = (200, 100);
+/// STUN requests that a relay answers per second, and at once: a hundred clients may come in one moment, with some two dozen
+/// each. An answer has at most 24 bytes more than its question.
+const STUN_RATE: (u64, u64) = (5_000, 2_500);
+
+/// STUN messages taken for the agent per second, and at once: a survey waits for some dozen, and probes wait in the same queue.
+const STUN_ANSWER_RATE: (u64, u64) = (200, 100);
 
 /// How long after a question of ours STUN messages are taken for its answers.
 const STUN_WAIT: Duration = Duration::from_secs(10);
@@ -92,13 +96,27 @@ pub(crate) struct Mux {
     pub(crate) woken: Woken,
     control: mpsc::Sender<ControlDatagram>,
     strangers: Mutex<Bucket>,
-    stun: Mutex<Bucket>,
+    stun: Mutex<StunRates>,
     /// Answers to the agent's STUN messages are taken until then, in milliseconds since the start.
     stun_until: AtomicU64,
     spill: Mutex<VecDeque<(SocketAddr, Vec<u8>)>>,
     turn: AtomicUsize,
     /// The further socket that was received from last.
     further: AtomicU32,
+}
+
+/// How much STUN is taken: what strangers ask of a relay must not use up its own survey's share.
+#[derive(Debug)]
+struct StunRates {
+    requests: Bucket,
+    answers: Bucket,
+}
+
+impl StunRates {
+    fn new(now: Instant) -> Self {
+        let bucket = |(rate, burst): (u64, u64)| Bucket::new(rate, burst, now);
+        StunRates { requests: bucket(STUN_RATE), answers: bucket(STUN_ANSWER_RATE) }
+    }
 }
 
 /// Whose handshakes are answered.
@@ -157,7 +175,7 @@ impl Mux {
             woken: Woken::default(),
             control,
             strangers: Mutex::new(Bucket::new(STRANGER_RATE.0, STRANGER_RATE.1, clock.now())),
-            stun: Mutex::new(Bucket::new(STUN_RATE.0, STUN_RATE.1, clock.now())),
+            stun: Mutex::new(StunRates::new(clock.now())),
             stun_until: AtomicU64::new(0),
             spill: Mutex::default(),
             turn: AtomicUsize::new(0),
@@ -187,9 +205,13 @@ impl Mux {
         let Some(from) = via.peer_addr() else { return self.counters.count(Dropped::Junk) };
         let asked = self.relay.get().and_then(|_| stun::parse_request(datagram));
         let is_expected = now.since_start().as_millis() < self.stun_until.load(Ordering::Relaxed).into();
+        let taken = || {
+            let mut rates = self.stun.lock().unwrap_or_else(PoisonError::into_inner);
+            if asked.is_some() { rates.requests.take(1, now) } else { rates.answers.take(1, now) }
+        };
         if asked.is_none() && !is_expected {
             self.counters.count(Dropped::Junk);
-        } else if !self.stun.lock().unwrap_or_else(PoisonError::into_inner).take(1, now) {
+        } else if !taken() {
             self.counters.count(Dropped::StunRate);
         } else if let Some(txid) = asked {
             self.send_control(via, &stun::binding_response(txid, from));
