@@ -20,6 +20,7 @@ use crate::{Stop, command};
 mod coturn;
 mod failover;
 mod gateway;
+mod lan;
 mod meet;
 mod nat;
 mod need;
@@ -123,6 +124,7 @@ fn scenarios(options: &Options) -> Result<(), Stop> {
     let mut list: Vec<Scenario> = survey::scenarios();
     list.extend(pair::scenarios());
     list.extend(special::scenarios());
+    list.extend(lan::scenarios());
     list.extend(gateway::scenarios());
     list.extend(failover::scenarios());
     list.retain(wanted);

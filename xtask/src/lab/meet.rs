@@ -57,7 +57,7 @@ impl Pair {
         let (relay, address) = Node::relay(lab)?;
         let echo = node::echo(lab, server)?;
         let (serving, ticket) = Node::serve(lab, server, &address)?;
-        let mut reaching = Node::reach(lab, dialler, &address, &ticket)?;
+        let mut reaching = Node::reach(lab, dialler, Some(&address), &ticket)?;
         let first = reaching.connected()?;
         let dialled = Instant::now().checked_sub(first.1).unwrap_or_else(Instant::now);
         Ok(Pair { relay: Some(relay), reaching, serving, first, dialled, _echo: echo })

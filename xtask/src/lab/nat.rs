@@ -67,6 +67,17 @@ pub(crate) enum Udp {
     Rejected,
 }
 
+/// What becomes of packets from outside that belong to no mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Strays {
+    /// They vanish.
+    Dropped,
+    /// They are answered by an ICMP error.
+    Rejected,
+    /// The router itself takes them, as some do: such a packet then occupies the mapping that the inner host would get.
+    Taken,
+}
+
 /// A router's behaviour; the default is the common home router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Nat {
@@ -80,9 +91,8 @@ pub(crate) struct Nat {
     pub(crate) hairpin: bool,
     /// What happens to UDP from inside.
     pub(crate) udp: Udp,
-    /// Whether the router itself takes packets that belong to no mapping, as some do: such a packet then occupies the
-    /// mapping that the inner host would get.
-    pub(crate) takes_strays: bool,
+    /// What becomes of packets from outside that belong to no mapping.
+    pub(crate) strays: Strays,
     /// Whether there are the chains that miniupnpd fills.
     pub(crate) has_gateway: bool,
 }
@@ -95,7 +105,7 @@ impl Default for Nat {
             ports: Ports::Preserving,
             hairpin: false,
             udp: Udp::Passes,
-            takes_strays: false,
+            strays: Strays::Dropped,
             has_gateway: false,
         }
     }
@@ -127,8 +137,10 @@ impl Nat {
         }
         forward.extend(["iifname lan accept", "ct status dnat accept"]);
         let mut input = vec!["iifname wan meta l4proto { icmp, icmpv6 } accept"];
-        if !self.takes_strays {
-            input.push("iifname wan ct state new,invalid drop");
+        match self.strays {
+            Strays::Dropped => input.push("iifname wan ct state new,invalid drop"),
+            Strays::Rejected => input.push("iifname wan ct state new,invalid reject"),
+            Strays::Taken => {}
         }
         let mut chains = String::new();
         if self.has_gateway {
@@ -323,7 +335,7 @@ mod tests {
     fn strangers_to_the_router_are_dropped_unless_it_takes_them() {
         let drop = "iifname wan ct state new,invalid drop";
         assert!(Nat::default().rules(OUTER).contains(drop));
-        assert!(!Nat { takes_strays: true, ..Nat::default() }.rules(OUTER).contains(drop));
+        assert!(!Nat { strays: Strays::Taken, ..Nat::default() }.rules(OUTER).contains(drop));
     }
 
     #[test]

@@ -73,9 +73,11 @@ impl Node {
         text.trim().parse().map_err(|_| Stop::Failed(format!("{} holds no port", self.data.join("port").display())))
     }
 
-    /// A node that dials the holder of `ticket`, registered at `relay`.
-    pub(crate) fn reach(lab: &Lab, machine: &str, relay: &str, ticket: &str) -> Result<Self, Stop> {
-        Node::start(lab, machine, &["reach", ticket, "--listen", REACHED, "--relay", relay])
+    /// A node that dials the holder of `ticket`, registered at `relay` if there is one.
+    pub(crate) fn reach(lab: &Lab, machine: &str, relay: Option<&str>, ticket: &str) -> Result<Self, Stop> {
+        let mut args = vec!["reach", ticket, "--listen", REACHED];
+        args.extend(relay.iter().flat_map(|relay| ["--relay", relay]));
+        Node::start(lab, machine, &args)
     }
 
     /// Waits for the first connection: the path, and the time since the dial began.

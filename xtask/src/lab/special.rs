@@ -5,7 +5,7 @@ use crate::{
     lab::{
         Lab, Outcome, Scenario,
         meet::{Expected, meet},
-        nat::{Depends, Nat, Ports},
+        nat::{Depends, Nat, Ports, Strays},
         network::Plan,
     },
 };
@@ -63,12 +63,21 @@ fn cases() -> Vec<Case> {
             hosts: ["ha", "hb"],
             expected: Expected::Direct,
         },
+        // An early packet from outside costs the sender an ICMP error, and nothing else.
+        Case {
+            name: "routers-reject-strays",
+            plan: Plan::default(),
+            routers: &["ra", "rb"],
+            nat: Nat { strays: Strays::Rejected, ..home },
+            hosts: ["ha", "hb"],
+            expected: Expected::Direct,
+        },
         // An early packet from outside takes the port away from the mapping that it was meant for.
         Case {
             name: "routers-take-strays",
             plan: Plan::default(),
             routers: &["ra", "rb"],
-            nat: Nat { takes_strays: true, ..home },
+            nat: Nat { strays: Strays::Taken, ..home },
             hosts: ["ha", "hb"],
             expected: Expected::Either,
         },
