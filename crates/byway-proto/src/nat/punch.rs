@@ -160,11 +160,6 @@ impl Plan {
     pub const fn is_cheap(self) -> bool {
         matches!(self, Plan::Direct | Plan::SimultaneousOpen)
     }
-
-    /// Whether it takes so many packets or sockets that a host does one at a time.
-    pub const fn is_hard(self) -> bool {
-        matches!(self, Plan::PredictBoth | Plan::Spray { .. })
-    }
 }
 
 impl fmt::Display for Plan {

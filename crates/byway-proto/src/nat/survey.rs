@@ -22,7 +22,7 @@ use crate::{Instant, Rng, wire::stun};
 use ask::Tools;
 use family::{Family, is_carriers, is_private};
 
-/// The most servers that are remembered, of which each family asks its first four.
+/// The most servers that are remembered, of which each family asks its first six.
 const MAX_LISTED: usize = 16;
 
 /// The most addresses of interfaces that are remembered; machines with more are routers.
