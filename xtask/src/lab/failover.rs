@@ -19,6 +19,8 @@ const FLOW: (u64, u64) = (400, 10);
 const BEFORE: Duration = Duration::from_secs(1);
 /// How long a link is cut.
 const CUT: Duration = Duration::from_secs(1);
+/// The longest pause that passes: what the failover gates grant the slowest, a relay that has to start again.
+const PAUSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long the flow may take in all.
 const LIMIT: Duration = Duration::from_secs(25);
 /// Another outer address for router A.
@@ -88,6 +90,10 @@ fn run(lab: &Lab, what: Break) -> Result<Outcome, Stop> {
     thread::sleep(BEFORE);
     inflict(lab, what, &mut pair)?;
     let pause = finish_exchange(&mut flow, LIMIT)?;
+    if pause > PAUSE_LIMIT {
+        let (pause, limit) = (pause.as_millis(), PAUSE_LIMIT.as_millis());
+        return Err(Stop::Failed(format!("all came back, but after a pause of {pause} ms; {limit} are allowed")));
+    }
     let path = match pair.reaching.is_direct()? {
         true => "direct",
         false => "relay",
