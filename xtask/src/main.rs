@@ -23,7 +23,7 @@ const USAGE: &str = "usage: cargo xtask <command>
   sizes                             files of at most 500 lines, functions of at most 80, structs of at most 15 fields
   heritage                          every test that docs/heritage.md names exists
   no-std                            byway-proto and all that it links stand without std
-  sim [--nodes N]                   the simulator's scale table: one seed, one hash, in two processes
+  sim [--nodes N]                   the simulator's tables: one seed, one hash, in two processes; every pair of NATs
   demo                              the main job, over the direct path and over the relay only
   lab [--only SCENARIO] [--keep] [--json]
                                     scenarios on a real kernel, in network namespaces; needs root

@@ -90,14 +90,34 @@ impl Gate {
                 shortfalls.push(format!("{name} > {most} ms"));
             }
         }
+        shortfalls.extend(self.overruns(row));
+        shortfalls
+    }
+
+    /// What even a few runs show to be wrong: a failure, a budget overrun, more misses than chance explains. Times are
+    /// not judged.
+    pub(crate) fn breaches(&self, row: &Row) -> Vec<String> {
+        let mut breaches = self.overruns(row);
+        if row.failed > 0 {
+            breaches.push(format!("{} of {} runs failed", row.failed, row.runs));
+        }
+        let expected = row.runs * (1_000 - self.direct) / 1_000;
+        let luck = u64::from(!self.is_certain()); // a miss more than expected
+        if row.direct + expected + luck < row.runs && !self.is_relayed() {
+            breaches.push(format!("direct in {} of {} runs only", row.direct, row.runs));
+        }
+        breaches
+    }
+
+    /// The budgets that a run has overrun.
+    fn overruns(&self, row: &Row) -> Vec<String> {
         let budgets = [
             ("probes", row.probes_max, self.probes),
             ("mappings", row.mappings_max, MAPPINGS),
             ("pps", row.pps_max, PPS),
         ];
         let over = budgets.into_iter().filter(|(_, figure, most)| figure > most);
-        shortfalls.extend(over.map(|(name, _, most)| format!("{name} > {most}")));
-        shortfalls
+        over.map(|(name, _, most)| format!("{name} > {most}")).collect()
     }
 }
 
@@ -113,6 +133,30 @@ fn is_symmetric(kind: Kind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_runs_show_a_breach_of_what_is_certain_and_of_budgets_but_no_bad_luck() {
+        let row = |a, b, direct, failed, probes_max| Row {
+            a,
+            b,
+            runs: 5,
+            direct,
+            relayed: 5 - direct - failed,
+            failed,
+            p50_ms: None,
+            p99_ms: None,
+            relay_p99_ms: None,
+            probes_max,
+            mappings_max: 0,
+            pps_max: 0,
+        };
+        let count = |row: Row| Gate::of(row.a, row.b).breaches(&row).len();
+        let (open, easy, hard) = (Kind::Open, Kind::PortRestricted, Kind::SymmetricRandom);
+        assert_eq!([5, 4].map(|direct| count(row(open, hard, direct, 0, 0))), [0, 1]);
+        assert_eq!([5, 4, 3].map(|direct| count(row(easy, hard, direct, 0, 1_200))), [0, 0, 1]);
+        assert_eq!([0, 1].map(|failed| count(row(hard, hard, 0, failed, 0))), [0, 1]);
+        assert_eq!([(hard, 1), (easy, 1_201)].map(|(a, probes)| count(row(a, hard, 5, 0, probes))), [1, 1]);
+    }
 
     #[test]
     fn gates_are_the_documented_ones() {
