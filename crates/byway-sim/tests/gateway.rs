@@ -6,9 +6,9 @@ mod common;
 use std::net::SocketAddr;
 
 use byway::{Event, PathKind};
-use byway_proto::wire::natpmp;
+use byway_proto::wire::{natpmp, pcp};
 use byway_sim::{Gateway, Manner, Nat, NatConfig, Ports, World};
-use common::{PORT, Peer, config, exchange, ms, peer, scenario, secs};
+use common::{PORT, Peer, config, exchange, peer, relay, scenario, secs};
 use tokio::time;
 
 /// The hardest NAT, with a gateway that answers as `change` has it.
@@ -94,27 +94,24 @@ fn neighbours_forged_answer_is_not_believed() {
         let home = world.nat("home", NatConfig::port_restricted());
         let (host, neighbour) = (home.host("a"), home.host("neighbour"));
         let victim = host.addr();
-        // The gateway says nothing; the neighbour answers every port of the node with a forged answer of NAT-PMP's, which has
-        // no nonce.
+        // The gateway says nothing; the neighbour sends every port of the node all that it may be waiting for, in NAT-PMP, which
+        // has no nonce.
         let a = peer(&host, config(1)).await;
-        let socket = neighbour.bind_udp(SocketAddr::new(neighbour.addr(), 5_351)).unwrap();
-        let forged = natpmp::Response { epoch: 1, body: natpmp::Body::ExternalAddress([11, 6, 6, 6].into()) };
-        let forged = natpmp::encode_response(&forged);
-        for port in 1_024..=u16::MAX {
-            let to = SocketAddr::new(victim, port);
-            let _ = byway::net::UdpSocket::try_send(
-                &*socket,
-                &quinn::udp::Transmit {
-                    destination: to,
-                    ecn: None,
-                    contents: &forged,
-                    segment_size: None,
-                    src_ip: None,
-                },
-            );
-            if port % 256 == 0 {
-                time::sleep(ms(10)).await;
+        let socket = neighbour.bind_udp(SocketAddr::new(neighbour.addr(), pcp::PORT)).unwrap();
+        let map = natpmp::Map {
+            transport: pcp::Transport::Udp,
+            internal_port: PORT,
+            external_port: PORT,
+            lifetime: secs(3_600),
+        };
+        let forged = [natpmp::Body::ExternalAddress([11, 6, 6, 6].into()), natpmp::Body::Map(map)]
+            .map(|body| natpmp::encode_response(&natpmp::Response { epoch: 1, body }));
+        for _ in 0..5 {
+            for port in 1_024..=u16::MAX {
+                let to = SocketAddr::new(victim, port);
+                forged.iter().for_each(|forged| socket.send_to(forged, to).unwrap());
             }
+            time::sleep(secs(1)).await;
         }
         time::sleep(secs(30)).await;
         let status = a.node.status().await;
@@ -191,16 +188,24 @@ fn another_nodes_port_is_passed_over() {
 #[test]
 fn gateway_that_lies_leaves_the_node_as_reachable_as_without_it() {
     scenario(10, secs(60), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
         let mut lying = NatConfig::port_restricted();
+        lying.ports = Ports::Random; // so that the port that it boasts of is not the node's by chance
         let mut gateway = Gateway::default();
         gateway.manner = Manner::Boastful;
         lying.gateway = Some(gateway);
         let home = world.nat("home", lying);
-        let mut a = peer(&home.host("a"), config(1)).await;
-        let mut b = peer(&world.host("b"), config(2)).await;
-        mapped(&mut a).await;
-        a.node.dial(b.node.ticket()).await.unwrap();
-        b.up().await;
+        let mut a = peer(&home.host("a"), config(1).relay_at(addr.clone())).await;
+        let other = world.nat("other", NatConfig::port_restricted());
+        let mut b = peer(&other.host("b"), config(2).relay_at(addr)).await;
+        let external = mapped(&mut a).await;
+        assert!(a.node.addrs().contains(&external));
+        a.registered().await;
+        b.registered().await;
+        b.node.dial(a.node.ticket()).await.unwrap();
+        a.up().await;
+        exchange(&mut a, &mut b).await;
+        b.goes(PathKind::Direct, secs(5)).await;
         exchange(&mut a, &mut b).await;
     });
 }
