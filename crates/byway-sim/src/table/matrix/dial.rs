@@ -15,6 +15,7 @@ use tokio::time::{self, Instant, MissedTickBehavior};
 
 use super::{
     Gate, Kind,
+    gate::PATIENCE,
     watch::{MESSAGE, Watch},
 };
 use crate::{Host, Link, StunServer, World};
@@ -123,10 +124,14 @@ async fn dial(speakers: Vec<Speaker>, watch: &Watch, gate: &Gate) -> Outcome {
     });
     let talks: Vec<_> = talks.collect();
     let decide = async {
-        while let Some((side, is_straight)) = hears.recv().await {
-            outcome.first_byte.get_or_insert(start.elapsed());
-            if is_straight {
-                straight[side].get_or_insert(start.elapsed());
+        loop {
+            // a first byte that comes after the row's time is late, but no failure
+            let until = start + if outcome.first_byte.is_some() { gate.within } else { PATIENCE };
+            let Ok(Some((side, is_straight))) = time::timeout_at(until, hears.recv()).await else { return };
+            let now = start.elapsed();
+            outcome.first_byte.get_or_insert(now);
+            if is_straight && now <= gate.within {
+                straight[side].get_or_insert(now);
             }
             if let [Some(there), Some(back)] = straight {
                 outcome.direct = Some(Duration::max(there, back));
@@ -134,18 +139,15 @@ async fn dial(speakers: Vec<Speaker>, watch: &Watch, gate: &Gate) -> Outcome {
             }
         }
     };
-    let _ = time::timeout(gate.within, async {
-        let dial = async {
-            let _ = dialler.dial(ticket).await; // whoever is not reached is not heard, which is what counts
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            biased;
-            () = decide => {}
-            () = dial => {}
-        }
-    })
-    .await;
+    let dial = async {
+        let _ = dialler.dial(ticket).await; // whoever is not reached is not heard, which is what counts
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        () = decide => {}
+        () = dial => {}
+    }
     talks.iter().for_each(tokio::task::JoinHandle::abort);
     outcome
 }

@@ -14,8 +14,9 @@ const PROBES: u64 = 1_200;
 /// Most probes of a host within a second.
 const PPS: u64 = 250;
 
-/// How long a run waits for a direct path where all runs must have one: a failure is then one for good.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a run waits for a direct path where all runs must have one, and for a first byte everywhere: a failure is then
+/// one for good.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// After how long a run without a direct path is over where there can be none: long enough to see that nobody guesses.
 const RELAYED: Duration = Duration::from_secs(3);
@@ -24,7 +25,7 @@ const RELAYED: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Gate {
-    /// How long after the dial a path still counts as direct, and a first byte as arrived.
+    /// How long after the dial a path still counts as direct.
     pub within: Duration,
     /// Direct runs of 1,000.
     pub direct: u64,
