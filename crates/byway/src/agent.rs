@@ -196,7 +196,7 @@ impl Agent {
                 () = time::sleep_until(next.unwrap_or_else(time::Instant::now)), if next.is_some() => self.timeout(),
                 () = mux.woken.notify.notified() => self.woken(),
                 () = time::sleep_until(traverse.unwrap_or_else(time::Instant::now)), if traverse.is_some() => {
-                    self.traverse(nat::Input::Timeout);
+                    self.traverse_time();
                 }
                 () = &mut changed => {
                     changed = net.changed();

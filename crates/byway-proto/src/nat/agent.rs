@@ -143,6 +143,11 @@ impl Agent {
         self.host.budget.counters()
     }
 
+    /// The connection for which this host makes a hard punch now: the loss of its relay route should be told once a second.
+    pub fn punching(&self) -> Option<LinkId> {
+        self.host.budget.hard()
+    }
+
     /// Why the connection is direct or not; `None` if it is not known.
     pub fn explain(&self, link: LinkId) -> Option<Explanation> {
         self.links.get(&link).map(|link| link.explain(&self.host, self.now))

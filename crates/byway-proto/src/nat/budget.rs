@@ -202,6 +202,11 @@ impl Budget {
         granted
     }
 
+    /// Whose hard punch is under way.
+    pub(super) fn hard(&self) -> Option<LinkId> {
+        self.hard.map(|(link, _)| link)
+    }
+
     /// Begins a hard punch, of which a host has one at a time; otherwise says when the next may begin at the earliest.
     pub(super) fn begin_hard(&mut self, link: LinkId, now: Instant) -> Result<(), Instant> {
         match self.hard {

@@ -58,6 +58,11 @@ impl Paths {
         self.routes.values().map(entry).collect()
     }
 
+    /// Pings in a row that the selected route has not answered, if a relay carries the connection.
+    pub fn relay_misses(&self) -> Option<u32> {
+        self.selected_route().filter(|route| route.kind == RouteKind::Relay).map(|route| route.misses)
+    }
+
     fn explain(&self, route: &Route, now: Instant) -> String {
         let Some(selected) = self.selected_route() else {
             return "dialling: every route carries every datagram until the handshake is done".to_string();

@@ -121,6 +121,13 @@ impl AgentPeer {
         self.track.lock().routes().map(|(_, slot)| slot.via.socket()).filter(|id| *id != SocketId::MAIN).collect()
     }
 
+    /// The share of the last four pings that were lost on the relay route which carries the connection, in thousandths; a
+    /// single one is none, for every line loses one now and then.
+    pub(super) fn relay_loss(&self) -> Option<u16> {
+        let misses = self.paths.relay_misses()?.min(4) as u16;
+        Some(if misses < 2 { 0 } else { misses * 250 })
+    }
+
     /// The socket of the selected route, if it is a direct one.
     pub(super) fn direct(&self) -> Option<SocketId> {
         self.track.via().filter(|via| !via.is_relay()).map(Via::socket)

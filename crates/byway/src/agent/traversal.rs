@@ -8,7 +8,7 @@ use std::{
 };
 
 use byway_proto::{
-    PeerId,
+    Instant, PeerId,
     hello::Control,
     nat::{self, Input, LinkId, NatReport, Output, SocketId},
 };
@@ -24,6 +24,9 @@ use crate::{
 
 /// STUN servers that a node knows at once: its relays, and those that it was told.
 const MAX_SERVERS: usize = 8;
+
+/// How often the NAT machine is told of the relay route's loss.
+const LOSS_SPACING: Duration = Duration::from_secs(1);
 
 /// Keep-alives for each lifetime of a mapping: one may be lost, and the next one still comes in time.
 const KEEP_ALIVES: u32 = 3;
@@ -58,6 +61,8 @@ pub(super) struct Traversal {
     /// What carrying out a decision has led to; each decision leads to one input at most.
     inputs: VecDeque<Input>,
     acting: bool,
+    /// When the machine was last told of the relay route's loss.
+    loss_told: Instant,
 }
 
 impl Traversal {
@@ -80,6 +85,7 @@ impl Traversal {
             may_close: false,
             inputs: VecDeque::new(),
             acting: false,
+            loss_told: Instant::START,
         }
     }
 
@@ -107,6 +113,20 @@ impl Agent {
             self.close_sockets();
         }
         self.traversal.acting = false;
+    }
+
+    /// Lets time pass for the NAT machine; while it makes a hard punch it learns what that does to the relay route.
+    pub(super) fn traverse_time(&mut self) {
+        let now = self.mux.now();
+        let alias = self.traversal.machine.punching().and_then(|link| self.traversal.alias(link));
+        if let Some(alias) = alias
+            && now.since(self.traversal.loss_told) >= LOSS_SPACING
+            && let Some(per_mille) = self.peers.get(&alias).and_then(AgentPeer::relay_loss)
+        {
+            self.traversal.loss_told = now;
+            self.traverse_link(alias, |link| Input::RelayLoss { link, per_mille });
+        }
+        self.traverse(Input::Timeout);
     }
 
     /// The same for what concerns one connection; nothing if it is not a peer's.
