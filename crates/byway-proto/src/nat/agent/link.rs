@@ -162,6 +162,7 @@ impl Link {
     pub(super) fn set_relay_loss(&mut self, per_mille: u16, host: &mut Host, now: Instant) {
         if self.search.suffers(per_mille) {
             self.end_search(Outcome::RelaySuffered, host, now);
+            self.close_unused(host);
         }
         self.act(host, now);
     }
