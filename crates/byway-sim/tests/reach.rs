@@ -126,3 +126,23 @@ fn a_node_that_uses_relays_alone_never_shows_itself_to_a_peer() {
         assert_eq!((a.path().await, b.path().await), (Some(PathKind::Relay), Some(PathKind::Relay)));
     });
 }
+
+#[test]
+fn a_survey_that_found_udp_blocked_is_made_again_after_a_while() {
+    scenario(3, secs(180), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let host = world.nat("nat", NatConfig::port_restricted()).host("a");
+        let a = peer(&host, config(1).relay_at(addr)).await;
+        let public = async || a.node.status().await.nat.report.ipv4.and_then(|family| family.public);
+        a.registered().await;
+        time::sleep(secs(5)).await;
+        assert!(public().await.is_some());
+        let blocked = world.rule(|_: &Packet<'_>| Verdict::Drop);
+        host.renumber();
+        time::sleep(secs(10)).await;
+        assert_eq!(public().await, None);
+        blocked.lift();
+        time::sleep(secs(70)).await;
+        assert!(public().await.is_some());
+    });
+}

@@ -78,6 +78,8 @@ pub(crate) struct Up {
     pub(crate) config: PathsConfig,
     /// The peer whose path changes are told; `None` for the connection to a relay.
     pub(crate) told: Option<byway_proto::PeerId>,
+    /// The peer is to be reached through relays alone, and must not learn where this node is.
+    pub(crate) relayed: bool,
 }
 
 /// What a ping found.
@@ -189,7 +191,7 @@ impl Agent {
         self.network_changed();
         loop {
             let next = self.timers.first().map(|(at, _)| mux.clock.at(*at));
-            let traverse = self.traversal.machine.poll_timeout().map(|(at, _)| mux.clock.at(at));
+            let traverse = self.traversal.next().map(|at| mux.clock.at(at));
             tokio::select! {
                 biased;
                 () = tasks.stopped() => return,

@@ -103,7 +103,15 @@ impl Core {
     ) -> Result<(), Gone> {
         let exported =
             establish::export(connection).ok_or_else(|| Gone::Lost("TLS has no keying material to export".into()))?;
-        self.agent.send(Command::Up(Box::new(Up { track: Arc::clone(track), exported, config, told }))).await;
+        self.agent
+            .send(Command::Up(Box::new(Up {
+                track: Arc::clone(track),
+                exported,
+                config,
+                told,
+                relayed: self.config.relay_only && told.is_some(),
+            })))
+            .await;
         Ok(())
     }
 

@@ -46,6 +46,7 @@ pub(super) struct AgentPeer {
     pub(super) stray_pong: Option<(Via, u64)>,
     /// Sockets whose routes were dropped, until the agent has taken notice.
     pub(super) unused: Vec<SocketId>,
+    relayed: bool,
     paths: Paths,
     window: ReplayWindow,
     seq: u64,
@@ -64,6 +65,7 @@ impl AgentPeer {
             silent_relay: None,
             stray_pong: None,
             unused: Vec::new(),
+            relayed: up.relayed,
             window: ReplayWindow::new(),
             seq: 0,
             pings: VecDeque::new(),
@@ -157,6 +159,9 @@ impl AgentPeer {
         let Some(probe) = decoded.filter(|probe| self.window.accept(probe.seq)) else {
             return mux.counters.count(Dropped::BadProbe);
         };
+        if self.relayed && !datagram.via.is_relay() {
+            return mux.counters.count(Dropped::UnknownSource);
+        }
         let txid = u64::from_be_bytes(probe.txid);
         let known = self.track.lock().find(datagram.via);
         match probe.kind {

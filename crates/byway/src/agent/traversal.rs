@@ -28,6 +28,9 @@ const MAX_SERVERS: usize = 8;
 /// How often the NAT machine is told of the relay route's loss.
 const LOSS_SPACING: Duration = Duration::from_secs(1);
 
+/// The first and the longest pause before a survey that nobody answered is made again.
+const RESURVEY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
+
 /// Keep-alives for each lifetime of a mapping: one may be lost, and the next one still comes in time.
 const KEEP_ALIVES: u32 = 3;
 
@@ -63,6 +66,9 @@ pub(super) struct Traversal {
     acting: bool,
     /// When the machine was last told of the relay route's loss.
     loss_told: Instant,
+    /// When a survey that nobody answered is made again, and the pause after that.
+    resurvey: Option<Instant>,
+    resurvey_pause: Duration,
 }
 
 impl Traversal {
@@ -86,11 +92,28 @@ impl Traversal {
             inputs: VecDeque::new(),
             acting: false,
             loss_told: Instant::START,
+            resurvey: None,
+            resurvey_pause: RESURVEY.0,
         }
     }
 
     pub(super) fn link(&self, alias: SocketAddr) -> Option<LinkId> {
         self.numbers.get(&alias).copied()
+    }
+
+    /// When time is to pass for the machine.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.machine.poll_timeout().map(|(at, _)| at).into_iter().chain(self.resurvey).min()
+    }
+
+    /// Where no server answers in any family, the survey is made again some day: the network may have been away.
+    fn plan_resurvey(&mut self, report: &NatReport, now: Instant) {
+        let mut known = [&report.ipv4, &report.ipv6].into_iter().flatten().peekable();
+        if known.peek().is_some() && known.all(|family| family.public.is_none()) {
+            self.resurvey.get_or_insert(now + self.resurvey_pause);
+        } else {
+            (self.resurvey, self.resurvey_pause) = (None, RESURVEY.0);
+        }
     }
 
     fn alias(&self, link: LinkId) -> Option<SocketAddr> {
@@ -125,6 +148,11 @@ impl Agent {
         {
             self.traversal.loss_told = now;
             self.traverse_link(alias, |link| Input::RelayLoss { link, per_mille });
+        }
+        if self.traversal.resurvey.is_some_and(|at| at <= now) {
+            self.traversal.resurvey = Some(now + self.traversal.resurvey_pause);
+            self.traversal.resurvey_pause = (self.traversal.resurvey_pause * 2).min(RESURVEY.1);
+            self.network_changed();
         }
         self.traverse(Input::Timeout);
     }
@@ -163,6 +191,7 @@ impl Agent {
                 let links: Vec<LinkId> = self.traversal.links.keys().copied().collect();
                 links.into_iter().for_each(|link| self.tell(link, &Control::NatReport(report.clone())));
                 self.keep_alive(&report);
+                self.traversal.plan_resurvey(&report, self.mux.now());
                 self.events.send(Event::NatChanged(report));
             }
         }

@@ -42,7 +42,7 @@ fn peer(agent: &mut Agent, ports: &[u16]) -> SocketAddr {
     for port in ports {
         track.lock().add(Via::Punched(SOCKET, ([192, 0, 2, 1], *port).into()), true).unwrap();
     }
-    let up = Up { track, exported: [7; probe::EXPORT_LEN], config: PathsConfig::default(), told: None };
+    let up = Up { track, exported: [7; probe::EXPORT_LEN], config: PathsConfig::default(), told: None, relayed: false };
     agent.peers.insert(alias, AgentPeer::new(up, &[1; 32], agent.mux.now()));
     alias
 }
