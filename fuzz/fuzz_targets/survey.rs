@@ -32,7 +32,8 @@ fuzz_target!(|bytes: &[u8]| {
     let own = IpAddr::from(Ipv4Addr::new(192, 168, 1, 2));
     let mut rest = bytes;
     while let Some(([kind, a, b], tail)) = rest.split_first_chunk::<3>() {
-        let addr = decode_socket_addr(tail).map_or(SocketAddr::from(([198, 51, 100, 7], u16::from(*a))), |(addr, _)| addr);
+        let addr =
+            decode_socket_addr(tail).map_or(SocketAddr::from(([198, 51, 100, 7], u16::from(*a))), |(addr, _)| addr);
         rest = tail;
         let input = match kind % 8 {
             0 => {

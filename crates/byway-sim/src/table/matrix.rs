@@ -2,7 +2,7 @@
 //!
 //! Each run is a world of its own: a relay and two STUN servers in the core, two nodes behind their NATs on the standard
 //! network with 1 % loss, registered, strangers to each other. One dials with the other's ticket; from the moment they
-//! are connected both send a message every 20 ms. [`watch`] proves at the packets which message crossed no relay.
+//! are connected both send a message every 20 ms. `watch` proves at the packets which message crossed no relay.
 
 mod dial;
 mod gate;
