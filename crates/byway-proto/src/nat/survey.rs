@@ -17,10 +17,10 @@ mod verdict;
 use alloc::{collections::VecDeque, vec::Vec};
 use core::net::{IpAddr, SocketAddr};
 
-use super::{Input, NatReport, Output, SocketIds};
+use super::{Input, NatReport, Output, SocketIds, candidates::is_private};
 use crate::{Instant, Rng, wire::stun};
 use ask::Tools;
-use family::{Family, is_carriers, is_private};
+use family::{Family, is_carriers};
 
 /// The most servers that are remembered, of which each family asks its first six.
 const MAX_LISTED: usize = 16;

@@ -1,7 +1,7 @@
 //! Where a peer says it may be reached, and the pings to those addresses.
 
 use alloc::vec::Vec;
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 
 use super::{Host, Packet, challenge::Challenge, flight::Flight};
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     nat::{
         NatReport, SocketId,
         budget::{Denied, Purpose},
+        candidates::is_private,
     },
 };
 
@@ -63,7 +64,7 @@ impl Candidates {
         }
         wanted.truncate(MAX_CANDIDATES);
         // a private address may be reached all the same, through a VPN, but is the less likely one
-        wanted.sort_by_key(|addr| is_private(addr.ip()));
+        wanted.sort_by_key(|addr| is_private(addr.ip()) || addr.ip().is_loopback());
         let known = core::mem::take(&mut self.challenges);
         let is_known = |addr: &SocketAddr| known.iter().any(|challenge| challenge.to == *addr);
         let begun = !wanted.iter().all(is_known);
@@ -95,16 +96,5 @@ impl Candidates {
         let scheduled = self.challenges.iter().filter_map(|challenge| challenge.due(&host.config.challenge));
         let next = scheduled.filter(|at| *at > now).min();
         denied.into_iter().chain(next).min()
-    }
-}
-
-/// Whether only somebody on the same network, or on the same carrier's, can mean this address (RFC 1918, RFC 6598, RFC 4193).
-pub(super) fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let shared = matches!(ip.octets(), [100, second, ..] if second & 0xc0 == 64);
-            ip.is_private() || ip.is_loopback() || shared
-        }
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_loopback(),
     }
 }

@@ -5,13 +5,14 @@ use core::{
     time::Duration,
 };
 
-use super::{candidates::is_private, host::Host, link::Link, trial::Trial};
+use super::{host::Host, link::Link, trial::Trial};
 use crate::{
     Instant,
     addr::candidate::is_probeable,
     nat::{
         FamilyReport, Filtering, Means, NatReport, Outcome, Plan, Side, Signal,
         budget::HARD_GAP,
+        candidates::is_private,
         memory::Pair,
         plan,
         session::{Bait, Guess, Meet, Predict, Probe, Scan, Session, Target, Turn},

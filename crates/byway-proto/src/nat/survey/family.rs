@@ -15,7 +15,7 @@ use super::{
 use crate::{
     Instant,
     addr::candidate::is_probeable,
-    nat::{FamilyReport, Mapping, Ports, SocketId},
+    nat::{FamilyReport, Mapping, Ports, SocketId, candidates::is_private},
     wire::stun,
 };
 
@@ -347,14 +347,6 @@ impl Family {
             self.scratch = Some(Scratch::open(wanted, self.ipv6, tools));
             self.scratched = true;
         }
-    }
-}
-
-/// Addresses that mean nothing outside somebody's walls: RFC 1918, RFC 6598 (carriers), RFC 4193.
-pub(super) fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_private() || is_carriers(ip.into()),
-        IpAddr::V6(ip) => ip.is_unique_local(),
     }
 }
 
