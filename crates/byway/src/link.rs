@@ -5,6 +5,7 @@ pub(crate) mod inbox;
 pub(crate) mod outbox;
 pub(crate) mod queue;
 pub(crate) mod readers;
+pub(crate) mod stripe;
 pub(crate) mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,6 +44,8 @@ pub(crate) struct Link {
     hello: Mutex<Hello>,
     /// What both speak; changes when either side registers a protocol.
     pub(crate) agreed: Watched<Agreed>,
+    /// Further streams of channels, until their readers ask for them.
+    pub(crate) stripes: stripe::Waiting,
     /// Why this side closed the connection, if it did.
     ended: Mutex<Option<Gone>>,
 }

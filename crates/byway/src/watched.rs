@@ -26,12 +26,24 @@ impl<T> Watched<T> {
         self.changed.notify_waiters();
     }
 
+    /// Changes the value in place.
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+        let result = change(&mut self.read());
+        self.changed.notify_waiters();
+        result
+    }
+
     /// Waits until `find` finds something in the value.
     pub(crate) async fn wait<R>(&self, find: impl Fn(&T) -> Option<R>) -> R {
+        self.wait_to_take(|value| find(value)).await
+    }
+
+    /// Waits until `take` finds something in the value, which it may take out.
+    pub(crate) async fn wait_to_take<R>(&self, mut take: impl FnMut(&mut T) -> Option<R>) -> R {
         loop {
             // Listening begins before looking, so that no change is missed between the two.
             let changed = self.changed.notified();
-            if let Some(found) = find(&self.read()) {
+            if let Some(found) = take(&mut self.read()) {
                 return found;
             }
             changed.await;

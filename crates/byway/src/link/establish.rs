@@ -16,6 +16,7 @@ use super::{
     Link,
     outbox::{CONTROL, Outbox, Outlet},
     queue::FrameQueue,
+    stripe::Waiting,
     writer,
 };
 use crate::{gone::Gone, net::track::Track, quic::tls, watched::Watched};
@@ -123,6 +124,7 @@ impl Established {
             since: time::Instant::now(),
             hello: hello.into(),
             agreed: Watched::new(agreed),
+            stripes: Waiting::default(),
             ended: None.into(),
         };
         Some(Established { link: Arc::new(link), recv: control.recv, codec: control.codec })

@@ -3,11 +3,19 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use byway_proto::hello::{Agreed, Control, ControlCodec};
-use quinn::{ReadError, RecvStream, SendStream, VarInt};
+use byway_proto::{
+    PeerId,
+    hello::{Agreed, Control, ControlCodec},
+};
+use quinn::{RecvStream, SendStream, VarInt};
 use tokio::{sync::mpsc, time};
 
-use super::{Link, establish, inbox::Inbox, queue};
+use super::{
+    Link, establish,
+    inbox::Inbox,
+    queue,
+    stripe::{Incoming, STRIPE},
+};
 use crate::{
     gone::Gone,
     link::queue::FrameQueue,
@@ -22,9 +30,6 @@ const ANNOUNCE_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a stream may take to say what it is for.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Chunks taken from QUIC at once.
-const CHUNKS: usize = 32;
 
 /// Messages up to this many bytes get their memory at once; larger ones as their bytes arrive.
 const EAGER: usize = 64 << 10;
@@ -70,9 +75,13 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
     }
 }
 
-/// Reads one channel's messages into its protocol's inbox.
+/// Reads one channel's messages into its protocol's inbox, or keeps a further stream of one for its reader.
 async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
-    let Some(protocol) = protocol(&link, &mut stream, &scope).await else { return };
+    let Some(theirs) = varint(&mut stream).await else { return };
+    if theirs == STRIPE {
+        return stripe(&link, stream).await;
+    }
+    let Some(protocol) = protocol(&link, theirs, &mut stream, &scope).await else { return };
     let Some(id) = varint(&mut stream).await.and_then(|id| u32::try_from(id).ok()) else { return };
     let Some((channel, inbox)) = protocol.channel(id) else {
         let _ = stream.stop(VarInt::from_u32(UNKNOWN));
@@ -80,29 +89,32 @@ async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
     };
     let mut frames =
         Frames { max: channel.max_message, partial: None, header: BytesMut::new(), batch: VecDeque::new() };
-    let read = messages(&link, &mut stream, inbox, &mut frames).await;
+    let mut incoming = Incoming::new(&link.stripes, &link.connection, stream);
+    let read = messages(link.peer, &mut incoming, inbox, &mut frames).await;
     inbox.orphan(link.peer);
     if let Err(gone) = read {
         link.close(gone);
     }
 }
 
-async fn messages(link: &Link, stream: &mut RecvStream, inbox: &Inbox, frames: &mut Frames) -> Result<(), Gone> {
-    let mut chunks = [const { Bytes::new() }; CHUNKS];
+async fn stripe(link: &Link, mut stream: RecvStream) {
+    let Some(first) = varint(&mut stream).await else { return };
+    let Some(index) = varint(&mut stream).await else { return };
+    link.stripes.put(first, index, stream); // one too many is stopped, and its channel gets no further
+}
+
+async fn messages(peer: PeerId, incoming: &mut Incoming<'_>, inbox: &Inbox, frames: &mut Frames) -> Result<(), Gone> {
     loop {
-        if !inbox.deliver(link.peer, &mut frames.batch).await {
-            let _ = stream.stop(VarInt::from_u32(UNKNOWN));
+        if !inbox.deliver(peer, &mut frames.batch).await {
+            incoming.stop(VarInt::from_u32(UNKNOWN));
             return Ok(());
         }
-        match stream.read_chunks(&mut chunks).await {
-            Ok(Some(count)) => {
-                for chunk in chunks.iter_mut().take(count) {
-                    frames.split(std::mem::take(chunk))?;
-                }
-            }
-            // A peer that gives a channel up may begin it anew on another stream.
-            Ok(None) | Err(ReadError::Reset(_) | ReadError::ConnectionLost(_)) => return Ok(()),
-            Err(error) => return Err(Gone::Lost(error.to_string())),
+        let Some(bytes) = incoming.next().await? else { return Ok(()) };
+        frames.split(bytes)?;
+        while incoming.is_ready()
+            && let Some(bytes) = incoming.next().await?
+        {
+            frames.split(bytes)?;
         }
     }
 }
@@ -169,7 +181,11 @@ impl Frames {
 
 /// Hands a byte stream that the peer opened to its protocol.
 async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream, scope: Scope) {
-    let Some(protocol) = protocol(&link, &mut recv, &scope).await else {
+    let protocol = match varint(&mut recv).await {
+        Some(theirs) => protocol(&link, theirs, &mut recv, &scope).await,
+        None => None,
+    };
+    let Some(protocol) = protocol else {
         let _ = send.reset(VarInt::from_u32(UNKNOWN));
         return;
     };
@@ -191,8 +207,7 @@ async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream
 }
 
 /// Which of our protocols a stream is for.
-async fn protocol(link: &Link, stream: &mut RecvStream, scope: &Scope) -> Option<Arc<Registered>> {
-    let theirs = varint(stream).await?;
+async fn protocol(link: &Link, theirs: u64, stream: &mut RecvStream, scope: &Scope) -> Option<Arc<Registered>> {
     let ours = |agreed: &Agreed| agreed.protocols.iter().find(|p| u64::from(p.theirs) == theirs).map(|p| p.ours);
     let id = time::timeout(ANNOUNCE_WAIT, link.agreed.wait(ours)).await.ok();
     let protocol = id.and_then(|id| scope.registry.by_id(id));

@@ -14,8 +14,11 @@ use byway_proto::schedule::{ChannelKey, Class};
 use quinn::{Connection, SendStream, WriteError};
 use tokio::time::Instant;
 
-use super::outbox::{End, Outbox, Outlet, Turn};
-use crate::{net::BoxFuture, quic::endpoint::SEND_WINDOW};
+use super::{
+    outbox::{End, Outbox, Outlet, Turn},
+    stripe::{self, Stripes},
+};
+use crate::quic::endpoint::SEND_WINDOW;
 
 /// Turns before the writer lets other tasks run.
 const TURNS: usize = 64;
@@ -38,6 +41,7 @@ pub(crate) async fn run(connection: Connection, outbox: Arc<Outbox>) {
         scratch: VecDeque::new(),
         window: SEND_WINDOW,
         fitted: Instant::now(),
+        stripes: 1,
         connection: connection.clone(),
     };
     let mut closed = pin!(connection.closed());
@@ -58,6 +62,8 @@ struct Writer {
     scratch: VecDeque<Bytes>,
     window: u64,
     fitted: Instant,
+    /// Streams that a channel of bulk may take.
+    stripes: usize,
 }
 
 /// A stream, and what the lane's last turn left unsent because the stream could take no more.
@@ -70,8 +76,9 @@ struct Lane {
 }
 
 enum Stream {
-    Open(SendStream),
-    Opening(BoxFuture<'static, Option<SendStream>>),
+    /// A byte stream, or the control stream.
+    Single(SendStream),
+    Channel(Stripes),
 }
 
 /// How far a lane got.
@@ -107,11 +114,9 @@ impl Writer {
     fn take(&mut self, turn: Turn) {
         if let Some(outlet) = turn.stream {
             let stream = match outlet {
-                Outlet::Open(stream) => Stream::Open(stream),
+                Outlet::Open(stream) => Stream::Single(stream),
                 Outlet::Uni(header) => {
-                    self.scratch.push_front(header);
-                    let connection = self.connection.clone();
-                    Stream::Opening(Box::pin(async move { connection.open_uni().await.ok() }))
+                    Stream::Channel(Stripes::new(self.connection.clone(), header, priority(turn.class)))
                 }
             };
             let lane = Lane { class: turn.class, stream, held: VecDeque::new(), sent: 0, end: None };
@@ -134,12 +139,13 @@ impl Writer {
             lane.held.clear(); // a reset does not wait for flow control
             lane.end = self.outbox.end_of(key);
         }
-        let mut progress = lane.poll(cx);
+        let stripes = if lane.class == Class::Bulk { self.stripes } else { 1 };
+        let mut progress = lane.poll(stripes, cx);
         if matches!(progress, Progress::Blocked) && lane.class != Class::Bulk && self.window != URGENT_WINDOW {
             // What is urgent must not wait for bulk that is inside QUIC already.
             self.window = URGENT_WINDOW;
             self.connection.set_send_window(self.window);
-            progress = lane.poll(cx);
+            progress = lane.poll(stripes, cx);
         }
         match progress {
             Progress::Sent(bytes) => {
@@ -166,6 +172,7 @@ impl Writer {
         }
         self.fitted = now;
         let congestion_window = self.connection.stats().path.cwnd;
+        self.stripes = stripe::wanted(congestion_window);
         let window = (congestion_window.saturating_mul(3) / 2).clamp(MIN_WINDOW, URGENT_WINDOW - 1);
         if window.abs_diff(self.window) > self.window / 8 {
             self.window = window;
@@ -175,43 +182,45 @@ impl Writer {
 }
 
 impl Lane {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Progress {
-        let stream = match &mut self.stream {
-            Stream::Open(stream) => stream,
-            Stream::Opening(opening) => match opening.as_mut().poll(cx) {
-                Poll::Pending => return Progress::Blocked,
-                Poll::Ready(None) => return Progress::Ended,
-                Poll::Ready(Some(stream)) => {
-                    // Between two classes QUIC itself decides packet by packet.
-                    let _ = stream.set_priority(priority(self.class));
-                    self.stream = Stream::Open(stream);
-                    return self.poll(cx);
-                }
-            },
-        };
+    fn poll(&mut self, stripes: usize, cx: &mut Context<'_>) -> Progress {
         while !self.held.is_empty() {
-            let written = pin!(stream.write_chunks(self.held.make_contiguous())).poll(cx);
-            match written {
-                Poll::Ready(Ok(written)) => {
-                    self.sent += written.bytes;
-                    self.held.drain(..written.chunks);
-                }
-                Poll::Ready(Err(WriteError::Stopped(_) | WriteError::ConnectionLost(_) | WriteError::ClosedStream))
-                | Poll::Ready(Err(WriteError::ZeroRttRejected)) => return Progress::Ended,
+            match self.stream.poll_write(&mut self.held, stripes, cx) {
+                Poll::Ready(Ok(bytes)) => self.sent += bytes,
+                Poll::Ready(Err(_)) => return Progress::Ended, // the peer stopped the stream, or the connection is over
                 Poll::Pending => return Progress::Blocked,
             }
         }
-        match self.end {
-            None => Progress::Sent(std::mem::take(&mut self.sent)),
+        let Some(end) = self.end else { return Progress::Sent(std::mem::take(&mut self.sent)) };
+        self.stream.end(end);
+        Progress::Ended
+    }
+}
+
+impl Stream {
+    /// Writes from the front of `held`; how many bytes of it were taken.
+    fn poll_write(
+        &mut self,
+        held: &mut VecDeque<Bytes>,
+        stripes: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize, WriteError>> {
+        match self {
+            Stream::Single(stream) => stripe::write(stream, held, usize::MAX, cx),
+            Stream::Channel(channel) => channel.poll_write(held, stripes, cx),
+        }
+    }
+
+    fn end(&mut self, end: End) {
+        let streams = match self {
+            Stream::Single(stream) => std::slice::from_mut(stream),
+            Stream::Channel(channel) => channel.streams(),
+        };
+        for stream in streams {
             // An error says that the stream is over already.
-            Some(End::Finish) => {
-                let _ = stream.finish();
-                Progress::Ended
-            }
-            Some(End::Reset(code)) => {
-                let _ = stream.reset(code);
-                Progress::Ended
-            }
+            let _ = match end {
+                End::Finish => stream.finish(),
+                End::Reset(code) => stream.reset(code),
+            };
         }
     }
 }
