@@ -34,7 +34,8 @@ const NAME: &str = "bare.invalid";
 
 /// Why a bare connection was not made.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BareError {
+#[non_exhaustive]
+pub enum BareError {
     /// The network refused the socket.
     #[error("bare QUIC got no socket: {0}")]
     Io(#[from] io::Error),

@@ -168,6 +168,11 @@ impl Host {
         self.enter_topology(|topology, id| topology.host_mut(id).send_buffer = bytes);
     }
 
+    /// Bytes that wait on its uplink for the link's rate.
+    pub fn backlog(&self) -> usize {
+        self.shared.enter(|fabric, now| fabric.topology.node(self.id).up.backlog(now))
+    }
+
     /// What stands between it and the core, for [`can_punch`](crate::can_punch).
     pub fn side(&self) -> Side {
         self.enter_topology(|topology, id| {

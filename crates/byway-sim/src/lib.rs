@@ -53,7 +53,6 @@
 
 mod agenda;
 mod attachment;
-#[cfg_attr(not(test), expect(dead_code, reason = "the tables that compare with it are still to come"))]
 mod bare;
 mod fabric;
 mod host;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use byway_sim::table::{
     matrix::{self, Kind, Plan},
     scale,
+    wan::{self, Case},
 };
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
@@ -41,6 +42,26 @@ enum Table {
         #[command(flatten)]
         common: Common,
     },
+    /// How fast bulk goes over bad lines, beside bare quinn
+    Wan {
+        /// Runs a case, each with a seed of its own; rows are medians
+        #[arg(long, default_value_t = 5)]
+        runs: u64,
+        /// Only these lines
+        #[arg(long)]
+        case: Vec<Case>,
+        /// Threads that share the runs; the rows do not depend on it
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// Print the table as Markdown
+        #[arg(long, conflicts_with = "json")]
+        markdown: bool,
+        /// Fail if a row falls short of its gate
+        #[arg(long)]
+        check: bool,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Many nodes in one process: each dials 4 others, and every connection echoes 10 messages
     Scale {
         /// How many nodes, at least 5
@@ -70,6 +91,10 @@ fn main() -> ExitCode {
             let pairs = if pair.is_empty() { Kind::pairs() } else { pair };
             matrix(&Plan { runs, seed: common.seed, pairs, jobs }, Form { json: common.json, markdown, check })
         }
+        Table::Wan { runs, case, jobs, markdown, check, common } => {
+            let cases = if case.is_empty() { Case::ALL.to_vec() } else { case };
+            wan(&wan::Plan { runs, seed: common.seed, cases, jobs }, Form { json: common.json, markdown, check })
+        }
         Table::Scale { nodes, common } => match scale::run(nodes, common.seed, |what| eprintln!("scale: {what}")) {
             Ok(row) => {
                 print_row(&row, common.json);
@@ -83,7 +108,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// How the matrix is told.
+/// How a table is told.
 struct Form {
     json: bool,
     markdown: bool,
@@ -119,6 +144,32 @@ fn matrix(plan: &Plan, form: Form) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("matrix, seed {}: {error}", plan.seed);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn wan(plan: &wan::Plan, form: Form) -> ExitCode {
+    if !form.json {
+        print_line(&wan::Row::heading(form.markdown));
+    }
+    let mut short = Vec::new();
+    let measured = wan::run(plan, |row| {
+        if form.markdown {
+            print_line(&row.to_markdown());
+        } else {
+            print_row(row, form.json);
+        }
+        short.extend(row.shortfalls().into_iter().map(|shortfall| format!("{}: {shortfall}", row.case)));
+    });
+    if form.check {
+        short.iter().for_each(|shortfall| eprintln!("wan, seed {}: {shortfall}", plan.seed));
+    }
+    match measured {
+        Ok(()) if form.check && !short.is_empty() => ExitCode::FAILURE,
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("wan, seed {}: {error}", plan.seed);
             ExitCode::FAILURE
         }
     }
