@@ -277,13 +277,15 @@ impl Fabric {
         if node.off {
             return self.discard(now, flight, DropReason::Down);
         }
-        if flight.to.ip() == role.inner() {
+        if flight.to.ip() == role.inner() || flight.to.ip() == role.inner_ipv6() {
             return self.ask_gateway(now, nat, flight);
         }
         if !role.table.config.udp && flight.body.transport() == Transport::Udp {
             return self.discard(now, flight, DropReason::UdpBlocked);
         }
         if flight.to.is_ipv6() {
+            let inner = (flight.body.transport(), flight.from);
+            role.firewall.outbound(&role.table.config, now, inner, flight.to);
             return self.climb(now, nat, flight);
         }
         let hairpin = flight.to.ip() == role.outer;
@@ -357,6 +359,12 @@ impl Fabric {
             match role.table.inbound(now, flight.body.transport(), flight.to.port(), flight.from) {
                 Ok(inner) => flight.to = inner,
                 Err(reason) => return self.discard(now, flight, reason),
+            }
+        } else {
+            let config = &role.table.config;
+            let inner = (flight.body.transport(), flight.to);
+            if config.ipv6_firewall && !role.firewall.admits(config, now, inner, flight.from) {
+                return self.discard(now, flight, DropReason::Filtered);
             }
         }
         match self.topology.below(Some(node), flight.to.ip()) {

@@ -136,7 +136,8 @@ impl Host {
         })
     }
 
-    /// Gives it a public IPv6 address, in a /48 of its own; no NAT translates or filters it.
+    /// Gives it a public IPv6 address, in a /48 of its own; no NAT translates it, but most filter
+    /// ([`NatConfig::ipv6_firewall`](crate::NatConfig)).
     pub fn add_ipv6(&self) -> Ipv6Addr {
         self.enter_topology(|topology, id| {
             let addr = topology.fresh_ipv6();
@@ -219,9 +220,14 @@ impl Net for HostNet {
     fn gateways(&self) -> Vec<net::Gateway> {
         self.host.enter_topology(|topology, id| {
             let Some(nat) = topology.node(id).parent else { return Vec::new() };
-            let local = topology.host(id).addrs.iter().copied().find(IpAddr::is_ipv4);
-            let addr = topology.nat_mut(nat).inner().into();
-            local.map(|local| net::Gateway { addr, scope: 0, local }).into_iter().collect()
+            let role = topology.nat_mut(nat);
+            let inner = [IpAddr::V4(role.inner()), IpAddr::V6(role.inner_ipv6())];
+            let addrs = &topology.host(id).addrs;
+            let gateway = |addr: IpAddr| {
+                let local = addrs.iter().copied().find(|local| local.is_ipv4() == addr.is_ipv4())?;
+                Some(net::Gateway { addr, scope: 0, local })
+            };
+            inner.into_iter().filter_map(gateway).collect()
         })
     }
 

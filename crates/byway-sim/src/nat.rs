@@ -9,6 +9,7 @@ pub use self::{
 use crate::{attachment::attachment, fabric::NodeId, host::Host, link::Link, world::Shared};
 
 mod config;
+pub(crate) mod firewall;
 mod gateway;
 pub(crate) mod table;
 
@@ -68,14 +69,22 @@ impl Nat {
         self.shared.look(|fabric| fabric.topology.nat_mut(self.id).outer.into())
     }
 
-    /// Forgets all mappings, leased ones too, and begins a new epoch, as a router does that restarts.
-    pub fn forget_mappings(&self) {
-        self.shared.enter(|fabric, now| fabric.topology.nat_mut(self.id).table.restart(now));
+    /// Its IPv6 address in the network below it, where it opens pinholes if it does ([`NatConfig::gateway`]).
+    pub fn inner_ipv6(&self) -> IpAddr {
+        self.shared.look(|fabric| fabric.topology.nat_mut(self.id).inner_ipv6().into())
     }
 
-    /// How many ports it has mapped because its hosts asked for it.
+    /// Forgets all mappings, leased ones and pinholes too, and begins a new epoch, as a router does that restarts.
+    pub fn forget_mappings(&self) {
+        self.shared.enter(|fabric, now| fabric.topology.nat_mut(self.id).restart(now));
+    }
+
+    /// How many ports it has mapped, and pinholes opened, because its hosts asked for it.
     pub fn mapped_ports(&self) -> usize {
-        self.shared.enter(|fabric, now| fabric.topology.nat_mut(self.id).table.leases(now))
+        self.shared.enter(|fabric, now| {
+            let nat = fabric.topology.nat_mut(self.id);
+            nat.table.leases(now) + nat.firewall.pinholes(now)
+        })
     }
 
     /// How many mappings are alive.

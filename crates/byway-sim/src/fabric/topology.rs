@@ -12,9 +12,10 @@ use super::{NodeId, ports::PortTable};
 use crate::{
     host::Traffic,
     link::{Link, Pipe},
-    nat::{NatConfig, table::Table},
+    nat::{NatConfig, firewall::Firewall, table::Table},
     noise::Noise,
     rule::Transport,
+    time::Time,
 };
 
 /// Most nodes behind one NAT: its network is a /24 without the network, gateway and broadcast addresses.
@@ -79,6 +80,7 @@ pub(crate) struct HostRole {
 #[derive(Debug)]
 pub(crate) struct NatRole {
     pub(crate) table: Table,
+    pub(crate) firewall: Firewall,
     /// Its address in the network above.
     pub(crate) outer: Ipv4Addr,
     /// Owners of the addresses inside.
@@ -122,7 +124,7 @@ impl Topology {
             Ipv4Addr::new(10, high, low, 0)
         });
         let table = Table::new(config, self.noise.split());
-        let role = NatRole { table, outer, inside: BTreeMap::new(), lan, next_host: 2 };
+        let role = NatRole { table, firewall: Firewall::default(), outer, inside: BTreeMap::new(), lan, next_host: 2 };
         let id = self.attach(name, parent, link, Role::Nat(Box::new(role)));
         self.register(id, outer.into());
         id
@@ -300,6 +302,18 @@ impl NatRole {
     pub(crate) fn inner(&self) -> Ipv4Addr {
         let [a, b, c, _] = self.lan.octets();
         Ipv4Addr::new(a, b, c, 1)
+    }
+
+    /// Its IPv6 address there, for its port mapping service (RFC 4193).
+    pub(crate) fn inner_ipv6(&self) -> Ipv6Addr {
+        let [a, b, c, _] = self.lan.octets();
+        Ipv6Addr::new(0xfd11, u16::from_be_bytes([a, b]), u16::from(c), 0, 0, 0, 0, 1)
+    }
+
+    /// Forgets what it knows, as a router does that restarts.
+    pub(crate) fn restart(&mut self, now: Time) {
+        self.table.restart(now);
+        self.firewall.restart();
     }
 
     fn fresh(&mut self) -> Ipv4Addr {

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use super::Gateway;
 
-/// How a NAT treats IPv4; IPv6 passes it untranslated and unfiltered.
+/// How a NAT treats IPv4, and what its firewall does with IPv6, which it does not translate.
 ///
 /// The default is the common home router: one mapping per inner socket, packets only from those that were sent to.
 /// Other kinds differ in one field or two:
@@ -38,6 +38,9 @@ pub struct NatConfig {
     pub timeout: Duration,
     /// Whether packets from outside count as use; off by default.
     pub inbound_refresh: bool,
+    /// How long a UDP mapping lives at most, whatever passes, as some carriers have it; `None`, as by default, is for ever.
+    /// The next packet from inside is mapped anew, to the port that [`NatConfig::ports`] gives then.
+    pub max_age: Option<Duration>,
     /// Most sessions, that is pairs of (mapping, remote), at once; 1,024 by default. When they are full, what has
     /// expired goes first, then the oldest that was never answered, then the oldest.
     pub max_sessions: usize,
@@ -45,6 +48,9 @@ pub struct NatConfig {
     pub lan: Option<Ipv4Addr>,
     /// How it maps ports for who asks it; `None`, as by default, is not at all.
     pub gateway: Option<Gateway>,
+    /// Whether unsolicited IPv6 stays outside, as at homes (RFC 6092); on by default. Who was sent to may answer, by the same
+    /// filtering and timeout as over IPv4; a gateway that speaks PCP opens pinholes.
+    pub ipv6_firewall: bool,
 }
 
 /// Which packets of one inner socket share an outer port (RFC 4787 §4.1).
@@ -98,9 +104,11 @@ impl NatConfig {
             hairpin: false,
             timeout: Duration::from_secs(120),
             inbound_refresh: false,
+            max_age: None,
             max_sessions: 1_024,
             lan: None,
             gateway: None,
+            ipv6_firewall: true,
         }
     }
 

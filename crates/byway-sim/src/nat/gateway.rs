@@ -1,4 +1,5 @@
-//! The port mapping service of a NAT: PCP (RFC 6887) and NAT-PMP (RFC 6886) on port 5351 of its inner address.
+//! The port mapping service of a NAT: PCP (RFC 6887) and NAT-PMP (RFC 6886) on port 5351 of its inner address; over IPv6,
+//! where nothing is mapped, PCP opens pinholes in the firewall.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -10,9 +11,12 @@ use byway_proto::wire::{
     pcp::{self, NONCE_LEN, PORT},
 };
 
-use super::table::{
-    Table,
-    lease::{Lease, LeaseError, LeaseRequest},
+use super::{
+    firewall::Firewall,
+    table::{
+        Table,
+        lease::{Lease, LeaseError, LeaseRequest},
+    },
 };
 use crate::{fabric::topology::NatRole, rule::Transport, time::Time};
 
@@ -89,10 +93,7 @@ impl Gateway {
             }
             return Ok(Grant { port: 0, lifetime: Duration::ZERO });
         }
-        let lifetime = match self.manner {
-            Manner::Permanent => PERMANENT,
-            _ => wish.lifetime.min(self.max_lifetime),
-        };
+        let lifetime = self.lifetime(wish);
         let port = if wish.port == 0 { wish.inner.port() } else { wish.port };
         if self.manner == Manner::Boastful {
             return Ok(Grant { port, lifetime });
@@ -101,6 +102,25 @@ impl Gateway {
         let Wish { transport, inner, .. } = *wish;
         let port = table.lease(now, LeaseRequest { transport, inner, port, strict: self.refuses_taken, lease })?;
         Ok(Grant { port, lifetime })
+    }
+
+    /// The same over IPv6, where the outer port is the inner one.
+    fn open(&self, firewall: &mut Firewall, now: Time, wish: &Wish) -> Result<Grant, LeaseError> {
+        let inner = (wish.transport, wish.inner);
+        let lifetime = if wish.lifetime.is_zero() { Duration::ZERO } else { self.lifetime(wish) };
+        match (self.manner, lifetime.is_zero()) {
+            (Manner::Boastful, _) => {}
+            (_, true) => firewall.close(inner, &wish.nonce)?,
+            (_, false) => firewall.open(now, inner, Lease { until: now + lifetime, nonce: wish.nonce })?,
+        }
+        Ok(Grant { port: wish.inner.port(), lifetime })
+    }
+
+    fn lifetime(&self, wish: &Wish) -> Duration {
+        match self.manner {
+            Manner::Permanent => PERMANENT,
+            _ => wish.lifetime.min(self.max_lifetime),
+        }
     }
 }
 
@@ -119,16 +139,19 @@ impl NatRole {
         }
         let is_pcp = message.first().is_some_and(|version| *version >= pcp::VERSION);
         // Who speaks one dialect only refuses the other in its own (RFC 6886 §3.5, RFC 6887 §9).
-        let answer = if gateway.pcp && (is_pcp || !gateway.natpmp) {
+        let answer = if gateway.pcp && (is_pcp || !gateway.natpmp || from.is_ipv6()) {
             self.serve_pcp(now, &gateway, from, message)
-        } else if gateway.natpmp {
+        } else if gateway.natpmp && from.is_ipv4() {
             self.serve_natpmp(now, &gateway, from, message)
         } else {
             None
         };
         let [a, b, c, _] = self.inner().octets();
-        let source = if gateway.manner == Manner::Astray { Ipv4Addr::new(a, b, c, 254) } else { self.inner() };
-        Some((SocketAddr::new(source.into(), PORT), answer?))
+        let source = match gateway.manner {
+            Manner::Astray => IpAddr::V4(Ipv4Addr::new(a, b, c, 254)),
+            _ => to.ip(),
+        };
+        Some((SocketAddr::new(source, PORT), answer?))
     }
 
     fn serve_pcp(&mut self, now: Time, gateway: &Gateway, from: SocketAddr, message: &[u8]) -> Option<Vec<u8>> {
@@ -152,9 +175,14 @@ impl NatRole {
             lifetime: request.lifetime,
             nonce: map.nonce,
         };
-        match gateway.grant(&mut self.table, now, &wish) {
+        let granted = match from.ip() {
+            IpAddr::V4(_) => gateway.grant(&mut self.table, now, &wish),
+            IpAddr::V6(_) => gateway.open(&mut self.firewall, now, &wish),
+        };
+        match granted {
             Ok(Grant { port, lifetime }) => {
-                let external = SocketAddr::new(IpAddr::V4(self.outer), port);
+                let ip = if from.is_ipv4() { IpAddr::V4(self.outer) } else { from.ip() };
+                let external = SocketAddr::new(ip, port);
                 done(lifetime, pcp::Body::Map(pcp::Map { external, ..map }))
             }
             Err(LeaseError::Taken) => refuse(pcp::Refusal::CannotProvideExternal),

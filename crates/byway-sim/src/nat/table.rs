@@ -13,7 +13,7 @@ use crate::{noise::Noise, rule::Transport, time::Time, trace::DropReason};
 pub(crate) mod lease;
 
 /// How long an idle TCP mapping lives: 2 hours 4 minutes (RFC 5382 §5).
-const TCP_TIMEOUT: Duration = Duration::from_secs(7_440);
+pub(crate) const TCP_TIMEOUT: Duration = Duration::from_secs(7_440);
 
 /// Lowest outer port that a NAT hands out: below lie the well-known ports (RFC 4787 §4.2.1).
 const MIN_PORT: u16 = 1_024;
@@ -57,6 +57,7 @@ struct Mapped {
     key: MappingKey,
     /// While it lasts, everybody may send to the port, and silence does not end the mapping.
     lease: Option<Lease>,
+    made: Time,
     used: Time,
     sessions: BTreeMap<SocketAddr, Session>,
 }
@@ -215,8 +216,10 @@ impl Table {
 
     fn is_alive(&self, now: Time, transport: Transport, port: u16) -> bool {
         let timeout = self.timeout(transport);
-        let mapped = self.inward.get(&(transport, port));
-        mapped.is_some_and(|mapped| mapped.is_leased(now) || now.since(mapped.used) < timeout)
+        let max_age = self.config.max_age.filter(|_| transport == Transport::Udp).unwrap_or(Duration::MAX);
+        self.inward.get(&(transport, port)).is_some_and(|mapped| {
+            mapped.is_leased(now) || (now.since(mapped.used) < timeout && now.since(mapped.made) < max_age)
+        })
     }
 
     /// Maps an outer port for `key`, in place of an expired mapping if there is one.
@@ -236,7 +239,10 @@ impl Table {
         self.last_port = port;
         self.forget(key.transport, port);
         self.outward.insert(key, port);
-        self.inward.insert((key.transport, port), Mapped { key, lease: None, used: now, sessions: BTreeMap::new() });
+        self.inward.insert(
+            (key.transport, port),
+            Mapped { key, lease: None, made: now, used: now, sessions: BTreeMap::new() },
+        );
         Ok(port)
     }
 

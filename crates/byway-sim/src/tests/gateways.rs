@@ -188,3 +188,44 @@ fn gateways_that_cannot_be_relied_upon_do_as_they_are_told() {
         assert_eq!(world.host("public").net().gateways(), []);
     });
 }
+
+#[test]
+fn a_pinhole_lets_strangers_in_over_ipv6_until_it_ends_or_is_closed() {
+    World::run(1, |world| async move {
+        let home = home(&world, Gateway::default());
+        let inner = home.inner.add_ipv6();
+        let socket = home.inner.bind_udp((inner, 5_000).into()).unwrap();
+        let asking = home.inner.bind_udp((inner, 5_001).into()).unwrap();
+        let outside = world.host("outside");
+        let stranger = outside.bind_udp((outside.add_ipv6(), 9).into()).unwrap();
+        let ask = async |lifetime, nonce| {
+            let external = SocketAddr::from(([0_u16; 8], 0));
+            let map = pcp::Map { nonce: [nonce; 12], transport: pcp::Transport::Udp, internal_port: 5_000, external };
+            let request = pcp::Request { client: inner.into(), lifetime, body: pcp::Body::Map(map) };
+            let gateway = SocketAddr::new(home.nat.inner_ipv6(), pcp::PORT);
+            asking.send_to(&pcp::encode_request(&request), gateway).unwrap();
+            let mut buf = [0; 1_200];
+            let (len, from) = timeout(ms(100), asking.recv_from(&mut buf)).await.unwrap().unwrap();
+            assert_eq!(from, gateway);
+            pcp::decode_response(&buf[..len]).unwrap()
+        };
+        let is_open = async || {
+            stranger.send_to(b"x", (inner, 5_000).into()).unwrap();
+            next(&socket).await.is_some()
+        };
+        assert!(!is_open().await);
+        let granted = ask(secs(600), 1).await;
+        let pcp::Body::Map(map) = granted.body else { panic!("{granted:?}") };
+        assert_eq!((granted.outcome, map.external), (Ok(()), (inner, 5_000).into()));
+        assert!(is_open().await);
+        assert_eq!(home.nat.mapped_ports(), 1);
+        assert_eq!(ask(Duration::ZERO, 2).await.outcome, Err(pcp::Refusal::NotAuthorized));
+        assert_eq!(ask(Duration::ZERO, 1).await.outcome, Ok(()));
+        assert!(!is_open().await);
+        ask(secs(60), 2).await.outcome.unwrap();
+        assert!(is_open().await);
+        tokio::time::sleep(secs(60)).await;
+        assert!(!is_open().await);
+        assert_eq!(home.nat.mapped_ports(), 0);
+    });
+}

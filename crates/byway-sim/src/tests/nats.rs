@@ -1,9 +1,9 @@
 //! Hosts behind NATs.
 
-use std::time::Duration;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{at, bind, ms, next};
-use crate::{DropReason, Filtering, Link, Mapping, NatConfig, Packet, Verdict, World};
+use crate::{DropReason, Filtering, Host, Link, Mapping, NatConfig, Packet, Ports, UdpSocket, Verdict, World};
 
 const MAPPINGS: [Mapping; 3] =
     [Mapping::EndpointIndependent, Mapping::AddressDependent, Mapping::AddressAndPortDependent];
@@ -204,9 +204,10 @@ fn cut_finds_the_host_behind_a_nat() {
 }
 
 #[test]
-fn ipv6_passes_a_nat_unchanged() {
+fn ipv6_passes_a_nat_without_a_firewall_unchanged() {
     World::run(1, |world| async move {
-        let home = world.nat("home", NatConfig::default());
+        let open = NatConfig { ipv6_firewall: false, ..NatConfig::default() };
+        let home = world.nat("home", open);
         let (inner, server) = (home.host("inner"), world.host("server"));
         let (inner_ip, server_ip) = (inner.add_ipv6(), server.add_ipv6());
         let from = server.bind_udp(([0_u16; 8], 1).into()).unwrap();
@@ -229,5 +230,94 @@ fn networks_behind_two_nats_may_have_the_same_addresses() {
         at_b.send_to(b"opens", at(&world.host("server"), 1)).unwrap();
         at_a.send_to(b"x", (right.addr(), 6_000).into()).unwrap();
         assert_eq!(next(&at_b).await, Some((left.addr(), 5_000).into()));
+    });
+}
+
+/// A host with an IPv6 address and a socket on port 1.
+fn on_ipv6(host: &Host) -> (SocketAddr, Arc<UdpSocket>) {
+    let at = SocketAddr::new(host.add_ipv6().into(), 1);
+    (at, host.bind_udp(([0_u16; 8], 1).into()).unwrap())
+}
+
+#[test]
+fn unsolicited_ipv6_stays_outside_and_who_was_sent_to_may_answer_for_a_while() {
+    for filtering in FILTERINGS {
+        World::run(1, |world| async move {
+            let home = world.nat("home", NatConfig { filtering, ..NatConfig::default() });
+            let ((inner, at_inner), (server, at_server)) = (on_ipv6(&home.host("a")), on_ipv6(&world.host("server")));
+            let (_, at_stranger) = on_ipv6(&world.host("stranger"));
+            at_server.send_to(b"unsolicited", inner).unwrap();
+            assert_eq!(next(&at_inner).await, None);
+            assert_eq!(world.counters().dropped(DropReason::Filtered), 1);
+            at_inner.send_to(b"opens", server).unwrap();
+            assert_eq!(next(&at_server).await, Some(inner)); // nobody translates
+            at_server.send_to(b"answer", inner).unwrap();
+            assert_eq!(next(&at_inner).await, Some(server));
+            at_stranger.send_to(b"x", inner).unwrap();
+            assert_eq!(next(&at_inner).await.is_some(), filtering == Filtering::EndpointIndependent);
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            at_server.send_to(b"late", inner).unwrap();
+            assert_eq!(next(&at_inner).await, None);
+        });
+    }
+}
+
+#[test]
+fn two_hosts_that_send_first_meet_through_two_ipv6_firewalls_and_neighbours_need_not() {
+    World::run(1, |world| async move {
+        let (left, right) = (world.nat("left", NatConfig::default()), world.nat("right", NatConfig::default()));
+        let ((a, at_a), (b, at_b)) = (on_ipv6(&left.host("a")), on_ipv6(&right.host("b")));
+        at_a.send_to(b"lost", b).unwrap();
+        assert_eq!(next(&at_b).await, None);
+        at_b.send_to(b"x", a).unwrap();
+        assert_eq!(next(&at_a).await, Some(b));
+        let (_, at_neighbour) = on_ipv6(&left.host("neighbour"));
+        at_neighbour.send_to(b"x", a).unwrap();
+        assert!(next(&at_a).await.is_some());
+    });
+}
+
+#[test]
+fn a_storm_of_ipv6_sessions_is_held_to_the_limit_and_evicts_the_oldest() {
+    World::run(1, |world| async move {
+        let small = NatConfig { max_sessions: 3, ..NatConfig::default() };
+        let home = world.nat("home", small);
+        let (inner, at_inner) = on_ipv6(&home.host("a"));
+        let servers: Vec<_> = (0..4).map(|n| on_ipv6(&world.host(&format!("server {n}")))).collect();
+        for (to, _) in &servers {
+            at_inner.send_to(b"x", *to).unwrap();
+            tokio::time::sleep(ms(1)).await;
+        }
+        let mut heard = Vec::new();
+        for (at, socket) in &servers {
+            socket.send_to(b"x", inner).unwrap();
+            heard.push(next(&at_inner).await == Some(*at));
+        }
+        assert_eq!(heard, [false, true, true, true]);
+    });
+}
+
+#[test]
+fn mapping_of_a_carrier_with_a_limit_dies_of_age_whatever_flows() {
+    World::run(1, |world| async move {
+        let mut config = NatConfig::port_restricted();
+        (config.ports, config.max_age) = (Ports::Random, Some(Duration::from_secs(590)));
+        let carrier = world.nat("carrier", config);
+        let (inner, server) = (carrier.host("inner"), world.host("server"));
+        let (at_inner, at_server) = (bind(&inner, 5_000), bind(&server, 1));
+        let mut ports = Vec::new();
+        for _ in 0..7 {
+            at_inner.send_to(b"x", at(&server, 1)).unwrap();
+            let seen = next(&at_server).await.unwrap();
+            at_server.send_to(b"x", seen).unwrap();
+            assert_eq!(next(&at_inner).await, Some(at(&server, 1)));
+            ports.push(seen);
+            tokio::time::sleep(Duration::from_secs(99)).await;
+        }
+        assert!(ports[..6].iter().all(|port| *port == ports[0]));
+        at_server.send_to(b"x", ports[0]).unwrap();
+        assert_eq!(next(&at_inner).await, None);
+        assert_eq!(world.counters().dropped(DropReason::NoMapping), 1);
+        assert_ne!(ports[6], ports[0]);
     });
 }

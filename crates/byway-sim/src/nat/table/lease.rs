@@ -8,7 +8,7 @@ use super::{Mapped, MappingKey, Table};
 use crate::{rule::Transport, time::Time};
 
 /// Most leases at once; home routers have room for about as many.
-const MAX_LEASES: usize = 128;
+pub(crate) const MAX_LEASES: usize = 128;
 
 /// A lease: while it lasts, everybody may send to the port, and silence does not end the mapping.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +69,7 @@ impl Table {
         }
         self.forget(transport, free);
         let key = MappingKey { transport, inner, remote_ip: None, remote_port: None };
-        let mapped = Mapped { key, lease: Some(lease), used: now, sessions: BTreeMap::new() };
+        let mapped = Mapped { key, lease: Some(lease), made: now, used: now, sessions: BTreeMap::new() };
         self.inward.insert((transport, free), mapped);
         Ok(free)
     }
