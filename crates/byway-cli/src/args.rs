@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use byway_proto::{PeerAddr, addr::HostAddr, ticket::is_service_name};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::target::Upstream;
+use crate::{bench::MAX_SECONDS, target::Upstream};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Pipe(PipeArgs),
     /// Measure the way to a peer
     Ping(PingArgs),
+    /// Measure what the line to a peer carries, and how long small messages take meanwhile
+    Bench(BenchArgs),
     /// Find out how the NATs between this machine and the internet behave, and what that means
     Check(CheckArgs),
     /// Explain why a connected peer is reached directly, or why it is not and what would help
@@ -138,6 +140,18 @@ pub(crate) struct PingArgs {
     /// How many pings to send
     #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) count: u32,
+    #[command(flatten)]
+    pub(crate) servers: ServerChoice,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchArgs {
+    /// A ticket, or the id of a known peer
+    #[arg(value_name = "TICKET | PEER")]
+    pub(crate) to: String,
+    /// How many seconds each direction is loaded
+    #[arg(short, long, value_name = "SECS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+    pub(crate) seconds: u64,
     #[command(flatten)]
     pub(crate) servers: ServerChoice,
 }

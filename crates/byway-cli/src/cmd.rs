@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod bench;
 pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod demo_http;
@@ -52,6 +53,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Reach(args) => reach::run(shell, args).await,
         Command::Pipe(args) => pipe::run(shell, args).await,
         Command::Ping(args) => ping::run(shell, args).await,
+        Command::Bench(args) => bench::run(shell, args).await,
         Command::Check(args) => check::run(shell, args).await,
         Command::Why(args) => why::run(shell, args).await,
         Command::Status => status::run(shell).await,

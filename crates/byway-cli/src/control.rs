@@ -24,7 +24,7 @@ use crate::{
 pub(crate) use event::Event;
 
 /// The version of this protocol; both sides must have the same.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// The longest line in bytes: the status of 10,000 peers with three routes each.
 const MAX_LINE: usize = 16 << 20;
@@ -122,6 +122,14 @@ pub(crate) enum Request {
         to: Destination,
         /// How often.
         count: u32,
+    },
+    /// Measure what the line to a peer carries.
+    Bench {
+        /// Whom.
+        #[serde(with = "text")]
+        to: Destination,
+        /// How long in each direction.
+        seconds: u64,
     },
     /// Tell how the NATs behave.
     Check {

@@ -4,6 +4,7 @@
 //! process's own among them, speak with it over the control socket alone.
 
 mod attend;
+mod bench;
 mod board;
 mod check;
 mod ping;
@@ -28,6 +29,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 
 use self::board::Board;
 use crate::{
+    bench::{self as line, Answers, Bench},
     config::Settings,
     control::{
         event::{Path, Process, Reaching, Serving},
@@ -62,6 +64,7 @@ const DRAIN_POLL: Duration = Duration::from_millis(50);
 pub(crate) struct Daemon {
     node: Node,
     tunnel: Tunnel,
+    bench: Bench,
     net: Arc<dyn Net>,
     dir: DataDir,
     settings: Settings,
@@ -95,10 +98,12 @@ impl Running {
         let node = Node::bind_on(Arc::clone(&net), config).await.map_err(|error| bind_failure(&error))?;
         dir.remember_port(node.port())?;
         let tunnel = Tunnel::new(&node).map_err(Failure::here)?;
+        let (bench, answers) = line::register(&node).map_err(Failure::here)?;
         let listener = local::bind(&dir)?;
         let daemon = Arc::new(Daemon {
             node,
             tunnel,
+            bench,
             net,
             dir,
             relays: Mutex::new(settings.relays.clone()),
@@ -113,6 +118,7 @@ impl Running {
         });
         let mut attached = JoinSet::new();
         attached.spawn(take_commands(Arc::clone(&daemon), listener, command.to_owned()));
+        attached.spawn(answer_measurements(Arc::clone(&daemon), answers));
         Ok(Running { daemon, attached, _lock: lock })
     }
 
@@ -147,6 +153,15 @@ impl Running {
             }
         };
         let _ = time::timeout(DRAIN, gone).await;
+    }
+}
+
+/// Lets peers measure the line until the node ends.
+async fn answer_measurements(daemon: Arc<Daemon>, answers: Answers) {
+    tokio::select! {
+        biased;
+        _ = daemon.ended() => {}
+        () = answers.run(|peer, claim| self::bench::may_ask(&daemon, peer, claim)) => {}
     }
 }
 

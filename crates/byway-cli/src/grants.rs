@@ -102,6 +102,12 @@ impl Grants {
         self.services.get(service).is_some_and(|granted| granted.peers.contains_key(&peer.to_string()))
     }
 
+    /// Whether `peer` has redeemed a ticket of any service.
+    pub(crate) fn is_holder(&self, peer: PeerId) -> bool {
+        let peer = peer.to_string();
+        self.services.values().any(|granted| granted.peers.contains_key(&peer))
+    }
+
     /// How many peers hold a redeemed ticket of `service`.
     pub(crate) fn holders(&self, service: &str) -> usize {
         self.services.get(service).map_or(0, |granted| granted.peers.len())

@@ -65,6 +65,11 @@ impl KnownPeers {
         }
     }
 
+    /// Whether this node was ever given a ticket of `peer`.
+    pub(crate) fn is_known(&self, peer: PeerId) -> bool {
+        self.peers.contains_key(&peer.to_string())
+    }
+
     /// The local port that led to this service last.
     pub(crate) fn port(&self, peer: PeerId, service: &str) -> Option<u16> {
         self.peers.get(&peer.to_string())?.services.get(service)?.port

@@ -1,6 +1,7 @@
 //! The command line of Byway: serve here, reach there, relay in between.
 
 mod args;
+mod bench;
 mod cmd;
 mod config;
 mod control;

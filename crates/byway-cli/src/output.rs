@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use crate::{
+    cmd,
     control::event::{Event, Path, Serving},
     failure::Failure,
     nat_words,
@@ -107,6 +108,7 @@ fn describe(event: &Event) -> Words {
             let times = [min_ms, mean_ms, max_ms].map(|ms| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}")));
             return Words::Result(format!("{answered} of {sent} answered; least, mean, most: {} ms", times.join(", ")));
         }
+        Event::Measured(measured) => return Words::Result(cmd::bench::describe(measured)),
         Event::Status(_) | Event::Check(_) | Event::Why(_) | Event::Done | Event::Error(_) => return Words::None, // each has a place of its own
         other => note(other),
     };
@@ -156,6 +158,7 @@ fn note(event: &Event) -> String {
             format!("the gateway {gateway} forwards {external} to this node ({by}), but another NAT stands before it")
         }
         Event::MappingLost { gateway, message } => format!("the gateway {gateway} forwards nothing: {message}"),
+        Event::Measuring { direction, mbit_s, .. } => format!("{direction}: {mbit_s:.1} Mbit/s"),
         Event::Piping { peer } => format!("connected to {}", short(peer)),
         _ => String::new(),
     }

@@ -182,6 +182,29 @@ fn a_check_that_nobody_answers_ends_in_time_and_says_so() {
 }
 
 #[test]
+fn a_bench_measures_both_directions_and_a_stranger_is_refused() {
+    let scratch = Scratch::new("bench");
+    let echo = Echo::start();
+    let mut serve = scratch.start("serve", &["serve", "echo", &echo.target()]);
+    let ticket = serve.event("ticket")["ticket"].as_str().unwrap().to_owned();
+    let measured = scratch.run("first", &["bench", &ticket, "--seconds", "1", "--json"]);
+    assert_eq!(measured.status.code(), Some(0), "{measured:?}");
+    let told = String::from_utf8(measured.stdout).unwrap();
+    let last: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    assert_eq!(last["event"], "measured");
+    for direction in ["up", "down"] {
+        assert!(last[direction]["bytes"].as_u64().unwrap() > 1 << 20, "{last}");
+        assert!(last[direction]["mbit_s"].as_f64().unwrap() > 1.0, "{last}");
+        assert!(last[direction]["delay"]["p99_ms"].as_f64().unwrap() > 0.0, "{last}");
+    }
+    assert!(last["idle"]["p50_ms"].as_f64().unwrap() > 0.0 && last["routes"][0]["selected"] == true, "{last}");
+    // The ticket is the first one's now.
+    let stranger = scratch.run("second", &["bench", &ticket, "--seconds", "1"]);
+    assert_eq!(stranger.status.code(), Some(5), "{stranger:?}");
+    assert!(String::from_utf8_lossy(&stranger.stderr).contains("ticket"), "{stranger:?}");
+}
+
+#[test]
 fn why_says_that_two_nodes_on_one_machine_need_no_relay() {
     let scratch = Scratch::new("why");
     let echo = Echo::start();

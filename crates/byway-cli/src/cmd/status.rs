@@ -28,6 +28,9 @@ pub(super) async fn run(shell: Shell) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is told of each way to a peer.
+pub(super) const ROUTE_COLUMNS: [&str; 8] = ["id", "path", "route", "rtt", "loss", "sent", "received", "why"];
+
 fn describe(status: &Status) -> String {
     let mut parts = vec![head(status)];
     let mut part = |title: &str, columns: &[&str], rows: Vec<Vec<String>>| {
@@ -52,11 +55,7 @@ fn describe(status: &Status) -> String {
         vec![reaching.address.to_string(), peer, service, state.into(), reaching.sessions.to_string()]
     });
     part("reaching", &["at", "peer", "service", "state", "sessions"], reaching.collect());
-    part(
-        "peers",
-        &["id", "path", "route", "rtt", "loss", "sent", "received", "why"],
-        status.peers.iter().flat_map(peer_rows).collect(),
-    );
+    part("peers", &ROUTE_COLUMNS, status.peers.iter().flat_map(peer_rows).collect());
     let dropped = status.dropped.iter().map(|(why, count)| vec![why.clone(), count.to_string()]);
     part("dropped datagrams", &["reason", "count"], dropped.collect());
     parts.join("\n\n")
@@ -90,7 +89,8 @@ fn peer_rows(peer: &Peer) -> Vec<Vec<String>> {
     peer.routes.iter().map(|route| route_row(id.clone(), route)).collect()
 }
 
-fn route_row(id: String, route: &Route) -> Vec<String> {
+/// One way to a peer, under [`ROUTE_COLUMNS`].
+pub(super) fn route_row(id: String, route: &Route) -> Vec<String> {
     let mark = if route.selected { "in use" } else { "spare" };
     vec![
         id,

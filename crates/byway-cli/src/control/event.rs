@@ -58,6 +58,10 @@ pub(crate) enum Event {
     NoPong { peer: String, seq: u32, message: String },
     /// All pings are through; the times are `null` if none was answered.
     Pinged { peer: String, sent: u32, answered: u32, min_ms: Option<f64>, mean_ms: Option<f64>, max_ms: Option<f64> },
+    /// How fast the load of one direction went in the last second.
+    Measuring { peer: String, direction: String, mbit_s: f64 },
+    /// What the line to a peer carries.
+    Measured(Box<Measured>),
     /// This many servers are asked how the NATs behave, for this many seconds at most.
     Checking { servers: usize, wait_s: u64 },
     /// How the NATs behave.
@@ -148,6 +152,38 @@ pub(crate) struct Route {
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
     pub(crate) why: String,
+}
+
+/// What the line to a peer carries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    pub(crate) peer: String,
+    /// The path in use at the end.
+    pub(crate) path: Option<Path>,
+    /// How long each direction was loaded.
+    pub(crate) seconds: u64,
+    /// Round trips of small messages without load; `None` if none came back.
+    pub(crate) idle: Option<Delay>,
+    pub(crate) up: Direction,
+    pub(crate) down: Direction,
+    /// Every way to the peer, with its own measures.
+    pub(crate) routes: Vec<Route>,
+}
+
+/// One direction under load.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Direction {
+    pub(crate) mbit_s: f64,
+    pub(crate) bytes: u64,
+    /// Round trips of small messages meanwhile.
+    pub(crate) delay: Option<Delay>,
+}
+
+/// Percentiles of round trips.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Delay {
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
 }
 
 /// A service that the node offers.
