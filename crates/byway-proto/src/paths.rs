@@ -52,11 +52,14 @@ pub struct PathsConfig {
     /// How often the selected route and one standby are pinged while the connection is idle, at least one second: by
     /// default 10 s, below the 30 s after which home routers begin to forget UDP mappings, with two pings to lose.
     pub warm: Duration,
+    /// Whether the selected route is ever doubted: without that nothing is copied, and nothing survives its death. For
+    /// measuring what the copies cost.
+    pub hedging: bool,
 }
 
 impl Default for PathsConfig {
     fn default() -> Self {
-        PathsConfig { warm: Duration::from_secs(10) }
+        PathsConfig { warm: Duration::from_secs(10), hedging: true }
     }
 }
 

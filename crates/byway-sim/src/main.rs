@@ -1,15 +1,20 @@
 //! The simulator's command: each subcommand makes one table of measurements.
 
-use std::process::ExitCode;
+use std::{cell::Cell, process::ExitCode};
 
 use byway_sim::table::{
+    failover,
     matrix::{self, Kind, Plan},
     scale,
     wan::{self, Case},
 };
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
+use tokio::time::Instant;
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{format::Writer, time::FormatTime},
+};
 
 /// Measures Byway's shipping stack on a network in memory; one seed gives one result
 #[derive(Debug, Parser)]
@@ -62,6 +67,26 @@ enum Table {
         #[command(flatten)]
         common: Common,
     },
+    /// What applications see while a connection's paths die, return, get worse or better
+    Failover {
+        /// Runs a case; cases of ten minutes have one
+        #[arg(long, default_value_t = 20)]
+        runs: u64,
+        /// Only these cases
+        #[arg(long)]
+        case: Vec<failover::Case>,
+        /// Threads that share the runs; the rows do not depend on it
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// Print the table as Markdown
+        #[arg(long, conflicts_with = "json")]
+        markdown: bool,
+        /// Fail if a row shows what even a few runs must not: anything lost, doubled or in error, figures twice the gate's
+        #[arg(long)]
+        check: bool,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Many nodes in one process: each dials 4 others, and every connection echoes 10 messages
     Scale {
         /// How many nodes, at least 5
@@ -85,7 +110,7 @@ struct Common {
 
 fn main() -> ExitCode {
     let filter = EnvFilter::from_default_env(); // RUST_LOG, for whoever looks into one seed
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_timer(VirtualTime).init();
     match Cli::parse().table {
         Table::Matrix { runs, pair, jobs, markdown, check, common } => {
             let pairs = if pair.is_empty() { Kind::pairs() } else { pair };
@@ -94,6 +119,11 @@ fn main() -> ExitCode {
         Table::Wan { runs, case, jobs, markdown, check, common } => {
             let cases = if case.is_empty() { Case::ALL.to_vec() } else { case };
             wan(&wan::Plan { runs, seed: common.seed, cases, jobs }, Form { json: common.json, markdown, check })
+        }
+        Table::Failover { runs, case, jobs, markdown, check, common } => {
+            let cases = if case.is_empty() { failover::Case::ALL.to_vec() } else { case };
+            let plan = failover::Plan { runs, seed: common.seed, cases, jobs };
+            failover(&plan, Form { json: common.json, markdown, check })
         }
         Table::Scale { nodes, common } => match scale::run(nodes, common.seed, |what| eprintln!("scale: {what}")) {
             Ok(row) => {
@@ -105,6 +135,19 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+    }
+}
+
+/// Stamps log lines with the virtual time since the thread's first.
+struct VirtualTime;
+
+impl FormatTime for VirtualTime {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        thread_local!(static FIRST: Cell<Option<Instant>> = const { Cell::new(None) });
+        let now = Instant::now();
+        let first = FIRST.get().filter(|first| *first <= now).unwrap_or(now);
+        FIRST.set(Some(first));
+        write!(writer, "{:9.3}", (now - first).as_secs_f64())
     }
 }
 
@@ -170,6 +213,34 @@ fn wan(plan: &wan::Plan, form: Form) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wan, seed {}: {error}", plan.seed);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn failover(plan: &failover::Plan, form: Form) -> ExitCode {
+    if !form.json {
+        print_line(&failover::Row::heading(form.markdown));
+    }
+    let (mut done, mut breaches) = (0, Vec::new());
+    let measured = failover::run(plan, |row| {
+        if form.markdown {
+            print_line(&row.to_markdown());
+        } else {
+            print_row(row, form.json);
+        }
+        breaches.extend(row.breaches().into_iter().map(|breach| format!("{}: {breach}", row.case)));
+        done += 1;
+        eprintln!("failover: {done} of {} cases", plan.cases.len());
+    });
+    if form.check {
+        breaches.iter().for_each(|breach| eprintln!("failover, seed {}: {breach}", plan.seed));
+    }
+    match measured {
+        Ok(()) if form.check && !breaches.is_empty() => ExitCode::FAILURE,
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("failover, seed {}: {error}", plan.seed);
             ExitCode::FAILURE
         }
     }

@@ -139,6 +139,10 @@ impl Paths {
     /// Tries every route at once; a no-op while that is being done, and without a selected route.
     pub(super) fn start_hedge(&mut self, why: HedgeWhy, doubt: bool, now: Instant) {
         let Some(selected) = self.selected_route().filter(|_| self.hedge.is_none()) else { return };
+        if !self.config.hedging && why != HedgeWhy::Established {
+            self.silence = Silence::answered(now);
+            return self.outputs.push_back(Output::ClearUnanswered);
+        }
         let young = selected.patience() + selected.rtt() * 3 / 2;
         self.hedge = Some(Hedge { since: now, why, doubt, next: now + BURST_SPACING, pings: 0 });
         self.outputs.push_back(Output::Hedged(why));

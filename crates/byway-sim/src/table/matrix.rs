@@ -194,7 +194,7 @@ impl fmt::Display for Row {
 }
 
 /// The nearest-rank percentile in milliseconds; `None` counts as infinite.
-fn percentile(times: &[Option<Duration>], percent: usize) -> Option<u64> {
+pub(super) fn percentile(times: &[Option<Duration>], percent: usize) -> Option<u64> {
     let mut times: Vec<Duration> = times.iter().map(|time| time.unwrap_or(Duration::MAX)).collect();
     times.sort_unstable();
     let rank = (times.len() * percent).div_ceil(100).checked_sub(1)?;

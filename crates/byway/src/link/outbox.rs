@@ -109,7 +109,11 @@ impl Outbox {
             busy: false,
             space: Arc::new(Notify::new()),
         };
+        let begun = !lane.queue.is_empty();
         state.lanes.insert(key, lane);
+        if begun {
+            state.ready(key); // a stream's header must not wait for its first byte
+        }
         true
     }
 
