@@ -16,6 +16,7 @@ mod punch;
 mod report;
 mod session;
 mod survey;
+mod turns;
 #[cfg(test)]
 mod two_hosts;
 

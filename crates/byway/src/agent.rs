@@ -331,7 +331,7 @@ impl Agent {
         let (direct, stray, unused) = (peer.direct(), peer.stray_pong.take(), std::mem::take(&mut peer.unused));
         if changed.is_some() {
             self.traverse_link(alias, |link| match direct {
-                Some(socket) => nat::Input::Direct { link, socket },
+                Some((socket, remote)) => nat::Input::Direct { link, socket, remote },
                 None => nat::Input::Relayed { link },
             });
         }

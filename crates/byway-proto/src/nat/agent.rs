@@ -73,10 +73,13 @@ impl Agent {
         self.survey(&input, now);
         match input {
             Input::Servers(servers) => self.host.set_servers(&servers),
-            Input::Network(_) => self.with_all(|link, host| link.change_network(host, now)),
-            Input::Up { link, dialled: _, loopback } => {
+            Input::Network(ips) => {
+                self.host.set_families(&ips);
+                self.with_all(|link, host| link.change_network(host, now));
+            }
+            Input::Up { link, peer, dialled: _, loopback } => {
                 if self.links.len() < MAX_LINKS && !self.links.contains_key(&link) {
-                    self.links.insert(link, Link::new(link, loopback, now));
+                    self.links.insert(link, Link::new((link, peer), loopback, now));
                 }
             }
             Input::Forget { link } => {
@@ -95,7 +98,9 @@ impl Agent {
             Input::Pong { link, socket, from, txid } => {
                 self.with(link, |link, host| link.pong(txid, (socket, from), host, now));
             }
-            Input::Direct { link, socket } => self.with(link, |link, host| link.set_direct(socket, host, now)),
+            Input::Direct { link, socket, remote } => {
+                self.with(link, |link, host| link.set_direct((socket, remote), host, now));
+            }
             Input::Relayed { link } => self.with(link, |link, host| link.set_relayed(host, now)),
             Input::RelayLoss { link, per_mille } => {
                 self.with(link, |link, host| link.set_relay_loss(per_mille, host, now));

@@ -3,8 +3,8 @@
 use alloc::collections::VecDeque;
 use core::time::Duration;
 
-use super::{LinkId, agent::BudgetConfig};
-use crate::Instant;
+use super::{LinkId, agent::BudgetConfig, turns::Turns};
+use crate::{Instant, PeerId};
 
 /// The least time between the end of one hard punch of this host and the start of the next.
 pub(super) const HARD_GAP: Duration = Duration::from_secs(20);
@@ -113,11 +113,13 @@ pub(super) struct Budget {
     sent: VecDeque<Instant>,
     /// When each guess of the last [`HARD_GAP`] left; never longer than the limit.
     guessed: VecDeque<Instant>,
-    /// When whoever is turned away next may come back.
-    queue: Instant,
+    /// When the next ping to a reported address that is turned away may come back, and the next packet of a punch: what a
+    /// punch sends is worth nothing seconds later, so it does not stand in line behind all other connections' pings.
+    queues: [Instant; 2],
     /// The connection of the hard punch under way, and what all punches had cost when it began.
     hard: Option<(LinkId, u64)>,
     hard_from: Instant,
+    turns: Turns,
     counters: Counters,
 }
 
@@ -127,9 +129,10 @@ impl Budget {
             limits,
             sent: VecDeque::new(),
             guessed: VecDeque::new(),
-            queue: Instant::START,
+            queues: [Instant::START; 2],
             hard: None,
             hard_from: Instant::START,
+            turns: Turns::default(),
             counters: Counters::default(),
         }
     }
@@ -144,8 +147,10 @@ impl Budget {
             let Denied::Until(at) = denied else { return Err(denied) };
             self.counters.deferred += 1;
             // one after the other: did all come back at once, each packet would cost as much work as there are connections
-            let at = at.max(self.queue);
-            self.queue = at + SECOND / self.limits.per_second.max(1);
+            let [pings, punches] = &mut self.queues;
+            let queue = if purpose == Purpose::Candidate { pings } else { punches };
+            let at = at.max(*queue);
+            *queue = at + SECOND / self.limits.per_second.max(1);
             return Err(Denied::Until(at));
         }
         self.sent.push_back(now);
@@ -208,17 +213,26 @@ impl Budget {
     }
 
     /// Begins a hard punch, of which a host has one at a time; otherwise says when the next may begin at the earliest.
-    pub(super) fn begin_hard(&mut self, link: LinkId, now: Instant) -> Result<(), Instant> {
-        match self.hard {
-            Some((holder, _)) if holder == link => Ok(()),
+    pub(super) fn begin_hard(&mut self, (link, peer): (LinkId, PeerId), now: Instant) -> Result<(), Instant> {
+        let begun = match self.hard {
+            Some((holder, _)) if holder == link => return Ok(()),
             Some(_) => Err(now + HARD_GAP),
             None if now < self.hard_from => Err(self.hard_from),
-            None => {
+            None => self.turns.take(peer, now),
+        };
+        match begun {
+            Ok(()) => {
                 self.hard = Some((link, self.cost()));
                 self.counters.hard_punches += 1;
-                Ok(())
             }
+            Err(at) => self.turns.wait(peer, at, now),
         }
+        begun
+    }
+
+    /// The peer needs no hard punch any more.
+    pub(super) fn leave(&mut self, peer: PeerId) {
+        self.turns.leave(peer);
     }
 
     /// Ends this connection's hard punch, if it has one. One that the peer declined has cost nothing, and nobody else waits

@@ -7,6 +7,7 @@ use core::{
 };
 
 use super::NatReport;
+use crate::PeerId;
 
 /// A UDP socket of this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +68,8 @@ pub enum Input {
     Up {
         /// The connection.
         link: LinkId,
+        /// Whom it is with.
+        peer: PeerId,
         /// Whether this side dialled it.
         dialled: bool,
         /// Whether the two are on one machine, or otherwise known to each other over loopback.
@@ -110,6 +113,8 @@ pub enum Input {
         link: LinkId,
         /// The socket that the route uses.
         socket: SocketId,
+        /// The route's other end.
+        remote: SocketAddr,
     },
     /// The connection has no direct route any more.
     Relayed {

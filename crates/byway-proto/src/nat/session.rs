@@ -241,5 +241,47 @@ fn at_port(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
+/// Packets that leave in rounds: each of several once in a round, with a pause between rounds.
+#[derive(Debug)]
+struct Rounds {
+    count: u32,
+    spacing: Duration,
+    /// How many have left, over all rounds.
+    sent: u32,
+    next: Instant,
+}
+
+impl Rounds {
+    fn new(count: u32, spacing: Duration, now: Instant) -> Self {
+        Rounds { count, spacing, sent: 0, next: now }
+    }
+
+    /// Sends what is due of so many packets a round, each by its position; says when to go on, `None` after the last.
+    fn act(
+        &mut self,
+        packets: usize,
+        now: Instant,
+        mut send: impl FnMut(usize) -> Result<(), Denied>,
+    ) -> Result<Option<Instant>, Outcome> {
+        let packets = packets as u32;
+        while self.sent < packets * self.count {
+            let position = self.sent % packets;
+            if position == 0 && now < self.next {
+                return Ok(Some(self.next));
+            }
+            match send(position as usize) {
+                Ok(()) => {}
+                Err(Denied::Until(at)) => return Ok(Some(at)),
+                Err(Denied::Spent) => return Err(Outcome::NoBudget),
+            }
+            if position == 0 {
+                self.next = now + self.spacing;
+            }
+            self.sent += 1;
+        }
+        Ok(None)
+    }
+}
+
 /// How long after the last packet an answer may still come.
 const LINGER: Duration = Duration::from_millis(1_200);

@@ -12,7 +12,7 @@ use core::{
 use std::collections::{BinaryHeap, HashSet};
 
 use super::{Agent, AgentConfig, Counters, Explanation, Filtering, Input, LinkId, Mapping, Output, Ports, SocketId};
-use crate::{Instant, Rng, wire::stun};
+use crate::{Instant, PeerId, Rng, wire::stun};
 
 const LINK: LinkId = LinkId(1);
 const MS: u64 = 1_000_000;
@@ -304,7 +304,7 @@ impl World {
             Payload::Pong(txid) => match self.nodes[node].own.remove(&txid) {
                 Some(route) if route == (socket, from) => {
                     self.nodes[node].direct.get_or_insert(now);
-                    self.tell(node, Input::Direct { link: LINK, socket }, now);
+                    self.tell(node, Input::Direct { link: LINK, socket, remote: from }, now);
                 }
                 _ => self.tell(node, Input::Pong { link: LINK, socket, from, txid }, now),
             },
@@ -345,7 +345,7 @@ pub(super) fn punch(kinds: [NatKind; 2], config: &AgentConfig, seed: u64, end: u
         let public = theirs.ipv4.as_ref().and_then(|it| it.public).unwrap();
         let addrs = vec![world.nodes[1 - node].local, public];
         for input in [
-            Input::Up { link: LINK, dialled: node == 0, loopback: false },
+            Input::Up { link: LINK, peer: PeerId::ed25519([node as u8; 32]), dialled: node == 0, loopback: false },
             Input::Theirs { link: LINK, report: theirs },
             Input::Candidates { link: LINK, addrs },
         ] {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use byway_proto::{
-    Instant,
+    Instant, PeerId,
     addr::candidate::is_probeable,
     nat::{
         Agent, AgentConfig, FamilyReport, Filtering, Input, LinkId, Mapping, NatReport, Output, Ports, Signal, SocketId,
@@ -126,7 +126,8 @@ impl Model<'_> {
             }
             10 => {
                 let socket = self.socket();
-                self.feed(Input::Direct { link, socket });
+                let remote = self.addr();
+                self.feed(Input::Direct { link, socket, remote });
             }
             11 => self.feed(Input::Relayed { link }),
             12 => {
@@ -151,7 +152,8 @@ impl Model<'_> {
         self.numbered += 1;
         let link = LinkId(self.numbered);
         self.links.insert(link, Told::default());
-        self.feed(Input::Up { link, dialled: self.numbered.is_multiple_of(2), loopback: false });
+        let peer = PeerId::ed25519([self.byte() % 4; 32]);
+        self.feed(Input::Up { link, peer, dialled: self.numbered.is_multiple_of(2), loopback: false });
     }
 
     fn addr(&mut self) -> SocketAddr {

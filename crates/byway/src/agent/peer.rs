@@ -131,8 +131,8 @@ impl AgentPeer {
     }
 
     /// The socket of the selected route, if it is a direct one.
-    pub(super) fn direct(&self) -> Option<SocketId> {
-        self.track.via().filter(|via| !via.is_relay()).map(Via::socket)
+    pub(super) fn direct(&self) -> Option<(SocketId, SocketAddr)> {
+        self.track.via().filter(|via| !via.is_relay()).map(|via| (via.socket(), via.remote()))
     }
 
     /// Lets the machine look at what the packet path saw.

@@ -246,9 +246,9 @@ impl Agent {
         if let Some(every) = every {
             self.with(alias, |peer, now| peer.keep_alive(every, now));
         }
-        self.traverse(Input::Up { link, dialled, loopback });
-        if let Some(socket) = direct {
-            self.traverse(Input::Direct { link, socket });
+        self.traverse(Input::Up { link, peer, dialled, loopback });
+        if let Some((socket, remote)) = direct {
+            self.traverse(Input::Direct { link, socket, remote });
         }
         if !unheard.is_empty() {
             self.traverse(Input::Candidates { link, addrs: unheard });

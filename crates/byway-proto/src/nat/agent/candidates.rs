@@ -3,7 +3,11 @@
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use super::{Host, Packet, challenge::Challenge, flight::Flight};
+use super::{
+    Host, Packet,
+    challenge::Challenge,
+    flight::{Flight, PATIENCE},
+};
 use crate::{
     Instant,
     addr::candidate::{Refused, is_probeable},
@@ -24,6 +28,8 @@ pub(super) struct Candidates {
     refused: Vec<(SocketAddr, Refused)>,
     /// In the order in which they are pinged.
     challenges: Vec<Challenge>,
+    /// When the last ping left.
+    last: Option<Instant>,
 }
 
 impl Candidates {
@@ -44,6 +50,7 @@ impl Candidates {
     /// The next [`Candidates::list`] begins anew with every address.
     pub(super) fn restart(&mut self) {
         self.challenges.clear();
+        self.last = None;
     }
 
     /// Brings the pings in line with what the peer said last: addresses that stay keep their place in the schedule.
@@ -57,7 +64,7 @@ impl Candidates {
         for addr in public.iter().chain(&self.told) {
             let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
             match is_probeable(addr, loopback) {
-                _ if wanted.contains(&addr) || ours.contains(&Some(addr)) => {}
+                _ if wanted.contains(&addr) || ours.contains(&Some(addr)) || !host.reaches(addr) => {}
                 Ok(()) => wanted.push(addr),
                 Err(why) => self.refused.push((addr, why)),
             }
@@ -75,6 +82,11 @@ impl Candidates {
         begun
     }
 
+    /// Until when an answer to the last ping may come in; `None` if none has left.
+    pub(super) fn answers_until(&self) -> Option<Instant> {
+        self.last.map(|last| last + PATIENCE)
+    }
+
     /// Sends the pings that are due; says when the next are, `None` after the last.
     pub(super) fn ping(&mut self, flight: &mut Flight, host: &mut Host, now: Instant) -> Option<Instant> {
         let mut denied = None;
@@ -85,7 +97,10 @@ impl Candidates {
             let packet =
                 Packet { purpose: Purpose::Candidate, socket: SocketId::MAIN, to: challenge.to, hop_limit: None };
             match host.ping(flight, &packet, now) {
-                Ok(()) => challenge.count(&host.config.challenge, now),
+                Ok(()) => {
+                    challenge.count(&host.config.challenge, now);
+                    self.last = Some(now);
+                }
                 Err(Denied::Until(at)) => {
                     denied = Some(at);
                     break;

@@ -109,7 +109,7 @@ impl ChallengeConfig {
 
 /// The last rung: pings to the ports around the one that the peer's NAT showed to a STUN server.
 ///
-/// It is no part of [`BudgetConfig::probes`], but of the packets in a second, so 3,000 ports take 12 s.
+/// It is no part of [`BudgetConfig::probes`], but of the packets in a second: 250 of them, so 3,000 ports take 12 s.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ScanConfig {
@@ -117,13 +117,13 @@ pub struct ScanConfig {
     pub offset: i32,
     /// How many ports, counted upwards and from the lowest one again after the highest: 32 to 64,511, by default 3,000.
     pub count: u32,
-    /// Over how much time the scan is spread at least: 1 s to 60 s, by default 5 s.
+    /// Over how much time the scan is spread at least: 1 s to 60 s, by default 12 s: what the packets of a second allow.
     pub duration: Duration,
 }
 
 impl Default for ScanConfig {
     fn default() -> Self {
-        ScanConfig { offset: -1_000, count: 3_000, duration: Duration::from_secs(5) }
+        ScanConfig { offset: -1_000, count: 3_000, duration: Duration::from_secs(12) }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// For how long an answer is waited for: more than any route takes that somebody would want.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The most unanswered pings: a host sends 250 a second, so that 750 can be younger than the patience; the rest is slack, so
 /// that they need not be sorted out at every one.

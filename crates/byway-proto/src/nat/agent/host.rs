@@ -4,7 +4,7 @@ use alloc::{
     collections::{BTreeMap, VecDeque},
     vec::Vec,
 };
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 
 use super::{AgentConfig, MAX_MAPPINGS, MAX_PER_SECOND, MAX_PROBES, flight::Flight};
 use crate::{
@@ -30,6 +30,8 @@ pub(in crate::nat) struct Host {
     pub(in crate::nat) report: NatReport,
     pub(in crate::nat) memory: Memory,
     pub(in crate::nat) servers: Vec<SocketAddr>,
+    /// Whether the node has a socket for IPv4 and for IPv6; until it is told of a network it may.
+    families: [bool; 2],
     /// Bounded by what one input can cause: the packets of a second and the sockets of a punch, for the driver drains it.
     pub(in crate::nat) outputs: VecDeque<Output>,
 }
@@ -58,12 +60,24 @@ impl Host {
             report: NatReport::default(),
             memory: Memory::default(),
             servers: Vec::new(),
+            families: [true; 2],
             outputs: VecDeque::new(),
         }
     }
 
     pub(super) fn set_servers(&mut self, servers: &[SocketAddr]) {
         self.servers = servers.iter().copied().take(MAX_SERVERS).collect();
+    }
+
+    /// Takes in which addresses the node's sockets are bound to.
+    pub(super) fn set_families(&mut self, ips: &[IpAddr]) {
+        self.families = [false, true].map(|ipv6| ips.iter().any(|ip| ip.to_canonical().is_ipv6() == ipv6));
+    }
+
+    /// Whether the node has a socket that sends there.
+    pub(super) fn reaches(&self, addr: SocketAddr) -> bool {
+        let [ipv4, ipv6] = self.families;
+        if addr.is_ipv6() { ipv6 } else { ipv4 }
     }
 
     pub(super) fn family(&self, ipv6: bool) -> Option<&FamilyReport> {

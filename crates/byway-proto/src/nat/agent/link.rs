@@ -8,7 +8,7 @@ use core::{net::SocketAddr, time::Duration};
 
 use super::{candidates::Candidates, flight::Flight, host::Host, search::Search, trial::Trial};
 use crate::{
-    Instant,
+    Instant, PeerId,
     nat::{
         Attempt, Explanation, LinkId, Means, NatReport, Outcome, Output, Remedy, Signal, SocketId,
         session::{Binding, Next, StunMessage, Turn},
@@ -30,6 +30,7 @@ const CONFIRMATION: Duration = Duration::from_secs(2);
 /// One connection with a peer.
 #[derive(Debug)]
 pub(super) struct Link {
+    pub(super) peer: PeerId,
     pub(super) flight: Flight,
     pub(super) loopback: bool,
     standing: Standing,
@@ -55,8 +56,9 @@ enum Standing {
 }
 
 impl Link {
-    pub(super) fn new(id: LinkId, loopback: bool, now: Instant) -> Self {
+    pub(super) fn new((id, peer): (LinkId, PeerId), loopback: bool, now: Instant) -> Self {
         Link {
+            peer,
             flight: Flight::new(id, now),
             loopback,
             standing: Standing::Relayed,
@@ -139,8 +141,10 @@ impl Link {
         self.close_unused(host);
     }
 
-    pub(super) fn set_direct(&mut self, socket: SocketId, host: &mut Host, now: Instant) {
+    pub(super) fn set_direct(&mut self, (socket, remote): (SocketId, SocketAddr), host: &mut Host, now: Instant) {
         self.standing = Standing::Direct;
+        self.succeed(remote, host, now);
+        host.budget.leave(self.peer);
         self.in_use.clear();
         if self.flight.sockets.contains_key(&socket) {
             self.in_use.insert(socket);
@@ -181,6 +185,7 @@ impl Link {
     /// The connection is over.
     pub(super) fn close(&mut self, host: &mut Host, now: Instant) {
         self.in_use.clear();
+        host.budget.leave(self.peer);
         self.end_search(Outcome::Overtaken, host, now);
         self.close_unused(host);
     }
@@ -202,17 +207,27 @@ impl Link {
             self.begin_pinging(host, now);
         }
         let ping = self.candidates.ping(&mut self.flight, host, now);
-        if ping.is_none() && self.pinging.is_some() {
-            self.end_pinging(Outcome::NoAnswer, now);
-            self.again = Some(now + FIRST_RETRY * (1 << self.vain.min(MAX_DOUBLINGS)));
-            self.vain += 1;
-        }
         let begin = self.begin_search(ping.is_some(), host, now);
+        let answers = if ping.is_none() { self.await_answers(now) } else { None };
         let punch = self.punch(host, now).map(|at| (at, "punch"));
         let ping = ping.map(|at| (at, "candidate ping"));
         let begin = begin.map(|at| (at, "begin of a punch"));
         let again = self.again.map(|at| (at, "pings anew"));
-        self.due = [ping, begin, punch, again].into_iter().flatten().min_by_key(|(at, _)| *at);
+        let answers = answers.map(|at| (at, "answers to pings"));
+        self.due = [ping, answers, begin, punch, again].into_iter().flatten().min_by_key(|(at, _)| *at);
+    }
+
+    /// All pings have left: says until when the last may be answered, and then ends them.
+    fn await_answers(&mut self, now: Instant) -> Option<Instant> {
+        self.pinging.as_ref()?;
+        let until = self.candidates.answers_until();
+        if until.is_some_and(|until| now < until) {
+            return until;
+        }
+        self.end_pinging(if until.is_some() { Outcome::NoAnswer } else { Outcome::NoBudget }, now);
+        self.again = Some(now + FIRST_RETRY * (1 << self.vain.min(MAX_DOUBLINGS)));
+        self.vain += 1;
+        None
     }
 
     /// Gives the punch under way its turn; says when it wants the next.

@@ -102,7 +102,7 @@ impl Link {
     fn chance(&self, plan: Plan, ipv6: bool, host: &Host) -> Option<Chance> {
         let target = public(self.theirs.as_ref(), ipv6)?;
         let ours = host.public(ipv6)?;
-        let pair = Pair(ours.ip(), target.ip());
+        let pair = Pair { peer: self.peer, ours: ours.ip(), theirs: target.ip() };
         // what worked between the two networks is known better than what a survey left open
         let remembered = host.memory.worked(pair).and_then(|(_, plan)| plan);
         let plan = remembered.filter(|_| plan == Plan::SimultaneousOpen).unwrap_or(plan);
@@ -142,7 +142,7 @@ impl Link {
     }
 
     fn begin_hard(&mut self, host: &mut Host, now: Instant) -> Result<(), Instant> {
-        let begun = host.budget.begin_hard(self.flight.link, now);
+        let begun = host.budget.begin_hard((self.flight.link, self.peer), now);
         // those who wait must not all come at once
         begun.map_err(|at| at + Duration::from_millis(host.rng.below(1_000)))
     }
@@ -162,11 +162,6 @@ impl Link {
         let of = self.search.of.take();
         self.search.last_rung = outcome == Outcome::NoAnswer && session.means() != Means::Scan;
         match outcome {
-            Outcome::Direct => {
-                if let Some((pair, plan)) = of {
-                    host.memory.succeed(pair, session.means(), plan, now);
-                }
-            }
             Outcome::PeerBusy => {
                 self.search.not_before = now + HARD_GAP + Duration::from_millis(host.rng.below(5_000));
             }
@@ -176,7 +171,15 @@ impl Link {
                     host.memory.fail(pair, now);
                 }
             }
-            Outcome::Running | Outcome::Overtaken => {}
+            Outcome::Running | Outcome::Direct | Outcome::Overtaken => {}
+        }
+    }
+
+    /// Remembers that the punch under way led to a route to `remote`; one that leads elsewhere is not its merit.
+    pub(super) fn succeed(&mut self, remote: SocketAddr, host: &mut Host, now: Instant) {
+        let Some((session, _)) = &self.search.session else { return };
+        if let Some((pair, plan)) = self.search.of.filter(|(pair, _)| pair.theirs == remote.ip().to_canonical()) {
+            host.memory.succeed(pair, session.means(), plan, now);
         }
     }
 
@@ -208,7 +211,7 @@ impl Link {
     }
 
     fn pair(&self, theirs: IpAddr, host: &Host) -> Option<Pair> {
-        Some(Pair(host.public(theirs.is_ipv6())?.ip(), theirs))
+        Some(Pair { peer: self.peer, ours: host.public(theirs.is_ipv6())?.ip(), theirs })
     }
 
     /// Takes part in a hard punch that the peer has begun, or says that it cannot be.
@@ -216,7 +219,7 @@ impl Link {
         let session = self.search.session.is_none().then(|| self.partner(means, host, now)).flatten();
         match session {
             Some((session, of)) => {
-                let ip = of.0.0;
+                let ip = of.0.ours;
                 self.start(session, Some(of), now);
                 if means == Means::Spray {
                     self.turn(host, now).say(Signal::Go { attempt, ip });

@@ -2,8 +2,11 @@ use alloc::{collections::BTreeSet, vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
 use super::*;
-use crate::hello::{Control, ControlCodec};
 use crate::nat::{FamilyReport, Filtering, Mapping, Means, Outcome, Plan, Ports, Remedy, Side, Signal};
+use crate::{
+    PeerId,
+    hello::{Control, ControlCodec},
+};
 
 const LINK: LinkId = LinkId(1);
 
@@ -15,9 +18,24 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+/// A connection with a peer of its own.
+fn up(link: LinkId) -> Input {
+    with_peer(link, link.0)
+}
+
+fn with_peer(link: LinkId, peer: u64) -> Input {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&peer.to_be_bytes());
+    Input::Up { link, peer: PeerId::ed25519(key), dialled: true, loopback: false }
+}
+
+fn direct(link: LinkId, socket: SocketId) -> Input {
+    Input::Direct { link, socket, remote: addr(THEIRS) }
+}
+
 fn agent() -> Agent {
     let mut agent = Agent::new(AgentConfig::default(), &[1; 32], at(0));
-    agent.handle_input(Input::Up { link: LINK, dialled: true, loopback: false }, at(0));
+    agent.handle_input(up(LINK), at(0));
     agent
 }
 
@@ -62,7 +80,7 @@ fn a_candidate_is_pinged_at_the_times_that_the_ancestor_chose() {
     let golden = [0.0, 0.20, 0.53, 1.07, 1.97, 3.46];
     for seed in 0..100 {
         let mut agent = Agent::new(AgentConfig::default(), &[seed; 32], at(0));
-        agent.handle_input(Input::Up { link: LINK, dialled: true, loopback: false }, at(0));
+        agent.handle_input(up(LINK), at(0));
         agent.handle_input(candidates(&["192.0.2.1:5"]), at(0));
         let sent = pings(&run(&mut agent, at(60_000)));
         let times: Vec<f64> = sent.iter().map(|(at, _)| at.since_start().as_secs_f64()).collect();
@@ -102,7 +120,7 @@ fn the_first_pong_of_a_pair_makes_a_route_and_others_make_none() {
     assert_eq!(drain(&mut agent), [route]);
     agent.handle_input(pong(SocketId::MAIN, "192.0.2.1:5", txid), at(51));
     assert_eq!(drain(&mut agent), []);
-    agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN }, at(60));
+    agent.handle_input(direct(LINK, SocketId::MAIN), at(60));
     assert_eq!(agent.poll_timeout(), None);
     assert!(agent.explain(LINK).unwrap().direct);
 }
@@ -111,10 +129,10 @@ fn the_first_pong_of_a_pair_makes_a_route_and_others_make_none() {
 fn a_route_to_one_peer_does_not_end_the_pings_to_another_at_the_same_address() {
     let mut agent = agent();
     let other = LinkId(2);
-    agent.handle_input(Input::Up { link: other, dialled: false, loopback: false }, at(0));
+    agent.handle_input(up(other), at(0));
     agent.handle_input(candidates(&["192.0.2.1:5"]), at(0));
     agent.handle_input(Input::Candidates { link: other, addrs: vec![addr("192.0.2.1:5")] }, at(0));
-    agent.handle_input(Input::Direct { link: other, socket: SocketId::MAIN }, at(1));
+    agent.handle_input(direct(other, SocketId::MAIN), at(1));
     assert_eq!(pings(&run(&mut agent, at(60_000))).len(), 1 + 6);
 }
 
@@ -156,7 +174,7 @@ fn a_full_second_defers_pings_and_drops_none() {
     let mut agent = Agent::new(AgentConfig::default(), &[1; 32], at(0));
     for number in 0..100 {
         let link = LinkId(number);
-        agent.handle_input(Input::Up { link, dialled: true, loopback: false }, at(0));
+        agent.handle_input(up(link), at(0));
         let addrs = (1..=10).map(|port| SocketAddr::new(addr("192.0.2.1:1").ip(), port)).collect();
         agent.handle_input(Input::Candidates { link, addrs }, at(0));
     }
@@ -178,7 +196,7 @@ fn connections_that_wait_for_a_full_second_come_back_one_after_the_other() {
     for n in 0..LINKS {
         let (link, now) = (LinkId(n), at(n)); // not all in one moment: packets leave and may leave again all the time
         run(&mut agent, now);
-        agent.handle_input(Input::Up { link, dialled: true, loopback: false }, now);
+        agent.handle_input(up(link), now);
         agent.handle_input(Input::Candidates { link, addrs: [addr("192.0.2.1:5")].into() }, now);
     }
     run(&mut agent, at(20_000));
@@ -225,7 +243,7 @@ fn what_a_nat_that_keeps_ports_tells_of_its_counter_is_understood() {
 /// An agent between two NATs that are known.
 fn between(config: AgentConfig, ours: NatReport, theirs: NatReport) -> Agent {
     let mut agent = Agent::new(config, &[1; 32], at(0));
-    agent.handle_input(Input::Up { link: LINK, dialled: true, loopback: false }, at(0));
+    agent.handle_input(up(LINK), at(0));
     agent.set_report(ours, at(0));
     agent.handle_input(Input::Theirs { link: LINK, report: theirs }, at(0));
     agent
@@ -314,7 +332,7 @@ fn a_candidate_that_aims_us_at_a_victim_costs_it_at_most_1200_guesses_in_20_s_an
     let mut all = Vec::new();
     for (index, link) in links.iter().enumerate() {
         let now = at(index as u64 * 100);
-        agent.handle_input(Input::Up { link: *link, dialled: false, loopback: false }, now);
+        agent.handle_input(up(*link), now);
         let lie = if index % 2 == 0 { random(THEIRS) } else { counting(THEIRS) };
         agent.handle_input(Input::Theirs { link: *link, report: lie }, now);
         let addrs = (1..=16).map(|port| SocketAddr::new(victim.ip(), port)).collect();
@@ -364,7 +382,7 @@ fn the_own_public_address_is_neither_pinged_nor_guessed() {
 fn a_host_does_one_hard_punch_at_a_time_and_the_next_20_s_later() {
     let mut agent = between(AgentConfig::default(), random(OURS), home(THEIRS));
     let other = LinkId(2);
-    agent.handle_input(Input::Up { link: other, dialled: false, loopback: false }, at(0));
+    agent.handle_input(up(other), at(0));
     agent.handle_input(Input::Theirs { link: other, report: home("203.0.113.5:5") }, at(0));
     run(&mut agent, at(0));
     let answer = |agent: &mut Agent, link, ms| {
@@ -374,7 +392,7 @@ fn a_host_does_one_hard_punch_at_a_time_and_the_next_20_s_later() {
     };
     assert!(answer(&mut agent, LINK, 10));
     assert!(!answer(&mut agent, other, 20));
-    agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN }, at(1_000));
+    agent.handle_input(direct(LINK, SocketId::MAIN), at(1_000));
     assert!(!answer(&mut agent, other, 20_900));
     assert!(answer(&mut agent, other, 21_001));
 }
@@ -385,7 +403,7 @@ fn a_peer_that_declines_keeps_no_other_from_a_hard_punch() {
     assert!(matches!(signals(&run(&mut agent, at(0)))[..], [(LINK, Signal::Spray { .. })]));
     say(&mut agent, LINK, Signal::Busy { attempt: 1 }, 10);
     let other = LinkId(2);
-    agent.handle_input(Input::Up { link: other, dialled: false, loopback: false }, at(20));
+    agent.handle_input(up(other), at(20));
     agent.handle_input(Input::Theirs { link: other, report: random("203.0.113.5:5") }, at(20));
     let asked = signals(&run(&mut agent, at(1_000)));
     assert!(matches!(asked[..], [(link, Signal::Spray { .. })] if link == other), "{asked:?}");
@@ -397,7 +415,7 @@ fn success_closes_every_socket_but_the_one_in_use() {
     say(&mut agent, LINK, Signal::Spray { attempt: 1 }, 0);
     let begun = run(&mut agent, at(500));
     let used = *opened(&begun).last().unwrap();
-    agent.handle_input(Input::Direct { link: LINK, socket: used }, at(600));
+    agent.handle_input(direct(LINK, used), at(600));
     let ended = run(&mut agent, at(30_000));
     assert_eq!(closed(&ended).len(), 239);
     assert!(!closed(&ended).contains(&used) && pings(&ended).is_empty());
@@ -434,7 +452,7 @@ fn what_failed_between_two_networks_is_not_tried_again_for_ten_minutes() {
     GO(&mut agent, 50);
     run(&mut agent, at(10_000));
     let other = LinkId(2);
-    agent.handle_input(Input::Up { link: other, dialled: true, loopback: false }, at(40_000));
+    agent.handle_input(with_peer(other, LINK.0), at(40_000));
     agent.handle_input(Input::Theirs { link: other, report: random(THEIRS) }, at(40_000));
     let asks = |outputs: &[(Instant, Output)]| signals(outputs).len();
     assert_eq!(asks(&run(&mut agent, at(600_000))), 0);
@@ -446,11 +464,11 @@ fn what_worked_between_two_networks_is_tried_even_while_a_survey_leaves_it_open(
     let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
     run(&mut agent, at(0));
     GO(&mut agent, 50);
-    agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN }, at(100));
+    agent.handle_input(direct(LINK, SocketId::MAIN), at(100));
     let other = LinkId(2);
     let mut vague = random(THEIRS);
     vague.ipv4.as_mut().unwrap().ports = None;
-    agent.handle_input(Input::Up { link: other, dialled: true, loopback: false }, at(30_000));
+    agent.handle_input(with_peer(other, LINK.0), at(30_000));
     agent.handle_input(Input::Theirs { link: other, report: vague }, at(30_000));
     assert!(matches!(signals(&run(&mut agent, at(30_000)))[..], [(LinkId(2), Signal::Spray { .. })]));
 }
@@ -524,7 +542,7 @@ fn an_answer_by_a_socket_that_was_closed_meanwhile_makes_no_route() {
         _ => None,
     });
     let (socket, txid) = sent.unwrap();
-    agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN }, at(100));
+    agent.handle_input(direct(LINK, SocketId::MAIN), at(100));
     assert_eq!(drain(&mut agent).len(), 240, "all closed");
     agent.handle_input(Input::Pong { link: LINK, socket, from: addr(THEIRS), txid }, at(101));
     assert_eq!(drain(&mut agent), []);
@@ -537,4 +555,96 @@ fn a_peer_without_a_port_of_its_own_gets_no_opener() {
     let outputs = run(&mut agent, at(10_000));
     assert_eq!(signals(&outputs), [(LINK, Signal::Busy { attempt: 1 })]);
     assert_eq!((opened(&outputs).len(), pings(&outputs).len()), (0, 0));
+}
+
+#[test]
+fn a_peer_that_lies_bars_no_hard_punch_to_another_at_the_address_that_it_named() {
+    let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
+    run(&mut agent, at(0));
+    GO(&mut agent, 50);
+    run(&mut agent, at(10_000)); // nobody is there: it is not the liar's address
+    let honest = LinkId(2);
+    agent.handle_input(up(honest), at(40_000));
+    agent.handle_input(Input::Theirs { link: honest, report: random(THEIRS) }, at(40_000));
+    assert!(matches!(signals(&run(&mut agent, at(40_000)))[..], [(LinkId(2), Signal::Spray { .. })]));
+}
+
+#[test]
+fn a_route_to_another_address_than_the_punch_aimed_at_is_not_its_merit() {
+    for (remote, merit) in [("10.0.0.5:7777", false), ("198.51.100.1:1025", true)] {
+        let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
+        run(&mut agent, at(0));
+        agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN, remote: addr(remote) }, at(100));
+        let again = LinkId(2);
+        let mut vague = random(THEIRS);
+        vague.ipv4.as_mut().unwrap().ports = None;
+        agent.handle_input(with_peer(again, LINK.0), at(30_000));
+        agent.handle_input(Input::Theirs { link: again, report: vague }, at(30_000));
+        assert_eq!(signals(&run(&mut agent, at(30_000))).len(), usize::from(merit), "{remote}");
+    }
+}
+
+#[test]
+fn a_peer_that_always_wants_a_hard_punch_leaves_every_second_one_to_another() {
+    let mut agent = between(AgentConfig::default(), random(OURS), home(THEIRS));
+    let mut turns = [0, 0];
+    for second in 0..300_u64 {
+        // one asks all the time, the other comes back 20 to 25 s later, as it was told; each by a new connection, for one dial
+        // may not open so many sockets twice
+        let greedy = (0, second);
+        let honest = (1, second);
+        for (who, number) in [Some(greedy), Some(honest).filter(|_| second % 23 == 7)].into_iter().flatten() {
+            let link = LinkId(10 + 2 * number + who);
+            let now = second * 1_000 + who;
+            agent.handle_input(with_peer(link, 10 + who), at(now));
+            agent.handle_input(Input::Theirs { link, report: home(THEIRS) }, at(now));
+            say(&mut agent, link, Signal::Spray { attempt: 1 }, now);
+            let said = signals(&run(&mut agent, at(now)));
+            turns[who as usize] += said.iter().filter(|(_, signal)| matches!(signal, Signal::Go { .. })).count();
+        }
+        run(&mut agent, at(second * 1_000 + 999));
+    }
+    assert!(turns[0] + turns[1] >= 8 && turns[1] >= 4, "{turns:?}");
+}
+
+#[test]
+fn what_a_punch_sends_does_not_wait_behind_the_pings_of_other_connections() {
+    let mut agent = between(AgentConfig::default(), home(OURS), counting(THEIRS));
+    for number in 10..2_010 {
+        let link = LinkId(number);
+        agent.handle_input(up(link), at(0));
+        agent.handle_input(Input::Candidates { link, addrs: vec![addr("192.0.2.9:5")] }, at(0));
+    }
+    run(&mut agent, at(500));
+    let ip = addr(THEIRS).ip();
+    say(&mut agent, LINK, Signal::Guess { attempt: 1, ip, ports: vec![1_111, 2_222] }, 500);
+    let sent = guesses(&run(&mut agent, at(1_600)));
+    let probes = sent.iter().filter(|(_, to)| to.ip() == ip).count();
+    assert_eq!(probes, 6, "two ports in three rounds, as soon as the second is over");
+}
+
+#[test]
+fn pings_are_told_as_unanswered_once_no_answer_may_come_any_more() {
+    let mut agent = agent();
+    agent.handle_input(candidates(&["192.0.2.1:5"]), at(0));
+    let last = pings(&run(&mut agent, at(5_000))).last().unwrap().0;
+    let outcome = |agent: &mut Agent, now| {
+        run(agent, now);
+        agent.explain(LINK).unwrap().attempts.last().unwrap().outcome
+    };
+    assert_eq!(outcome(&mut agent, last), Outcome::Running);
+    assert_eq!(outcome(&mut agent, last + Duration::from_millis(2_999)), Outcome::Running);
+    assert_eq!(outcome(&mut agent, last + Duration::from_millis(3_000)), Outcome::NoAnswer);
+}
+
+#[test]
+fn an_address_of_a_family_without_a_socket_is_not_pinged() {
+    let mut agent = agent();
+    agent.handle_input(Input::Network(vec![addr("192.168.1.2:1").ip(), "127.0.0.1".parse().unwrap()]), at(0));
+    let mut theirs = home(THEIRS);
+    theirs.ipv6 = Some(FamilyReport { public: Some(addr("[2001:db8::1]:5")), ..FamilyReport::default() });
+    agent.handle_input(Input::Theirs { link: LINK, report: theirs }, at(0));
+    agent.handle_input(candidates(&["[2001:db8::2]:5"]), at(0));
+    let sent = pings(&run(&mut agent, at(1_000)));
+    assert!(!sent.is_empty() && sent.iter().all(|(_, to)| to.is_ipv4()), "{sent:?}");
 }

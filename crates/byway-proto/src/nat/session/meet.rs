@@ -9,13 +9,10 @@ use core::{
     time::Duration,
 };
 
-use super::{Asked, LINGER, Next, StunMessage, Target, Turn, aimed, at_port, earlier};
+use super::{Asked, LINGER, Next, Rounds, StunMessage, Target, Turn, aimed, at_port, earlier};
 use crate::{
     Instant,
-    nat::{
-        Outcome, Signal, SocketId,
-        budget::{Denied, Purpose},
-    },
+    nat::{Outcome, Signal, SocketId, budget::Purpose},
 };
 
 /// How many mappings ahead of the counter both sides aim: other hosts may take up to seven before the sockets open, at 5 a second
@@ -56,9 +53,7 @@ struct Attempt {
     asked: Option<Asked>,
     told: bool,
     sockets: Vec<SocketId>,
-    /// How many pings have left, over all rounds.
-    sent: u32,
-    next_round: Instant,
+    rounds: Rounds,
 }
 
 impl Meet {
@@ -126,8 +121,7 @@ impl Attempt {
             asked: None,
             told: false,
             sockets: Vec::new(),
-            sent: 0,
-            next_round: turn.now,
+            rounds: Rounds::new(ROUNDS, ROUND_SPACING, turn.now),
         })
     }
 
@@ -153,29 +147,10 @@ impl Attempt {
         if self.sockets.iter().any(|socket| turn.is_pending(*socket)) {
             return Ok(None);
         }
-        self.send(aim, turn)
-    }
-
-    fn send(&mut self, aim: SocketAddr, turn: &mut Turn<'_>) -> Result<Option<Instant>, Outcome> {
-        let a_round = self.sockets.len() as u32;
-        while self.sent < a_round * ROUNDS {
-            let position = (self.sent % a_round) as usize;
-            if position == 0 && turn.now < self.next_round {
-                return Ok(Some(self.next_round));
-            }
-            let Some(socket) = self.sockets.get(position) else { break };
-            if turn.bound(*socket).is_some() {
-                match turn.ping(Purpose::Guess, *socket, aim) {
-                    Ok(()) => {}
-                    Err(Denied::Until(at)) => return Ok(Some(at)),
-                    Err(Denied::Spent) => return Err(Outcome::NoBudget),
-                }
-            }
-            if position == 0 {
-                self.next_round = turn.now + ROUND_SPACING;
-            }
-            self.sent += 1;
-        }
-        Ok(None)
+        let sockets = &self.sockets;
+        self.rounds.act(sockets.len(), turn.now, |position| match sockets.get(position) {
+            Some(socket) if turn.bound(*socket).is_some() => turn.ping(Purpose::Guess, *socket, aim),
+            _ => Ok(()), // the system refused it
+        })
     }
 }

@@ -10,7 +10,7 @@ use core::{
     time::Duration,
 };
 
-use super::{Asked, LINGER, Next, StunMessage, Target, Turn, aimed, at_port, earlier};
+use super::{Asked, LINGER, Next, Rounds, StunMessage, Target, Turn, aimed, at_port, earlier};
 use crate::{
     Instant,
     nat::{
@@ -156,9 +156,7 @@ struct Ports {
     attempt: u32,
     ip: IpAddr,
     ports: Vec<u16>,
-    /// How many probes have left, over all rounds.
-    sent: u32,
-    next_round: Instant,
+    rounds: Rounds,
 }
 
 impl Probe {
@@ -175,7 +173,7 @@ impl Probe {
             self.targets.remove(0);
         }
         let ports: Vec<u16> = ports.iter().copied().filter(|port| *port != 0).take(MAX_PORTS).collect();
-        self.targets.push(Ports { attempt, ip, ports, sent: 0, next_round: now });
+        self.targets.push(Ports { attempt, ip, ports, rounds: Rounds::new(ROUNDS, ROUND_SPACING, now) });
         self.end = now + ROUND_SPACING * ROUNDS + LINGER;
     }
 
@@ -197,23 +195,10 @@ const MAX_PORTS: usize = 7;
 
 impl Ports {
     fn act(&mut self, turn: &mut Turn<'_>) -> Result<Option<Instant>, Outcome> {
-        let a_round = self.ports.len() as u32;
-        while self.sent < a_round * ROUNDS {
-            let position = (self.sent % a_round) as usize;
-            if position == 0 && turn.now < self.next_round {
-                return Ok(Some(self.next_round));
-            }
-            let Some(port) = self.ports.get(position) else { break };
-            match turn.ping(Purpose::Predicted, SocketId::MAIN, at_port(self.ip, *port)) {
-                Ok(()) => {}
-                Err(Denied::Until(at)) => return Ok(Some(at)),
-                Err(Denied::Spent) => return Err(Outcome::NoBudget),
-            }
-            if position == 0 {
-                self.next_round = turn.now + ROUND_SPACING;
-            }
-            self.sent += 1;
-        }
-        Ok(None)
+        let (ip, ports) = (self.ip, &self.ports);
+        self.rounds.act(ports.len(), turn.now, |position| match ports.get(position) {
+            Some(port) => turn.ping(Purpose::Predicted, SocketId::MAIN, at_port(ip, *port)),
+            None => Ok(()),
+        })
     }
 }
