@@ -3,9 +3,18 @@
 
 mod common;
 
-use byway::{PathKind, PeerEvent};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use byway::{PathKind, PeerEvent, Ticket};
+use byway_proto::wire::{Kind, classify};
 use byway_sim::{NatConfig, Packet, Verdict};
-use common::{config, exchange, peer, relay, scenario, secs};
+use common::{PORT, config, exchange, peer, relay, scenario, secs};
 use tokio::time::{self, Instant};
 
 #[test]
@@ -123,6 +132,38 @@ fn a_node_that_uses_relays_alone_never_shows_itself_to_a_peer() {
         b.up().await;
         exchange(&mut a, &mut b).await;
         time::sleep(secs(20)).await;
+        assert_eq!((a.path().await, b.path().await), (Some(PathKind::Relay), Some(PathKind::Relay)));
+    });
+}
+
+#[test]
+fn a_node_that_uses_relays_alone_answers_no_ping_of_a_peer_that_knows_its_address() {
+    scenario(4, secs(60), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let (host_a, host_b) = (world.host("a"), world.host("b"));
+        let mut hidden = config(1).relay_at(addr.clone());
+        hidden.relay_only = true;
+        let (mut a, mut b) = (peer(&host_a, hidden).await, peer(&host_b, config(2).relay_at(addr.clone())).await);
+        a.registered().await;
+        b.registered().await;
+        let pings = Arc::new(AtomicU32::new(0));
+        let (ip_a, ip_b, count) = (host_a.addr(), host_b.addr(), Arc::clone(&pings));
+        world.rule(move |packet: &Packet<'_>| {
+            assert!((packet.from.ip(), packet.to.ip()) != (ip_a, ip_b), "it answered from its own address");
+            if (packet.from.ip(), packet.to.ip()) == (ip_b, ip_a) && classify(packet.payload) == Kind::Probe {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Verdict::Pass
+        });
+        let mut ticket = Ticket::new(a.id());
+        ticket.addrs = vec![SocketAddr::new(ip_a, PORT)];
+        ticket.relays = a.node.ticket().relays;
+        b.node.dial(ticket).await.unwrap();
+        a.up().await;
+        b.up().await;
+        exchange(&mut b, &mut a).await;
+        time::sleep(secs(20)).await;
+        assert_eq!(pings.load(Ordering::Relaxed), 6);
         assert_eq!((a.path().await, b.path().await), (Some(PathKind::Relay), Some(PathKind::Relay)));
     });
 }

@@ -215,6 +215,22 @@ mod tests {
         let told = candidates(&sources, 16);
         assert!(told.contains(&"192.168.9.9:4".parse().unwrap()));
         assert_eq!(told.iter().filter(|addr| addr.is_ipv6()).count(), MAX_PER_INTERFACE);
+        let ips = ["192.168.1.2", "192.168.1.3"].map(|ip| on(ip, 2, InterfaceKind::Physical));
+        let sources = Sources {
+            interfaces: ips.into_iter().chain([on("192.168.9.9", 7, InterfaceKind::Physical)]).collect(),
+            ipv4: true,
+            ..Sources::default()
+        };
+        assert_eq!(texts(&sources, 16), ["192.168.1.2:4", "192.168.9.9:4", "192.168.1.3:4"]);
+    }
+
+    #[test]
+    fn an_address_from_two_sources_ranks_as_the_better_of_them() {
+        let vpn = on("203.0.113.7", 4, InterfaceKind::Tunnel);
+        let observed = vec!["203.0.113.7:4".parse().unwrap()];
+        let interfaces = vec![on("192.168.1.2", 2, InterfaceKind::Physical), vpn];
+        let sources = Sources { interfaces, observed, ipv4: true, ..Sources::default() };
+        assert_eq!(texts(&sources, 16), ["203.0.113.7:4", "192.168.1.2:4"]);
     }
 
     fn kinds() -> impl Strategy<Value = InterfaceKind> {

@@ -330,6 +330,9 @@ mod tests {
             assert_eq!(decode_request(&message[..len]), Err(RequestError::NotARequest), "{len}");
         }
         assert_eq!(decode_response(&message), Err(ResponseError::Malformed));
+        let mut asked = encode_response(&Response { epoch: 7, body: Body::Map(MAP) });
+        asked[1] &= !RESPONSE;
+        assert_eq!(decode_response(&asked), Err(ResponseError::Malformed));
         assert_eq!(decode_request(&[0, 9]), Err(RequestError::Refused(Refusal::UnsupportedOpcode)));
     }
 

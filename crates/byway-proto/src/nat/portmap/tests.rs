@@ -269,6 +269,15 @@ fn dialect_that_refuses_is_followed_by_the_next() {
 }
 
 #[test]
+fn gateway_that_speaks_one_version_only_is_not_asked_in_the_other_again() {
+    for (router, unspoken) in [(pcp(), natpmp::VERSION), (natpmp(), pcp::VERSION)] {
+        let mut world = World::with(router);
+        world.pass(secs(50));
+        assert_eq!(world.sent.iter().filter(|(_, datagram)| datagram[0] == unspoken).count(), 1);
+    }
+}
+
+#[test]
 fn udp_and_tcp_ports_are_mapped_each() {
     for router in [pcp(), natpmp(), upnp()] {
         let mut world = World::new(&[UDP, TCP], [(gateway(), router)]);
@@ -458,6 +467,19 @@ fn gateway_that_restarts_is_noticed_within_a_minute_and_mapped_again_at_once() {
 }
 
 #[test]
+fn restart_that_the_answer_to_a_renewal_tells_costs_no_second_request() {
+    for router in [pcp(), natpmp()] {
+        let mut world = World::with(Router { lifetime: secs(50), ..router });
+        let now = world.now;
+        world.pass(secs(20));
+        world.router().started = now + secs(20);
+        let before = world.sent.len();
+        world.pass(secs(15)); // its renewal comes before the next check
+        assert_eq!((world.sent.len() - before, world.lost().len(), world.mapped().len()), (1, 0, 1));
+    }
+}
+
+#[test]
 fn restarted_gateway_is_asked_for_the_same_external_port() {
     let mut world = World::with(Router { taken: vec![4433], ..pcp() });
     world.pass(secs(600));
@@ -482,6 +504,9 @@ fn changed_external_address_is_told() {
     world.pass(CHECK);
     assert_eq!(world.mapped()[0].external, "198.51.100.77:4433".parse().unwrap());
     assert!(matches!(world.told()[..], [Output::Mapped(_), Output::Mapped(_)]));
+    world.router().external = [100, 64, 0, 5].into();
+    world.pass(CHECK);
+    assert!(world.mapped()[0].carrier, "it stands behind another NAT now");
     let mut world = World::with(upnp());
     world.router().external = [198, 51, 100, 77].into();
     world.pass(UPNP_REFRESH);
@@ -538,6 +563,18 @@ fn removal_that_is_lost_is_sent_again() {
     world.router().deaf = false;
     world.pass(secs(1));
     assert!(world.router().mapped.is_empty());
+}
+
+#[test]
+fn gateways_that_are_told_while_the_node_closes_are_not_asked() {
+    let other = Gateway { addr: [192, 168, 7, 1].into(), scope: 0, local: [192, 168, 7, 20].into() };
+    let mut world = World::with(pcp());
+    world.routers.insert(other, pcp());
+    world.routers.values_mut().for_each(|router| router.deaf = true);
+    world.input(Input::Close);
+    let removals = world.sent.len();
+    world.input(Input::Gateways(vec![gateway(), other]));
+    assert_eq!(world.sent.len(), removals);
 }
 
 #[test]
