@@ -347,7 +347,9 @@ impl Mux {
     /// lacks the answers given so far.
     fn attach(&self, track: &Track, via: Via) -> Option<RouteId> {
         let mut state = track.lock();
-        if state.established {
+        // Whoever uses relays alone answers by relays alone, though a peer that knows its address tries that as well.
+        let relayed = self.welcome != Welcome::Everyone && state.routes().all(|(_, slot)| slot.via.is_relay());
+        if state.established || (relayed && !via.is_relay()) {
             return None;
         }
         let route = state.add(via, false)?;
