@@ -45,6 +45,9 @@ pub const MAX_OUTPUTS: usize = 16 * MAX_ROUTES;
 /// handshake may have been heard on a route that works one way only.
 const PROVING_FOR: Duration = Duration::from_secs(1);
 
+/// How long a route has to answer before another newcomer may take its place: three pings of a far peer.
+const TIME_TO_ANSWER: Duration = Duration::from_secs(3);
+
 /// What an operator may change about the route machine.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -163,6 +166,11 @@ impl Paths {
         self.selected
     }
 
+    /// Whether there is such a route: one that found no room is none.
+    pub fn knows(&self, route: RouteId) -> bool {
+        self.routes.contains_key(&route)
+    }
+
     /// The routes that have answered a ping: they work both ways, and their addresses are the peer's.
     pub fn proven(&self) -> RouteSet {
         self.routes.values().filter(|route| route.is_proven()).map(|route| route.id).collect()
@@ -183,7 +191,7 @@ impl Paths {
             return self.outputs.push_back(Output::Drop { route: id, why: DropWhy::Full });
         }
         if self.routes.len() >= MAX_ROUTES {
-            match self.least_wanted().filter(|_| trusted) {
+            match self.least_wanted(trusted, now) {
                 Some(least) => self.forget(least, DropWhy::Full, now),
                 None => return self.outputs.push_back(Output::Drop { route: id, why: DropWhy::Full }),
             }
@@ -203,10 +211,16 @@ impl Paths {
         }
     }
 
-    /// The newest route that nobody vouches for: neither we, by choosing to send there, nor it, by answering.
-    fn least_wanted(&self) -> Option<RouteId> {
-        let unwanted = |route: &&Route| !route.trusted && !route.is_proven() && self.selected != Some(route.id);
-        self.routes.values().filter(unwanted).max_by_key(|route| (route.added, route.id)).map(|route| route.id)
+    /// Which route makes room for a new one: the newest that nobody vouches for, neither we, by choosing to send there, nor
+    /// it, by answering; else the one that has been dead for longest. For a newcomer that is no better nobody goes at
+    /// once, or one peer's pings from many sources would drive each other out before any is answered.
+    fn least_wanted(&self, for_trusted: bool, now: Instant) -> Option<RouteId> {
+        let others = || self.routes.values().filter(|route| self.selected != Some(route.id));
+        let had_time = |route: &&Route| for_trusted || now.since(route.added) >= TIME_TO_ANSWER;
+        let unknown = others().filter(|route| !route.trusted && !route.is_proven()).filter(had_time);
+        let dead = others().filter(|route| route.standing.dead && route.kind == RouteKind::Direct);
+        let newest = unknown.max_by_key(|route| (route.added, route.id));
+        newest.or_else(|| dead.min_by_key(|route| (route.proof, route.id))).map(|route| route.id)
     }
 
     fn forget(&mut self, route: RouteId, why: DropWhy, now: Instant) {

@@ -52,13 +52,15 @@ pub enum Dropped {
     UnknownProbe,
     /// A probe that its connection's key did not make, or that came before.
     BadProbe,
+    /// A ping from a new source of a peer that has as many routes as it may have.
+    NoRoom,
     /// Too many STUN requests to answer them all.
     StunRate,
 }
 
 impl Dropped {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Dropped; 24] = [
+    pub const ALL: [Dropped; 25] = [
         Dropped::Junk,
         Dropped::ForgedAlias,
         Dropped::NoSocket,
@@ -82,6 +84,7 @@ impl Dropped {
         Dropped::UnknownConnection,
         Dropped::UnknownProbe,
         Dropped::BadProbe,
+        Dropped::NoRoom,
         Dropped::StunRate,
     ];
 
@@ -111,6 +114,7 @@ impl Dropped {
             Dropped::UnknownConnection => "unknown_connection",
             Dropped::UnknownProbe => "unknown_probe",
             Dropped::BadProbe => "bad_probe",
+            Dropped::NoRoom => "no_room_for_route",
             Dropped::StunRate => "stun_rate",
         }
     }

@@ -191,6 +191,36 @@ fn full_table_makes_room_for_a_trusted_route_only() {
 }
 
 #[test]
+fn a_newcomer_takes_the_place_of_what_is_dead_or_had_its_time_to_answer() {
+    let mut one = Driven::established();
+    let add = |id| Input::Add { route: RouteId(id), kind: RouteKind::Direct, trusted: false, rtt: None };
+    let used: Vec<u8> = one.paths.status(one.now).iter().map(|status| status.route.0).collect();
+    let free: Vec<u8> = (0..RouteId::LIMIT).filter(|id| !used.contains(id)).collect();
+    let room = MAX_ROUTES - used.len();
+    for id in &free[..room] {
+        one.input(add(*id));
+    }
+    assert!(!one.input(add(free[room])).is_empty() && !one.paths.knows(RouteId(free[room])), "all are too young to go");
+    one.now += TIME_TO_ANSWER;
+    one.input(add(free[room + 1]));
+    assert!(one.paths.knows(RouteId(free[room + 1])), "they had their time");
+    used.into_iter().for_each(|id| assert!(one.paths.knows(RouteId(id)), "what works stays"));
+
+    let mut one = Driven::established();
+    const C: RouteId = RouteId(2);
+    let first = one.add(C, RouteKind::Direct);
+    one.pong(&first, C);
+    let is_alive = |one: &Driven| one.paths.status(one.now).iter().any(|status| status.route == C && status.alive);
+    assert!(is_alive(&one));
+    (0..200).for_each(|_| drop(is_alive(&one).then(|| one.next())));
+    assert!(!is_alive(&one) && one.paths.knows(C) && one.paths.selected() != Some(C));
+    for id in 0..MAX_ROUTES {
+        one.input(Input::Add { route: RouteId(id as u8 + 3), kind: RouteKind::Direct, trusted: true, rtt: None });
+    }
+    assert!(!one.paths.knows(C) && one.paths.knows(A) && one.paths.knows(B), "the dead one went first");
+}
+
+#[test]
 fn a_direct_route_that_a_punch_has_proven_takes_over_from_the_relay_at_once() {
     let mut one = Driven::new();
     one.add(A, RouteKind::Relay);

@@ -171,11 +171,13 @@ impl AgentPeer {
                     Some(route) => Some(route),
                     None => self.add_route(datagram.via, false, now),
                 };
+                // A peer that is answered sends its packets this way, which are refused where no route is.
+                let Some(route) = route.filter(|route| self.paths.knows(*route)) else {
+                    return mux.counters.count(Dropped::NoRoom);
+                };
                 let observed = datagram.via.peer_addr();
                 self.send(mux, datagram.via, ProbeKind::Pong { observed }, probe.txid);
-                if let Some(route) = route {
-                    self.paths.handle_input(Input::Ping { route, doubt }, now);
-                }
+                self.paths.handle_input(Input::Ping { route, doubt }, now);
             }
             ProbeKind::Pong { .. } => {
                 let Some(route) = known else {
