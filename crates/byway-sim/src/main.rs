@@ -5,7 +5,7 @@ use std::{cell::Cell, process::ExitCode};
 use byway_sim::table::{
     failover,
     matrix::{self, Kind, Plan},
-    scale,
+    scale, soak,
     wan::{self, Case},
 };
 use clap::{Args, Parser, Subcommand};
@@ -82,6 +82,19 @@ enum Table {
         #[arg(long, conflicts_with = "json")]
         markdown: bool,
         /// Fail if a row shows what even a few runs must not: anything lost, doubled or in error, figures twice the gate's
+        check: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Days of roaming, forgetful NATs and restarted relays: what is lost, what it costs to be idle, whether memory grows
+    Soak {
+        /// Simulated hours, the last of them quiet; at least 2
+        #[arg(long, default_value_t = 24)]
+        hours: u64,
+        /// How many nodes, at least 4
+        #[arg(long, default_value_t = 50)]
+        nodes: usize,
+        /// Fail if a connection is lost
         #[arg(long)]
         check: bool,
         #[command(flatten)]
@@ -124,6 +137,18 @@ fn main() -> ExitCode {
             let cases = if case.is_empty() { failover::Case::ALL.to_vec() } else { case };
             let plan = failover::Plan { runs, seed: common.seed, cases, jobs };
             failover(&plan, Form { json: common.json, markdown, check })
+        }
+        Table::Soak { hours, nodes, check, common } => {
+            match soak::run(hours, nodes, common.seed, |what| eprintln!("soak: {what}")) {
+                Ok(row) => {
+                    print_row(&row, common.json);
+                    if check && row.connections_lost > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+                }
+                Err(error) => {
+                    eprintln!("soak, seed {}: {error}", common.seed);
+                    ExitCode::FAILURE
+                }
+            }
         }
         Table::Scale { nodes, common } => match scale::run(nodes, common.seed, |what| eprintln!("scale: {what}")) {
             Ok(row) => {

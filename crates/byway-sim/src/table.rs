@@ -3,4 +3,5 @@
 pub mod failover;
 pub mod matrix;
 pub mod scale;
+pub mod soak;
 pub mod wan;
