@@ -1,0 +1,336 @@
+//! What the machine of a relay must do.
+
+mod bench;
+mod model;
+
+use alloc::vec;
+use core::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use self::bench::{Bench, LOAD, addr, failed, peer};
+use super::*;
+use crate::relay::{
+    ALLOCATION_IDLE, HOLD, MAX_ALLOCATIONS_PER_CLIENT, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION,
+    MAX_HELD_PER_CLIENT,
+};
+
+const ID: AllocId = AllocId(77);
+
+#[test]
+fn datagrams_go_to_the_other_end_and_back_under_one_id() {
+    let mut relay = Bench::with_pair();
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+    assert_eq!(relay.data(2, ID), Forward::To(addr(1)));
+    let counters = relay.server.counters();
+    assert_eq!((counters.datagrams_forwarded, counters.bytes_forwarded), (2, 2_400));
+}
+
+#[test]
+fn a_batch_counts_its_datagrams() {
+    let mut relay = Bench::with_pair();
+    let forward = relay.server.forward(addr(1), ID, Load { len: 12_000, segments: 10 }, relay.now);
+    assert_eq!(forward, Forward::To(addr(2)));
+    assert_eq!(relay.server.counters().datagrams_forwarded, 10);
+}
+
+#[test]
+fn the_other_end_is_told_who_opened() {
+    let mut relay = Bench::with_clients(&[1, 2]);
+    let opened = Control::Opened { alloc: ID, peer: peer(1), instance: 100 };
+    assert_eq!(relay.open(1, ID, 2), [Output::Send { conn: 2, message: opened }]);
+}
+
+#[test]
+fn a_client_learns_its_address_and_its_rate() {
+    let mut relay = Bench::with_clients(&[]);
+    relay.connect(1, 1, 100);
+    let max_rate = relay.config().client_rate;
+    let registered = Control::Registered { observed: addr(1), max_rate, stun_port: None };
+    assert_eq!(relay.control(1, Control::Register), [Output::Send { conn: 1, message: registered }]);
+}
+
+#[test]
+fn strangers_and_third_clients_get_nothing_through() {
+    let mut relay = Bench::with_pair();
+    relay.client(3);
+    assert_eq!(relay.data(9, ID), Forward::Drop(RelayDrop::NotInPair));
+    assert_eq!(relay.data(3, ID), Forward::Drop(RelayDrop::NotInPair));
+    assert_eq!(relay.data(9, AllocId(1)), Forward::Drop(RelayDrop::Stranger));
+    let drops = &relay.server.counters().drops;
+    assert_eq!((drops.not_in_pair, drops.stranger, drops.total()), (2, 1, 3));
+}
+
+#[test]
+fn a_link_that_has_not_registered_is_a_stranger() {
+    let mut relay = Bench::with_clients(&[2]);
+    relay.connect(1, 1, 100);
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::Stranger));
+    assert_eq!(relay.open(1, ID, 2), [failed(1, ID, 2, OpenFailure::Misuse)]);
+}
+
+#[test]
+fn a_client_that_sends_too_much_is_slowed_and_its_peer_is_not() {
+    let mut relay = Bench::with_pair();
+    let sent = (0..10_000).filter(|_| matches!(relay.data(1, ID), Forward::To(_))).count();
+    assert_eq!(sent as u64, relay.config().client_burst / 1_200);
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::RateLimited));
+    assert_eq!(relay.data(2, ID), Forward::To(addr(1)));
+    relay.wait(Duration::from_secs(1));
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+}
+
+#[test]
+fn data_ahead_of_its_open_is_held_and_then_sent_on_in_order() {
+    let mut relay = Bench::with_clients(&[1, 2]);
+    for n in 0..3 {
+        assert_eq!(relay.data(1, ID), Forward::Hold);
+        relay.server.hold(addr(1), ID, &[n; 50], relay.now).unwrap();
+    }
+    let outputs = relay.open(1, ID, 2);
+    let sent: Vec<_> = outputs[1..].to_vec();
+    let expected: Vec<_> = (0..3).map(|n| Output::Transmit { to: addr(2), bytes: vec![n; 50] }).collect();
+    assert_eq!(sent, expected);
+    assert_eq!(relay.server.held(), 0);
+    assert_eq!(relay.server.hold(addr(1), ID, &[9; 50], relay.now), Ok(()));
+    assert_eq!(relay.drained(), [Output::Transmit { to: addr(2), bytes: vec![9; 50] }]);
+}
+
+#[test]
+fn held_data_is_dropped_after_200_ms() {
+    let mut relay = Bench::with_clients(&[1, 2]);
+    relay.hold(1, ID).unwrap();
+    assert_eq!(relay.server.poll_timeout(), Some((relay.now + HOLD, "held datagrams")));
+    relay.wait(HOLD - Duration::from_millis(1));
+    assert_eq!(relay.server.held(), 1);
+    relay.wait(Duration::from_millis(1));
+    assert_eq!((relay.server.held(), relay.server.counters().drops.hold_expired), (0, 1));
+    assert_eq!(relay.server.poll_timeout(), None);
+}
+
+#[test]
+fn held_data_is_not_sent_on_when_somebody_else_opens() {
+    let mut relay = Bench::with_clients(&[1, 2, 3]);
+    relay.hold(1, ID).unwrap();
+    assert_eq!(relay.open(3, ID, 2).len(), 1);
+    assert_eq!(relay.server.counters().drops.hold_orphaned, 1);
+}
+
+#[test]
+fn a_refused_open_drops_what_was_held_for_it() {
+    let mut relay = Bench::with_clients(&[1, 3]);
+    relay.hold(1, ID).unwrap();
+    assert_eq!(relay.open(3, ID, 2), [failed(3, ID, 2, OpenFailure::NotRegistered)]);
+    assert_eq!(relay.server.held(), 1, "another client's refusal is no reason");
+    assert_eq!(relay.open(1, ID, 2), [failed(1, ID, 2, OpenFailure::NotRegistered)]);
+    assert_eq!(relay.server.held(), 0);
+}
+
+#[test]
+fn holding_is_bounded_by_allocation_client_and_in_all() {
+    let mut relay = Bench::with_clients(&(0..80).collect::<Vec<_>>());
+    for _ in 0..MAX_HELD_PER_ALLOCATION {
+        relay.hold(1, ID).unwrap();
+    }
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::HoldFull));
+    relay.wait(HOLD);
+    for client in 0..80 {
+        for n in 0..100 {
+            let _ = relay.hold(client, AllocId(1_000 + u64::from(client) * 100 + n));
+        }
+        assert!(relay.server.held() <= (usize::from(client) + 1) * MAX_HELD_PER_CLIENT);
+    }
+    assert_eq!(relay.server.held(), MAX_HELD);
+    relay.wait(HOLD);
+    let long = [0; MAX_HELD_BYTES + 1];
+    assert_eq!(relay.server.hold(addr(1), ID, &long, relay.now), Err(RelayDrop::HoldFull));
+    assert_eq!(relay.server.hold(addr(200), ID, &[0; 9], relay.now), Err(RelayDrop::Stranger));
+}
+
+#[test]
+fn opening_again_changes_nothing_for_the_pair_and_fails_for_others() {
+    let mut relay = Bench::with_pair();
+    relay.client(3);
+    assert_eq!(relay.open(1, ID, 2).len(), 1);
+    assert_eq!(relay.open(2, ID, 1).len(), 1);
+    assert_eq!(relay.open(3, ID, 2), [failed(3, ID, 2, OpenFailure::Taken)]);
+    assert_eq!(relay.open(1, ID, 3), [failed(1, ID, 3, OpenFailure::Taken)]);
+    assert_eq!((relay.server.allocations(), relay.server.counters().opened), (1, 1));
+}
+
+#[test]
+fn nobody_opens_to_itself() {
+    let mut relay = Bench::with_clients(&[1]);
+    assert_eq!(relay.open(1, ID, 1), [failed(1, ID, 1, OpenFailure::Misuse)]);
+}
+
+#[test]
+fn allocations_are_bounded_by_client_and_in_all() {
+    let mut relay = Bench::with_clients(&[1, 2]);
+    for n in 0..MAX_ALLOCATIONS_PER_CLIENT as u64 {
+        relay.open(1, AllocId(n), 2);
+    }
+    relay.wait(Duration::from_secs(10));
+    assert_eq!(relay.open(1, AllocId(9_999), 2), [failed(1, AllocId(9_999), 2, OpenFailure::TooMany)]);
+    assert!(matches!(relay.open(2, AllocId(9_999), 1)[..], [Output::Send { conn: 1, .. }]));
+
+    let mut relay = Bench::new(RelayConfig { max_allocations: 1, ..RelayConfig::default() }, &[1, 2, 3]);
+    relay.open(1, ID, 2);
+    assert_eq!(relay.open(3, AllocId(1), 2), [failed(3, AllocId(1), 2, OpenFailure::TooMany)]);
+}
+
+#[test]
+fn opening_is_limited_a_second() {
+    let mut relay = Bench::with_clients(&[1, 2]);
+    let told = (0..1_000).map(|_| relay.open(1, ID, 2)).filter(|o| matches!(o[0], Output::Send { conn: 2, .. }));
+    assert_eq!(told.count() as u64, OPEN_BURST);
+}
+
+#[test]
+fn the_newest_registration_wins() {
+    let mut relay = Bench::with_pair();
+    relay.connect_at(10, 1, 100, addr(11));
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)), "connecting alone changes nothing");
+    let outputs = relay.control(10, Control::Register);
+    assert_eq!(outputs[0], Output::Close { conn: 1, reason: CloseReason::Replaced });
+    assert_eq!(outputs.len(), 2, "the same instance is no news to the others");
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::NotInPair));
+    assert_eq!(relay.data(2, ID), Forward::To(addr(11)));
+    relay.input(Input::Disconnected { conn: 1 });
+    assert_eq!(relay.data(2, ID), Forward::To(addr(11)), "the old link's end is not the new one's");
+}
+
+#[test]
+fn allocations_outlive_a_restart_and_the_other_end_is_told() {
+    let mut relay = Bench::with_pair();
+    relay.input(Input::Disconnected { conn: 1 });
+    assert_eq!(relay.data(2, ID), Forward::Drop(RelayDrop::PeerAbsent));
+    relay.connect_at(10, 1, 555, addr(11));
+    let anew = Control::PeerAnew { alloc: ID, peer: peer(1), instance: 555 };
+    assert_eq!(relay.control(10, Control::Register)[1..], [Output::Send { conn: 2, message: anew }]);
+    assert_eq!(relay.data(2, ID), Forward::To(addr(11)));
+}
+
+#[test]
+fn a_new_address_takes_the_place_of_the_old() {
+    let mut relay = Bench::with_pair();
+    let told = relay.input(Input::Rebound { conn: 1, addr: addr(11) });
+    let registered = Control::Registered { observed: addr(11), max_rate: relay.config().client_rate, stun_port: None };
+    assert_eq!(told, [Output::Send { conn: 1, message: registered }]);
+    assert_eq!(relay.data(2, ID), Forward::To(addr(11)));
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::NotInPair));
+}
+
+#[test]
+fn an_address_belongs_to_who_proved_it_last() {
+    let mut relay = Bench::with_pair();
+    relay.connect_at(10, 3, 100, addr(1));
+    relay.control(10, Control::Register);
+    assert_eq!(relay.data(2, ID), Forward::Drop(RelayDrop::PeerAbsent));
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::NotInPair));
+}
+
+#[test]
+fn registering_again_does_not_refill_the_rate() {
+    let mut relay = Bench::with_pair();
+    while relay.data(1, ID) == Forward::To(addr(2)) {}
+    relay.connect(10, 1, 100);
+    relay.control(10, Control::Register);
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::RateLimited));
+}
+
+#[test]
+fn idle_allocations_are_forgotten_and_busy_ones_are_not() {
+    let mut relay = Bench::with_pair();
+    relay.client(3);
+    relay.open(3, AllocId(3), 2);
+    for _ in 0..20 {
+        relay.wait(ALLOCATION_IDLE / 10);
+        assert_eq!(relay.data(3, AllocId(3)), Forward::To(addr(2)));
+    }
+    assert_eq!((relay.server.allocations(), relay.server.counters().forgotten), (1, 1));
+    assert_eq!(relay.data(1, ID), Forward::Hold);
+}
+
+#[test]
+fn both_ends_are_told_of_a_forgotten_allocation() {
+    let mut relay = Bench::with_pair();
+    relay.now += ALLOCATION_IDLE;
+    relay.server.handle_input(Input::Timeout, relay.now);
+    let told = [failed(1, ID, 2, OpenFailure::Idle), failed(2, ID, 1, OpenFailure::Idle)];
+    assert_eq!(relay.drained(), told);
+}
+
+#[test]
+fn an_absent_client_is_forgotten_with_its_last_allocation() {
+    let mut relay = Bench::with_pair();
+    relay.input(Input::Disconnected { conn: 1 });
+    assert_eq!((relay.server.clients(), relay.server.clients.len()), (1, 2));
+    relay.wait(ALLOCATION_IDLE + SWEEP);
+    assert_eq!(relay.server.clients.len(), 1);
+    relay.input(Input::Disconnected { conn: 2 });
+    assert_eq!(relay.server.clients.len(), 0);
+}
+
+#[test]
+fn a_full_relay_refuses_links_and_gives_the_place_of_the_absent_to_newcomers() {
+    let mut relay = Bench::new(RelayConfig { max_clients: 2, ..RelayConfig::default() }, &[1, 2]);
+    assert_eq!(relay.connect(3, 3, 100), [Output::Close { conn: 3, reason: CloseReason::Full }]);
+    relay.connect(10, 1, 100);
+    assert_eq!(relay.control(10, Control::Register).len(), 2, "who is a client already may come back");
+    relay.open(10, ID, 2);
+    relay.input(Input::Disconnected { conn: 10 });
+    relay.connect(3, 3, 100);
+    assert_eq!(relay.control(3, Control::Register)[0], failed(2, ID, 1, OpenFailure::Idle));
+    assert_eq!((relay.server.clients(), relay.server.allocations()), (2, 0));
+}
+
+#[test]
+fn one_identity_cannot_take_all_links() {
+    let mut relay = Bench::with_clients(&[1]);
+    for conn in 10..1_000 {
+        relay.connect_at(conn, 1, 100, addr(11));
+    }
+    assert_eq!(relay.server.links.len(), 2);
+}
+
+#[test]
+fn draining_refuses_what_is_new_and_closes_at_the_deadline() {
+    let mut relay = Bench::with_pair();
+    relay.connect(3, 3, 100);
+    let within = Duration::from_secs(30);
+    let told: Vec<_> = (1..4).map(|conn| Output::Send { conn, message: Control::Drain { deadline: within } }).collect();
+    assert_eq!(relay.input(Input::Drain { within }), told);
+    assert_eq!(relay.input(Input::Drain { within }), []);
+    let closed = |conn| Output::Close { conn, reason: CloseReason::Draining };
+    assert_eq!(relay.connect(4, 4, 100), [closed(4)]);
+    assert_eq!(relay.control(3, Control::Register), [closed(3)]);
+    assert_eq!(relay.open(1, AllocId(9), 2), [failed(1, AllocId(9), 2, OpenFailure::Draining)]);
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+    relay.now += within;
+    assert_eq!(relay.input(Input::Timeout), [closed(1), closed(2)]);
+    assert_eq!((relay.server.allocations(), relay.server.clients.len()), (0, 0));
+    assert_eq!(relay.server.poll_timeout(), None);
+    assert_eq!(relay.connect(5, 5, 100), [closed(5)]);
+}
+
+#[test]
+fn messages_that_are_not_for_a_relay_are_counted() {
+    let mut relay = Bench::with_clients(&[1]);
+    assert_eq!(relay.control(1, Control::Drain { deadline: HOLD }), []);
+    assert_eq!(relay.control(50, Control::Register), []);
+    assert_eq!(relay.open(50, ID, 1), []);
+    assert_eq!(relay.server.counters().control_ignored, 3);
+}
+
+#[test]
+fn a_flood_of_strangers_costs_no_memory() {
+    let mut relay = Bench::with_pair();
+    for n in 0..100_000 {
+        let from = SocketAddr::from((Ipv4Addr::from_bits(n), 7));
+        assert!(matches!(relay.server.forward(from, AllocId(n.into()), LOAD, relay.now), Forward::Drop(_)));
+        assert!(relay.server.hold(from, AllocId(n.into()), &[0; 1_200], relay.now).is_err());
+    }
+    assert_eq!((relay.server.held(), relay.server.allocations(), relay.server.clients.len()), (0, 1, 2));
+    assert_eq!(relay.server.counters().drops.total(), 200_000);
+}
