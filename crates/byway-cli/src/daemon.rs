@@ -45,9 +45,6 @@ use crate::{
 /// Processes that may be attached at once: a person's terminals and scripts, not a swarm.
 const MAX_ATTACHED: usize = 256;
 
-/// Relays in a ticket, those of attached commands included.
-const MAX_RELAYS: usize = byway::MAX_RELAYS;
-
 /// How long the system may take to resolve a STUN server's name; less than a command has for its greeting.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -204,7 +201,6 @@ impl Daemon {
     /// What another machine needs to reach a service here.
     fn ticket(&self, service: &str, secret: Option<[u8; 16]>, hide_addresses: bool) -> Result<Ticket, Failure> {
         let mut ticket = self.node.ticket();
-        ticket.relays.clone_from(&lock(&self.relays));
         if hide_addresses {
             ticket.addrs.clear();
         }
@@ -217,7 +213,7 @@ impl Daemon {
         Ok(ticket)
     }
 
-    /// Registers at relays that a command brought.
+    /// Chooses among relays that a command brought, too.
     fn use_relays(&self, texts: &[String]) -> Result<(), Failure> {
         for text in texts {
             let relay: PeerAddr = text.parse().map_err(|error| Failure::usage(format!("relay {text:?}: {error}")))?;
@@ -225,10 +221,7 @@ impl Daemon {
             if relays.iter().any(|known| known.id == relay.id) {
                 continue;
             }
-            if relays.len() >= MAX_RELAYS {
-                return Err(Failure::usage(format!("the node uses {MAX_RELAYS} relays already, which is the most")));
-            }
-            self.node.add_relay(&relay);
+            self.node.add_relay(&relay).map_err(Failure::usage)?;
             relays.push(relay);
         }
         Ok(())

@@ -135,6 +135,28 @@ impl PeerAddr {
     pub fn socket_addrs(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.addrs.iter().filter_map(HostAddr::socket_addr)
     }
+
+    /// The binary form of tickets and control messages: the id, then the host addresses to the end. A name that no
+    /// resolver takes is left out.
+    pub(crate) fn to_wire(&self) -> Vec<u8> {
+        let mut wire = Vec::from(self.id.to_wire());
+        for addr in self.addrs.iter().take(MAX_ADDRS) {
+            encode_host_addr(addr, &mut wire);
+        }
+        wire
+    }
+
+    /// Reads what [`PeerAddr::to_wire`] wrote; `None` also if there are more than [`MAX_ADDRS`] addresses.
+    pub(crate) fn from_wire(wire: &[u8]) -> Option<Self> {
+        let (id, mut rest) = wire.split_first_chunk::<{ PeerId::WIRE_LEN }>()?;
+        let mut peer = PeerAddr { id: PeerId::from_wire(id)?, addrs: Vec::new() };
+        while !rest.is_empty() {
+            let (addr, after) = decode_host_addr(rest).filter(|_| peer.addrs.len() < MAX_ADDRS)?;
+            peer.addrs.push(addr);
+            rest = after;
+        }
+        Some(peer)
+    }
 }
 
 impl fmt::Display for PeerAddr {

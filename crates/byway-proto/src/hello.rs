@@ -15,7 +15,7 @@ use alloc::{
 
 pub use control::{
     Candidates, Control, ControlCodec, ControlError, Garbled, Goodbye, MAX_BUFFERED, MAX_CANDIDATES, MAX_CONTROL_FRAME,
-    MAX_DETAIL, OpenFailure,
+    MAX_DETAIL, MAX_TOLD_RELAYS, OpenFailure,
 };
 pub use refusal::{HelloFault, ParseVersionsError, Refusal, Side, Versions};
 

@@ -7,13 +7,16 @@
 
 mod clients;
 mod held;
+pub mod homes;
 mod server;
+mod ways;
 
 use alloc::vec::Vec;
 use core::{net::SocketAddr, time::Duration};
 
 pub use held::{MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION, MAX_HELD_PER_CLIENT};
 pub use server::RelayServer;
+pub use ways::{Opener, ways};
 
 use crate::{hello::Control, id::PeerId};
 

@@ -9,7 +9,7 @@ use alloc::{
 use core::{fmt, net::SocketAddr, str::FromStr};
 
 use crate::{
-    addr::{self, PeerAddr, decode_host_addr, decode_socket_addr, encode_host_addr, encode_socket_addr},
+    addr::{self, PeerAddr, decode_socket_addr, encode_socket_addr},
     id::{PeerId, base32},
 };
 
@@ -112,7 +112,7 @@ impl Ticket {
             push(TAG_ADDR, &value);
         }
         for relay in self.relays.iter().take(MAX_RELAYS) {
-            push(TAG_RELAY, &encode_relay(relay));
+            push(TAG_RELAY, &relay.to_wire());
         }
         body
     }
@@ -255,7 +255,7 @@ impl Draft {
     }
 
     fn take_list_entry(&mut self, tag: u32, value: &[u8]) {
-        match (tag, decode_socket_addr(value), decode_relay(value)) {
+        match (tag, decode_socket_addr(value), PeerAddr::from_wire(value)) {
             (TAG_ADDR, Some((addr, [])), _) => self.addrs.push(addr),
             (TAG_RELAY, _, Some(relay)) => self.relays.push(relay),
             _ => self.unknown.0.push((tag, value.to_vec())),
@@ -280,26 +280,6 @@ fn decode_peer(value: &[u8]) -> Result<PeerId, ParseTicketError> {
         return Err(ParseTicketError::UnknownKind(kind));
     }
     PeerId::from_wire(value).ok_or(ParseTicketError::Malformed("the peer's length"))
-}
-
-/// A relay: its id, then its addresses; a name that no resolver takes is left out.
-fn encode_relay(relay: &PeerAddr) -> Vec<u8> {
-    let mut value = Vec::from(relay.id.to_wire());
-    for addr in relay.addrs.iter().take(addr::MAX_ADDRS) {
-        encode_host_addr(addr, &mut value);
-    }
-    value
-}
-
-fn decode_relay(value: &[u8]) -> Option<PeerAddr> {
-    let (id, mut rest) = value.split_first_chunk::<{ PeerId::WIRE_LEN }>()?;
-    let mut relay = PeerAddr { id: PeerId::from_wire(id)?, addrs: Vec::new() };
-    while !rest.is_empty() {
-        let (addr, after) = decode_host_addr(rest).filter(|_| relay.addrs.len() < addr::MAX_ADDRS)?;
-        relay.addrs.push(addr);
-        rest = after;
-    }
-    Some(relay)
 }
 
 /// Version, length, body, checksum: this much is the same in every version, so that an old byway can tell a newer ticket from a mistyped one.

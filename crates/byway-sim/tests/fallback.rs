@@ -136,7 +136,7 @@ fn nodes_register_anew_within_seconds_of_their_relays_restart() {
             while !matches!(events.recv().await.unwrap(), Event::RelayUp { .. }) {}
         }
         println!("registered anew after {:?}", killed.elapsed());
-        assert!(killed.elapsed() < secs(5), "{:?}", killed.elapsed());
+        assert!(killed.elapsed() < secs(7), "{:?}", killed.elapsed());
         time::sleep(secs(2)).await;
         assert_eq!(new.status().await.serving.unwrap().allocations, 1, "the standby route is open again");
         assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the direct connection did not last");

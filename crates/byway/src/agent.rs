@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use byway_proto::{
@@ -50,6 +51,10 @@ pub(crate) enum Command {
     Down { alias: SocketAddr },
     /// The peer may be reached by this route.
     AddRoute { track: Arc<Track>, via: Via },
+    /// The connection is to leave this way: nothing is sent by it, and `for_good` nothing taken that comes by it.
+    Leave { alias: SocketAddr, via: Via, for_good: bool },
+    /// Ping a connection's idle routes this often.
+    KeepAlive { alias: SocketAddr, every: Duration },
     /// Tell the routes of a connection.
     Report { alias: SocketAddr, reply: oneshot::Sender<Vec<RouteReport>> },
     /// The peer's survey has found this.
@@ -85,7 +90,7 @@ pub(crate) struct Up {
 /// What a ping found.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PingReport {
-    pub(crate) rtt: std::time::Duration,
+    pub(crate) rtt: Duration,
     pub(crate) path: PathKind,
 }
 
@@ -257,6 +262,11 @@ impl Agent {
                 let _ = reply.send(NatStatus { report, spent, awaited: machine.awaits() });
             }
             Command::AddRoute { track, via } => self.add_route(&track, via),
+            Command::Leave { alias, via, for_good } => {
+                let mux = Arc::clone(&self.mux);
+                self.with(alias, |peer, now| peer.leave(&mux, via, for_good, now));
+            }
+            Command::KeepAlive { alias, every } => self.with(alias, |peer, now| peer.keep_alive(every, now)),
             Command::Report { alias, reply } => {
                 let report = self.peers.get(&alias).map(|peer| peer.report(self.mux.now())).unwrap_or_default();
                 let _ = reply.send(report); // whoever asked may have given up

@@ -13,16 +13,13 @@ use byway_proto::{
     gate::GateConfig,
     nat::{AgentConfig, AgentConfigError},
     paths::PathsConfig,
-    relay::RelayConfig,
+    relay::{RelayConfig, homes::MAX_RELAYS},
 };
 
 use crate::identity::Identity;
 
 /// Longest name of a network in bytes.
 pub const MAX_NETWORK: usize = 64;
-
-/// Most relays that a node registers at: two warm ones, and a third to choose from.
-pub const MAX_RELAYS: usize = 3;
 
 /// Most STUN servers that a node is told: two would do, and some may be down.
 pub const MAX_STUN: usize = 4;
@@ -43,7 +40,8 @@ pub struct Config {
     pub port: u16,
     /// Use another port when [`Config::port`] is taken: for a port that was merely remembered.
     pub any_port: bool,
-    /// Where to register, so that peers can reach this node behind a NAT; at most [`MAX_RELAYS`].
+    /// Relays to choose from, at most [`MAX_RELAYS`]: the node registers at the nearest two, so that peers can reach it
+    /// behind a NAT.
     pub relays: Vec<PeerAddr>,
     /// Servers that tell the node how its NATs behave (STUN, RFC 8489), besides its relays; at most [`MAX_STUN`].
     pub stun: Vec<HostAddr>,
@@ -156,7 +154,7 @@ pub enum ConfigError {
     /// Both address families are off.
     #[error("both `ipv4` and `ipv6` are off; leave at least one on")]
     NoFamily,
-    /// More relays than a node registers at.
+    /// More relays than a node chooses from.
     #[error("`relays` names {0} relays; keep at most {MAX_RELAYS}")]
     TooManyRelays(usize),
     /// More STUN servers than a node asks.

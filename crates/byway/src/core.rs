@@ -25,7 +25,7 @@ use crate::{
     net::{Interface, InterfaceKind, Net, lan::LanRef, mux::Mux, portmap::PortMappings, track::Track},
     protocol::{MAX_MESSAGE, Registry},
     quic::endpoint::{Endpoint, MAX_STREAMS},
-    relay::{client::Relays, server::RelayShell},
+    relay::{server::RelayShell, table::Relays},
     switch::{SwitchRef, knows_this_machine},
     tasks::Tasks,
 };
@@ -85,6 +85,7 @@ impl Core {
         if !self.config.relay_only {
             introduction.push(Control::NatReport(self.agent.nat_report()));
         }
+        introduction.push(Control::Relays(self.relays.registered()));
         introduction
     }
 

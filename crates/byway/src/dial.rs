@@ -16,8 +16,8 @@ use crate::{
     gone::Gone,
     link::establish::{self, ControlStream, Established},
     net::{routes::Via, track::Track},
-    quic::endpoint::{HandshakeError, Role},
-    relay::client::Wanted,
+    quic::endpoint::HandshakeError,
+    relay::table::Wanted,
 };
 
 /// Addresses of one peer that a dial sends its first packets to: each gets a copy of everything until one answers.
@@ -210,7 +210,7 @@ async fn handshake(
     peer: PeerId,
     is_lost: bool,
 ) -> Option<Result<quinn::Connection, HandshakeError>> {
-    let handshake = core.endpoint.dial(track, peer, Role::Peer);
+    let handshake = core.endpoint.dial(track, peer);
     tokio::pin!(handshake);
     if is_lost {
         tokio::select! {
@@ -236,7 +236,7 @@ fn begin(core: &Arc<Core>, target: &Target, track: &Arc<Track>, notes: &Arc<Note
         ways += usize::from(track.lock().add(Via::Direct(*addr), false).is_some());
     }
     // A peer known by its key alone may be registered where this node is.
-    let relays = if target.relays.is_empty() { core.config.relays.clone() } else { target.relays.clone() };
+    let relays = if target.relays.is_empty() { core.relays.promised() } else { target.relays.clone() };
     for relay in relays.iter().take(MAX_DIAL_RELAYS) {
         let wanted = Wanted { peer: target.peer, track: Arc::downgrade(track), notes: Arc::clone(notes) };
         core.relays.open(core, relay, wanted);

@@ -51,12 +51,12 @@ pub use byway_proto::{
     hello::Refusal,
     nat,
     paths::PathsConfig,
-    relay::RelayConfig,
+    relay::{RelayConfig, homes::MAX_RELAYS},
     schedule::{Class, Share},
 };
 
 pub use self::{
-    config::{Config, ConfigError, MAX_NETWORK, MAX_RELAYS, MAX_STUN, WallClock},
+    config::{Config, ConfigError, MAX_NETWORK, MAX_STUN, WallClock},
     dial::{DialError, MAX_DIAL_ADDRS, MAX_DIAL_RELAYS, Target},
     event::{EVENT_QUEUE, Event, EventStream, PathKind},
     gone::Gone,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use byway_proto::{
-    PeerId,
+    PeerAddr, PeerId,
     hello::{Agreed, Control, Hello},
 };
 use quinn::Connection;
@@ -46,6 +46,8 @@ pub(crate) struct Link {
     pub(crate) agreed: Watched<Agreed>,
     /// Further streams of channels, until their readers ask for them.
     pub(crate) stripes: stripe::Waiting,
+    /// The relays at which the peer said that it is registered, once it has.
+    relays: Mutex<Option<Vec<PeerAddr>>>,
     /// Why this side closed the connection, if it did.
     ended: Mutex<Option<Gone>>,
 }
@@ -53,6 +55,10 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn hello(&self) -> MutexGuard<'_, Hello> {
         self.hello.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn relays(&self) -> MutexGuard<'_, Option<Vec<PeerAddr>>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a message on the control stream; lost only if the link is closing.

@@ -33,7 +33,10 @@ use crate::{
     },
     protocol::{Peers, Protocol, RegisterError, Registry},
     quic::endpoint::{Endpoint, EndpointError},
-    relay::{client::Relays, server::RelayShell},
+    relay::{
+        server::RelayShell,
+        table::{self as relays, Relays},
+    },
     status::{NodeStatus, PeerStatus},
     switch::{self, Command, SwitchRef},
     tasks::Tasks,
@@ -194,9 +197,9 @@ impl Node {
         if core.config.port_mapping && !core.config.relay_only {
             tasks.spawn(portmap::run(Arc::clone(&core), seed));
         }
-        for relay in &core.config.relays {
-            core.relays.add_home(&core, relay);
-        }
+        core.relays.set(&core.config.relays, core.mux.now());
+        core.relays.plan(&core);
+        tasks.spawn(relays::run(Arc::clone(&core)));
         if !core.config.stun.is_empty() {
             tasks.spawn(tell_servers(Arc::clone(&core)));
         }
@@ -221,12 +224,13 @@ impl Node {
         self.core.addrs(false)
     }
 
-    /// What another machine needs to reach this node: its key, its addresses and its relays.
+    /// What another machine needs to reach this node: its key, its addresses, and three of its relays at most, first those
+    /// where it is registered.
     pub fn ticket(&self) -> Ticket {
         let mut ticket = Ticket::new(self.id());
         ticket.addrs = self.addrs();
         ticket.addrs.truncate(byway_proto::addr::MAX_ADDRS);
-        ticket.relays = self.core.config.relays.clone();
+        ticket.relays = self.core.relays.promised();
         ticket
     }
 
@@ -251,9 +255,11 @@ impl Node {
         self.core.events.subscribe()
     }
 
-    /// Uses a further relay, as if it had been configured.
-    pub fn add_relay(&self, relay: &PeerAddr) {
-        self.core.relays.add_home(&self.core, relay);
+    /// Chooses from a further relay, as if it had been configured; an error says that there are [`MAX_RELAYS`] already.
+    ///
+    /// [`MAX_RELAYS`]: crate::MAX_RELAYS
+    pub fn add_relay(&self, relay: &PeerAddr) -> Result<(), ConfigError> {
+        self.core.relays.add(relay, self.core.mux.now())
     }
 
     /// Asks a further STUN server, as if it had been configured; an error says that its name does not resolve.

@@ -65,6 +65,8 @@ pub struct RelayStatus {
     pub id: PeerId,
     /// Its address in use, once known.
     pub addr: Option<SocketAddr>,
+    /// Whether it is one of those that this node wants to be registered at; others are there for a peer's sake.
+    pub home: bool,
     /// Whether this node is registered there.
     pub registered: bool,
     /// Where this node's datagrams come from, as the relay sees it.

@@ -73,6 +73,8 @@ pub(crate) enum Command {
     },
     /// The node's protocols or addresses have changed.
     Announce,
+    /// The node is registered at other relays.
+    TellRelays,
     /// A relay says that a peer registered with this instance.
     Anew {
         peer: PeerId,
@@ -177,6 +179,7 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets) {
             () = core.tasks.stopped() => break,
             () = &mut changed => {
                 changed = core.net.changed();
+                core.relays.network_changed(core.mux.now());
                 switch.announce();
                 core.lan.renew().await;
             }
@@ -207,6 +210,10 @@ impl Switch {
             Command::Vet { peer, instance, reply } => drop(reply.send(self.vet(peer, instance))),
             Command::Ended { link, reason } => self.ended(&link, reason),
             Command::Announce => self.announce(),
+            Command::TellRelays => {
+                let relays = Control::Relays(self.core.relays.registered());
+                self.core.switch.links().iter().for_each(|link| link.control(&relays));
+            }
             Command::Anew { peer, instance } => {
                 if let Some(link) = self.core.switch.link(peer).filter(|link| link.hello().instance != instance) {
                     link.close(Gone::Restarted);
@@ -308,6 +315,7 @@ impl Switch {
         core.registry.agreed(&link, &link.agreed.read());
         core.events.send(Event::PeerUp { peer });
         self.tell_candidates(&link);
+        link.control(&Control::Relays(core.relays.registered()));
         self.resolve(peer);
     }
 
@@ -346,6 +354,10 @@ impl Switch {
             Control::Punch(signal) => {
                 let alias = link.track.alias();
                 self.core.agent.send(AgentCommand::Signal { alias, signal }).await;
+            }
+            Control::Relays(relays) => {
+                *link.relays() = Some(relays);
+                self.core.relays.review(link.peer);
             }
             Control::Goodbye(_) => {} // the connection's own close says why
             other => debug!(peer = ?link.peer, ?other, "control message is not for a peer"),

@@ -110,7 +110,7 @@ async fn a_slowed_client_of_a_relay_does_not_delay_a_direct_path() {
     (slow.client_rate, slow.client_burst) = (50_000, 20_000);
     let (relay, at) = common::relay(9, slow).await;
     let (mut a, mut b) = connected(V4).await;
-    b.node.add_relay(&at);
+    b.node.add_relay(&at).unwrap();
     let mut settings = config(3, V4).relay_at(at);
     settings.relay_only = true;
     let mut c = Peer::bind(settings).await;

@@ -179,6 +179,7 @@ mod tests {
         let relay = Registration {
             id: "relayrelayrelay".into(),
             address: None,
+            home: true,
             registered: false,
             observed: None,
             state: "connecting".into(),

@@ -121,6 +121,8 @@ pub(crate) struct Status {
 pub(crate) struct Registration {
     pub(crate) id: String,
     pub(crate) address: Option<SocketAddr>,
+    /// It is one of those where the node wants to be registered.
+    pub(crate) home: bool,
     pub(crate) registered: bool,
     /// Where this node's datagrams come from, as the relay sees it.
     pub(crate) observed: Option<SocketAddr>,

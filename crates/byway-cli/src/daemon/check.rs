@@ -84,7 +84,9 @@ async fn verdict(daemon: &Daemon, wait: Duration) -> (NodeStatus, Option<&'stati
     loop {
         let status = daemon.node.status().await;
         let unknown = status.nat.report == NatReport::default();
-        let registering = status.relays.iter().any(|relay| !relay.registered);
+        let relays = &status.relays;
+        let nowhere = !relays.is_empty() && !relays.iter().any(|relay| relay.registered);
+        let registering = nowhere || relays.iter().any(|relay| relay.home && !relay.registered);
         let awaited = match status.nat.awaited {
             Some(what) => Some(what),
             None if began.elapsed() >= REGISTRATION => None,

@@ -47,6 +47,7 @@ fn registration(relay: &RelayStatus) -> Registration {
     Registration {
         id: relay.id.to_string(),
         address: relay.addr,
+        home: relay.home,
         registered: relay.registered,
         observed: relay.observed,
         state: printable(&relay.state),

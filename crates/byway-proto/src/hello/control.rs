@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::{Hello, message};
 use crate::{
+    addr::PeerAddr,
     id::PeerId,
     nat::{MAX_GUESSES, NatReport, Signal},
     wire::relay_data::AllocId,
@@ -21,6 +22,9 @@ pub const MAX_BUFFERED: usize = 4 * MAX_CONTROL_FRAME;
 
 /// Addresses in one [`Candidates`].
 pub const MAX_CANDIDATES: usize = 16;
+
+/// Relays in one [`Control::Relays`]: the two warm ones, and a third while one of them is being replaced.
+pub const MAX_TOLD_RELAYS: usize = 3;
 
 /// Bytes in the detail of a [`Goodbye`]; longer ones are cut.
 pub const MAX_DETAIL: usize = 512;
@@ -89,6 +93,8 @@ pub enum Control {
     NatReport(NatReport),
     /// The sender's part of a punch: ports that are not 0, at most [`MAX_GUESSES`] ports.
     Punch(Signal),
+    /// The relays at which the sender is registered, at most [`MAX_TOLD_RELAYS`]; replaces what it said before.
+    Relays(Vec<PeerAddr>),
 }
 
 /// Where the sender of the message may be reached.
@@ -224,6 +230,9 @@ pub enum ControlError {
     /// We were given more to write than a message may hold.
     #[error("more than {MAX_CANDIDATES} candidates in one message is our own fault: keep the best")]
     TooManyCandidates,
+    /// We were given more relays to write than a message may hold.
+    #[error("more than {MAX_TOLD_RELAYS} relays in one message is our own fault: tell those in use")]
+    TooManyRelays,
     /// We were given more ports to write than a signal may hold.
     #[error("more than {MAX_GUESSES} ports in one signal is our own fault: keep the likeliest")]
     TooManyGuesses,
@@ -251,6 +260,9 @@ pub enum Garbled {
     /// There are more candidates than [`MAX_CANDIDATES`].
     #[error("a control message holds too many candidates")]
     Candidates,
+    /// There are more relays than [`MAX_TOLD_RELAYS`], or one of them is malformed.
+    #[error("a control message holds too many relays, or a malformed one")]
+    Relays,
     /// There are more ports than [`MAX_GUESSES`].
     #[error("a punch signal holds too many ports")]
     Guesses,
@@ -309,6 +321,9 @@ mod tests {
         };
         let report = Control::NatReport(NatReport { ipv4: Some(ipv4), ipv6: None }).to_frame().unwrap();
         assert_eq!(report, *b"\0\x13\x5a\x11\x0a\x0f\x0a\x07\x04\xc0\0\x02\x01\0\x09\x18\x03\x28\x02\x30\x03");
+        let relays = Control::Relays(vec![relay([9; 32], vec!["192.0.2.1:9".parse().unwrap()])]).to_frame().unwrap();
+        assert_eq!(relays[..6], *b"\0\x2c\x6a\x2a\x0a\x28");
+        assert_eq!(relays[6..], [&PeerId::ed25519([9; 32]).to_wire()[..], b"\x04\xc0\0\x02\x01\0\x09"].concat());
         let goodbye = Control::Goodbye(Goodbye { code: 2, detail: "chat".into() });
         assert_eq!(goodbye.to_frame().unwrap(), *b"\0\x0a\x1a\x08\x08\x02\x12\x04chat");
         let announced = b"\x2a\x0a\x08\x01\x12\x02ab\x18\x01\x20\x02";
@@ -433,6 +448,10 @@ mod tests {
         Control::Open { alloc: AllocId(u64::MAX), peer: PeerId::ed25519([9; 32]) }
     }
 
+    fn relay(key: [u8; 32], addrs: Vec<SocketAddr>) -> PeerAddr {
+        PeerAddr::new(PeerId::ed25519(key), addrs.into_iter().map(|a| SocketAddr::new(a.ip().to_canonical(), a.port())))
+    }
+
     fn any_addr() -> impl Strategy<Value = SocketAddr> {
         let v4 = (any::<u32>(), any::<u16>()).prop_map(|(ip, port)| (Ipv4Addr::from_bits(ip), port).into());
         let v6 = (any::<u128>(), any::<u16>()).prop_map(|(ip, port)| (Ipv6Addr::from_bits(ip), port).into());
@@ -471,6 +490,8 @@ mod tests {
             (prop::option::of(any_family()), prop::option::of(any_family()))
                 .prop_map(|(ipv4, ipv6)| Control::NatReport(NatReport { ipv4, ipv6 })),
             any_signal().prop_map(Control::Punch),
+            prop::collection::vec((any::<[u8; 32]>(), prop::collection::vec(any_addr(), 0..3)), 0..=MAX_TOLD_RELAYS)
+                .prop_map(|relays| Control::Relays(relays.into_iter().map(|(key, addrs)| relay(key, addrs)).collect())),
         ]
     }
 

@@ -5,16 +5,19 @@ mod nat;
 use alloc::{string::String, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
-use super::{Candidates, Control, ControlError, Garbled, Goodbye, Hello, MAX_CANDIDATES, MAX_DETAIL, OpenFailure};
+use super::{
+    Candidates, Control, ControlError, Garbled, Goodbye, Hello, MAX_CANDIDATES, MAX_DETAIL, MAX_TOLD_RELAYS,
+    OpenFailure,
+};
 use crate::{
-    addr::{decode_socket_addr, encode_socket_addr},
+    addr::{PeerAddr, decode_socket_addr, encode_socket_addr},
     id::PeerId,
     wire::relay_data::AllocId,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Frame {
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     body: Option<Body>,
 }
 
@@ -44,6 +47,8 @@ enum Body {
     NatReport(nat::Report),
     #[prost(message, tag = "12")]
     Punch(nat::Punch),
+    #[prost(message, tag = "13")]
+    Relays(RelayList),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -52,6 +57,12 @@ struct CandidateList {
     addrs: Vec<Vec<u8>>,
     #[prost(uint64, tag = "2")]
     generation: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RelayList {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    relays: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -129,6 +140,10 @@ impl Frame {
             }
             Control::NatReport(report) => Body::NatReport(nat::Report::from(report)),
             Control::Punch(signal) => Body::Punch(nat::Punch::from_signal(signal)?),
+            Control::Relays(relays) if relays.len() > MAX_TOLD_RELAYS => return Err(ControlError::TooManyRelays),
+            Control::Relays(relays) => {
+                Body::Relays(RelayList { relays: relays.iter().map(PeerAddr::to_wire).collect() })
+            }
         };
         Ok(Frame { body: Some(body) })
     }
@@ -164,6 +179,7 @@ impl Frame {
             Body::Drain(Drain { deadline_ms }) => Control::Drain { deadline: Duration::from_millis(deadline_ms) },
             Body::NatReport(report) => Control::NatReport(report.read()?),
             Body::Punch(punch) => return Ok(punch.read()?.map(Control::Punch)),
+            Body::Relays(RelayList { relays }) => Control::Relays(read_relays(&relays)?),
         }))
     }
 
@@ -192,6 +208,12 @@ fn write_addr(addr: &SocketAddr) -> Vec<u8> {
     let mut out = Vec::new();
     encode_socket_addr(addr, &mut out);
     out
+}
+
+fn read_relays(relays: &[Vec<u8>]) -> Result<Vec<PeerAddr>, ControlError> {
+    let read = || relays.iter().map(|relay| PeerAddr::from_wire(relay)).collect();
+    let few = relays.len() <= MAX_TOLD_RELAYS;
+    few.then(read).flatten().ok_or(ControlError::PeerMisbehaved(Garbled::Relays))
 }
 
 /// Bytes behind the address are for later versions.

@@ -113,6 +113,16 @@ impl AgentPeer {
         }
     }
 
+    /// Sends nothing by a way any more; `for_good`, takes nothing that comes by it either.
+    pub(super) fn leave(&mut self, mux: &Mux, via: Via, for_good: bool, now: Instant) {
+        let Some(route) = self.track.lock().find(via) else { return };
+        self.paths.handle_input(Input::Remove { route }, now);
+        if for_good {
+            self.track.lock().remove(route);
+            mux.routes.forget_route(via, &self.track);
+        }
+    }
+
     /// From now on the connection's idle routes are pinged this often.
     pub(super) fn keep_alive(&mut self, every: Duration, now: Instant) {
         self.paths.handle_input(Input::KeepAlive(every), now);
@@ -243,13 +253,21 @@ impl AgentPeer {
                 }
                 Output::Hedged(why) => {
                     debug!(alias = %self.track.alias(), %why, "hedging");
+                    if why != HedgeWhy::Established && self.told.is_none() {
+                        self.track.silent.set(true);
+                    }
                     if why != HedgeWhy::Established
                         && let Some(Via::Relay(relay, _)) = self.track.via()
                     {
                         self.silent_relay = Some(relay);
                     }
                 }
-                Output::Unhedged => debug!(alias = %self.track.alias(), "no longer hedging"),
+                Output::Unhedged => {
+                    debug!(alias = %self.track.alias(), "no longer hedging");
+                    if self.told.is_none() {
+                        self.track.silent.set(false);
+                    }
+                }
                 Output::MtuProven { route } => {
                     if let Some(slot) = self.track.lock().slot_mut(route) {
                         slot.mtu = MAX_MTU;

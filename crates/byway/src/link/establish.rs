@@ -125,6 +125,7 @@ impl Established {
             hello: hello.into(),
             agreed: Watched::new(agreed),
             stripes: Waiting::default(),
+            relays: None.into(),
             ended: None.into(),
         };
         Some(Established { link: Arc::new(link), recv: control.recv, codec: control.codec })

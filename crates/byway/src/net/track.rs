@@ -17,6 +17,7 @@ use byway_proto::{
 use tokio::sync::Notify;
 
 use super::routes::{MAX_CIDS, Via};
+use crate::watched::Watched;
 
 /// Most routes to one peer on the packet path: the route machine keeps half as many, and may prefer a newcomer.
 pub(crate) const MAX_ROUTES: usize = RouteId::LIMIT as usize;
@@ -52,6 +53,8 @@ pub(crate) struct Track {
     pub(crate) backlog: Notify,
     /// Told when another route was selected.
     pub(crate) moved: Notify,
+    /// Whether a relay's own connection has something unanswered that should have been answered.
+    pub(crate) silent: Watched<bool>,
 }
 
 /// The mutable half of a [`Track`].
@@ -152,7 +155,13 @@ impl Track {
             cids: Vec::new(),
             probe_key: None,
         };
-        Track { alias, state: Mutex::new(state), backlog: Notify::new(), moved: Notify::new() }
+        Track {
+            alias,
+            state: Mutex::new(state),
+            backlog: Notify::new(),
+            moved: Notify::new(),
+            silent: Watched::default(),
+        }
     }
 
     pub(crate) fn alias(&self) -> SocketAddr {

@@ -67,28 +67,16 @@ const MAX_INCOMING: usize = 256;
 /// Bytes of handshake packets kept for one, and for all handshakes that wait for the decision.
 const INCOMING_BUFFER: (u64, u64) = (16 << 10, 1 << 20);
 
-/// How often a relay's client says something in QUIC: a relay that was restarted answers with a stateless reset, which no
-/// probe of ours would get from it.
-const RELAY_KEEP_ALIVE: Duration = Duration::from_secs(2);
-
-/// How many times within its idle timeout QUIC says something, on the dialling and on the accepting side: our probes keep
-/// the routes alive, but QUIC does not see them. The accepting side has to only where its timeout is the shorter one.
-const KEEP_ALIVES: (u32, u32) = (3, 2);
-
-/// What is at the other end of a dial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    Peer,
-    Relay,
-}
+/// After which part of its idle timeout QUIC says something, in percent, on the dialling and on the accepting side: our
+/// probes keep the routes alive, but QUIC does not see them. It repeats itself in the time that is left. The accepting side
+/// has to only where its timeout is the shorter one.
+const KEEP_ALIVE: (u32, u32) = (66, 75);
 
 /// The endpoint, with the one client configuration that all dials share: a second one would lose the tickets.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
     quinn: quinn::Endpoint,
     client: ClientConfig,
-    /// The same for dials of relays, whose connections are kept alive by QUIC itself.
-    relay_client: ClientConfig,
     mux: Arc<Mux>,
 }
 
@@ -124,7 +112,8 @@ impl Endpoint {
         let identity = &config.identity;
         let (server_tls, client_tls) = tls::configs(identity, &config.clock)?;
         let idle = config.idle_timeout;
-        let (dialling, accepting) = (transport(idle, idle / KEEP_ALIVES.0)?, transport(idle, idle / KEEP_ALIVES.1)?);
+        let part = |percent: u32| transport(idle, idle * percent / 100);
+        let (dialling, accepting) = (part(KEEP_ALIVE.0)?, part(KEEP_ALIVE.1)?);
 
         let mut server = ServerConfig::new(
             Arc::new(QuicServerConfig::try_from(server_tls).map_err(|_| EndpointError::Cipher)?),
@@ -148,9 +137,6 @@ impl Endpoint {
             .version(1)
             .initial_dst_cid_provider(Arc::new(move || draw(&first_ids)));
 
-        let mut relay_client = client.clone();
-        relay_client.transport_config(Arc::new(transport(idle, RELAY_KEEP_ALIVE)?));
-
         let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(identity.derive("byway 1 stateless reset key"))));
         let ids = Arc::clone(&mux);
         endpoint
@@ -164,21 +150,12 @@ impl Endpoint {
         let runtime = Arc::new(NodeRuntime(tasks.clone()));
         let server = config.accept.then_some(server);
         let quinn = quinn::Endpoint::new_with_abstract_socket(endpoint, server, Arc::clone(&mux) as _, runtime)?;
-        Ok(Endpoint { quinn, client, relay_client, mux })
+        Ok(Endpoint { quinn, client, mux })
     }
 
     /// Makes a connection to `peer` by the routes of `track`.
-    pub(crate) async fn dial(
-        &self,
-        track: &Track,
-        peer: PeerId,
-        role: Role,
-    ) -> Result<quinn::Connection, HandshakeError> {
-        let config = match role {
-            Role::Peer => self.client.clone(),
-            Role::Relay => self.relay_client.clone(),
-        };
-        let connecting = self.quinn.connect_with(config, track.alias(), &tls::server_name(peer))?;
+    pub(crate) async fn dial(&self, track: &Track, peer: PeerId) -> Result<quinn::Connection, HandshakeError> {
+        let connecting = self.quinn.connect_with(self.client.clone(), track.alias(), &tls::server_name(peer))?;
         let connection = self.handshake(track, connecting).await?;
         // On resumption TLS asks no verifier, so the ticket's key is compared here.
         if tls::peer_id(&connection) != Some(peer) {

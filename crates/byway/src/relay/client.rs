@@ -1,17 +1,14 @@
 //! This node as a client of relays: one task a relay registers, opens allocations, and registers anew when the relay
 //! or the way to it was lost.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use byway_proto::{
-    PeerAddr, PeerId,
-    hello::{Control, OpenFailure},
+    PeerAddr,
+    addr::{HostAddr, MAX_ADDRS},
+    hello::Control,
     paths::PathsConfig,
+    relay::homes::Report,
     wire::relay_data::AllocId,
 };
 use tokio::{
@@ -20,47 +17,42 @@ use tokio::{
 };
 use tracing::{debug, info};
 
+use self::allocations::Allocation;
+use super::table::{Command, Shared};
 use crate::{
     agent::Command as AgentCommand,
     core::Core,
-    dial::{self, Notes},
     event::Event,
     gone::Gone,
-    link::{Link, readers, writer},
-    net::{routes::Via, track::Track},
-    status::RelayStatus,
+    link::{Link, establish::Established, readers, writer},
     switch::{Command as SwitchCommand, FromLink},
 };
 
+mod allocations;
 mod connect;
-
-/// Relays that a node uses at once, its own and those that tickets named.
-pub(crate) const MAX_CLIENTS: usize = 8;
-
-/// Peers that a node reaches through one relay.
-const MAX_ALLOCATIONS: usize = 256;
-
-/// Requests to one relay's task that may wait.
-const COMMANDS: usize = 64;
 
 /// Control messages of one relay that may wait.
 const CONTROL: usize = 64;
 
-/// How often a registered node pings its relay, which is how it learns within seconds that the relay is gone.
-const PING: Duration = Duration::from_secs(2);
+/// How often an idle connection to a relay is pinged: it keeps the way back through NATs, and finds out within seconds that
+/// the relay is gone. With traffic, the first unanswered datagram has it asked at once.
+const PING: Duration = Duration::from_secs(5);
 
 /// Pauses between attempts to register: the first, and the longest, so that a relay that was away for long is found
 /// again within seconds. An attempt is one handshake, which backs off by itself.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
-/// How often an allocation is opened again whose peer was not registered.
-const REOPEN: Duration = Duration::from_millis(500);
-
-/// How long a relay that only a ticket named stays connected without an allocation.
+/// How long a relay that is no home stays connected without an allocation.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// The same for a relay that is about to stop: by then the peers have moved as well.
+const MOVED: Duration = Duration::from_secs(2);
 
 /// How long a relay may take to answer a registration.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a relay that is in doubt has to answer before another one is looked for: eight pings, one every 50 ms.
+const SILENCE: Duration = Duration::from_millis(400);
 
 /// The route machine's settings for a relay's own connection.
 pub(crate) fn paths() -> PathsConfig {
@@ -69,145 +61,33 @@ pub(crate) fn paths() -> PathsConfig {
     config
 }
 
-/// The relays of a node.
-#[derive(Debug, Default)]
-pub(crate) struct Relays {
-    clients: Mutex<BTreeMap<PeerId, Entry>>,
+/// One relay's task: it ends when nobody needs the relay any more.
+pub(super) async fn run(core: Arc<Core>, relay: PeerAddr, shared: Arc<Shared>, commands: mpsc::Receiver<Command>) {
+    let allocations = BTreeMap::new();
+    let silence = Silence::None;
+    Client { core, relay, shared, commands, allocations, idle_since: None, silence, is_draining: false }.run().await;
 }
 
-#[derive(Debug)]
-struct Entry {
-    commands: mpsc::Sender<Command>,
-    state: Arc<Mutex<State>>,
-}
-
-/// What a relay's task tells of itself.
-#[derive(Debug, Default)]
-struct State {
-    addr: Option<SocketAddr>,
-    observed: Option<SocketAddr>,
-    registered: bool,
-    words: String,
-    alias: Option<SocketAddr>,
-}
-
-/// A peer that is to be reached through a relay, for one connection.
-#[derive(Debug)]
-pub(crate) struct Wanted {
-    pub(crate) peer: PeerId,
-    pub(crate) track: Weak<Track>,
-    pub(crate) notes: Arc<Notes>,
-}
-
-enum Command {
-    /// Reach a peer through this relay.
-    Open(Wanted),
-    /// The connection with this alias is over.
-    Release { alias: SocketAddr },
-}
-
-impl Relays {
-    fn clients(&self) -> MutexGuard<'_, BTreeMap<PeerId, Entry>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Registers at a relay, and stays registered.
-    pub(crate) fn add_home(&self, core: &Arc<Core>, relay: &PeerAddr) {
-        Self::client(&mut self.clients(), core, relay, true);
-    }
-
-    /// Asks for a way to a peer through `relay`; the agent is told of it once there is one.
-    pub(crate) fn open(&self, core: &Arc<Core>, relay: &PeerAddr, wanted: Wanted) {
-        let notes = Arc::clone(&wanted.notes);
-        let mut clients = self.clients(); // held until the request is queued, so that the task does not go before
-        match Self::client(&mut clients, core, relay, false) {
-            Some(client) if client.try_send(Command::Open(wanted)).is_ok() => {}
-            Some(_) => notes.add(format!("relay {:?} is busy with other dials", relay.id)),
-            None => notes.add(format!("relay {:?} is one more than the {MAX_CLIENTS} that a node uses", relay.id)),
-        }
-    }
-
-    /// Gives up a connection's allocations.
-    pub(crate) fn release(&self, alias: SocketAddr) {
-        for entry in self.clients().values() {
-            // A full queue keeps the allocation until the relay forgets it as idle.
-            let _ = entry.commands.try_send(Command::Release { alias });
-        }
-    }
-
-    /// Where this node's datagrams come from, as its relays see it.
-    pub(crate) fn observed(&self) -> Vec<SocketAddr> {
-        self.clients().values().filter_map(|entry| lock(&entry.state).observed).collect()
-    }
-
-    pub(crate) async fn status(&self, core: &Core) -> Vec<RelayStatus> {
-        let mut all: Vec<(RelayStatus, Option<SocketAddr>)> = self
-            .clients()
-            .iter()
-            .map(|(id, entry)| {
-                let state = lock(&entry.state);
-                let (addr, observed, registered) = (state.addr, state.observed, state.registered);
-                let words = state.words.clone();
-                (RelayStatus { id: *id, addr, registered, observed, state: words, rtt: None }, state.alias)
-            })
-            .collect();
-        for (status, alias) in &mut all {
-            if let Some(alias) = alias {
-                status.rtt = core.agent.report(*alias).await.iter().find(|r| r.selected).and_then(|r| r.rtt);
-            }
-        }
-        all.into_iter().map(|(status, _)| status).collect()
-    }
-
-    fn client(
-        clients: &mut BTreeMap<PeerId, Entry>,
-        core: &Arc<Core>,
-        relay: &PeerAddr,
-        home: bool,
-    ) -> Option<mpsc::Sender<Command>> {
-        if let Some(entry) = clients.get(&relay.id).filter(|entry| !entry.commands.is_closed()) {
-            return Some(entry.commands.clone());
-        }
-        if clients.len() >= MAX_CLIENTS && !clients.contains_key(&relay.id) {
-            return None;
-        }
-        let (commands, receiver) = mpsc::channel(COMMANDS);
-        let state = Arc::new(Mutex::new(State { words: "connecting".into(), ..State::default() }));
-        clients.insert(relay.id, Entry { commands: commands.clone(), state: Arc::clone(&state) });
-        let client = Client {
-            core: Arc::clone(core),
-            relay: relay.clone(),
-            home,
-            state,
-            commands: receiver,
-            allocations: BTreeMap::new(),
-            idle_since: None,
-        };
-        core.tasks.spawn(client.run());
-        Some(commands)
-    }
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A way to one peer through the relay.
-struct Allocation {
-    wanted: Wanted,
-    /// To be opened again at this time.
-    reopen: Option<Instant>,
-}
-
-/// One relay's task.
 struct Client {
     core: Arc<Core>,
     relay: PeerAddr,
-    home: bool,
-    state: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
     allocations: BTreeMap<AllocId, Allocation>,
     idle_since: Option<Instant>,
+    silence: Silence,
+    /// It said that it will stop.
+    is_draining: bool,
+}
+
+/// Whether the relay answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    None,
+    /// Its route is in doubt; this is when that will have lasted too long.
+    Until(Instant),
+    /// It does not; others were told.
+    Told,
 }
 
 impl Client {
@@ -221,62 +101,80 @@ impl Client {
                 outcome = self.session(&mut pause) => outcome,
             };
             let Err(why) = outcome else {
-                if self.remove() {
+                self.lost("not in use".into());
+                if self.core.relays.remove(self.relay.id, &self.commands) {
                     return;
                 }
                 continue;
             };
-            info!(relay = ?self.relay.id, "not registered at the relay");
+            if self.silence != Silence::Told {
+                info!(relay = ?self.relay.id, "not registered at the relay");
+                self.core.events.send(Event::RelayDown { relay: self.relay.id, why: why.clone() });
+            }
             debug!(relay = ?self.relay.id, %why, "why not"); // it may tell the relay's name
-            self.core.events.send(Event::RelayDown { relay: self.relay.id, why: why.clone() });
             for allocation in self.allocations.values() {
                 allocation.wanted.notes.add(format!("relay {:?}: {why}", self.relay.id));
             }
-            let state = State { words: format!("{why}; trying again"), ..State::default() };
-            *lock(&self.state) = state;
+            self.lost(format!("{why}; trying again"));
+            {
+                let mut state = self.shared.lock();
+                (state.failing, state.measure) = (true, false);
+            }
+            self.core.relays.note(&self.core, self.relay.id, Report::Failed);
             let wake = Instant::now() + pause;
             pause = (pause * 2).min(RETRY.1);
             let given_up =
                 tokio::select! { biased; () = tasks.stopped() => return, given_up = self.wait(wake) => given_up };
-            if given_up && self.remove() {
+            if given_up && self.core.relays.remove(self.relay.id, &self.commands) {
                 return;
             }
         }
+    }
+
+    /// Notes that there is no connection.
+    fn lost(&mut self, words: String) {
+        (self.silence, self.is_draining, self.idle_since) = (Silence::None, false, None);
+        let mut state = self.shared.lock();
+        (state.addr, state.observed, state.alias) = (None, None, None);
+        state.registered = false;
+        state.words = words;
+    }
+
+    fn is_needed(&self) -> bool {
+        self.shared.lock().home || !self.allocations.is_empty()
     }
 
     /// Collects requests until `wake`; `true` if nobody needs the relay any more.
     async fn wait(&mut self, wake: Instant) -> bool {
         loop {
             self.forget_dead();
-            if !self.home && self.allocations.is_empty() && self.commands.is_empty() {
+            if !self.is_needed() && self.commands.is_empty() {
                 return true;
             }
             tokio::select! {
                 biased;
                 () = time::sleep_until(wake) => return false,
-                Some(command) = self.commands.recv() => self.note(command),
+                () = self.shared.poked.notified() => {}
+                Some(command) = self.commands.recv() => drop(self.note(command)),
             }
         }
-    }
-
-    /// Takes this task off the list, so that the next request starts another one; `false` if a request came meanwhile.
-    fn remove(&mut self) -> bool {
-        let mut clients = self.core.relays.clients();
-        let idle = self.commands.is_empty();
-        if idle {
-            clients.remove(&self.relay.id);
-        }
-        idle
     }
 
     /// Connects, registers, and serves requests until the connection ends; `Ok` if the relay is no longer needed.
     async fn session(&mut self, pause: &mut Duration) -> Result<(), String> {
         let (established, mut addr) = self.connect().await?;
         let link = Arc::clone(&established.link);
+        self.answers(link.connection.rtt());
+        self.forget_dead();
+        if !self.is_needed() && self.commands.is_empty() {
+            link.close(Gone::Closed); // it was measured, which is all
+            self.core.retire(&link.track);
+            return Ok(());
+        }
         let (control, mut from_link) = mpsc::channel(CONTROL);
+        let Established { recv, codec, .. } = established;
         self.core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox)));
-        let scope = self.core.scope(control);
-        self.core.tasks.spawn(readers::run(Arc::clone(&link), established.recv, established.codec, scope));
+        self.core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, self.core.scope(control)));
         link.control(&Control::Register);
         let served = self.register(&link, &mut addr, &mut from_link).await;
         if served.is_ok() {
@@ -291,6 +189,13 @@ impl Client {
         link.outbox.close();
         self.core.retire(&link.track);
         outcome
+    }
+
+    /// Tells how far the relay is, which may make it a home.
+    fn answers(&self, rtt: Duration) {
+        self.shared.lock().measure = false;
+        self.core.relays.note(&self.core, self.relay.id, Report::Answers(rtt));
+        self.core.relays.plan(&self.core);
     }
 
     async fn register(
@@ -308,7 +213,8 @@ impl Client {
                 Some((_, message)) = from_link.recv() => {
                     if let Control::Registered { observed, stun_port, .. } = message {
                         *addr = seen_from(link, *addr, observed);
-                        self.registered(link, *addr, observed);
+                        self.shared.lock().observed = Some(observed);
+                        self.registered(link, *addr);
                         self.settle(link, *addr).await;
                         self.tell_servers(*addr, stun_port).await;
                         return Ok(());
@@ -318,16 +224,37 @@ impl Client {
         }
     }
 
-    fn registered(&self, link: &Link, addr: SocketAddr, observed: SocketAddr) {
-        let (addr, observed, alias) = (Some(addr), Some(observed), Some(link.track.alias()));
-        *lock(&self.state) = State { addr, observed, registered: true, words: "registered".into(), alias };
+    fn registered(&mut self, link: &Link, addr: SocketAddr) {
+        {
+            let mut state = self.shared.lock();
+            (state.addr, state.alias) = (Some(addr), Some(link.track.alias()));
+            (state.registered, state.failing) = (true, false);
+            state.words = "registered".into();
+        }
+        self.silence = Silence::None;
+        self.core.relays.note(&self.core, self.relay.id, Report::Registered);
         info!(relay = ?self.relay.id, "registered at the relay");
         self.core.events.send(Event::RelayUp { relay: self.relay.id });
+    }
+
+    /// Nothing is heard from the relay; it keeps its place here, for an outage ends more often than a relay dies.
+    fn fell_silent(&mut self) {
+        self.silence = Silence::Told;
+        let why = "it does not answer".to_owned();
+        {
+            let mut state = self.shared.lock();
+            (state.registered, state.failing) = (false, true);
+            state.words = format!("{why}; waiting for it");
+        }
+        self.core.relays.note(&self.core, self.relay.id, Report::Silent);
+        info!(relay = ?self.relay.id, "the relay does not answer");
+        self.core.events.send(Event::RelayDown { relay: self.relay.id, why });
     }
 
     /// Opens all allocations at `addr`, and tells the peers where the relay sees this node: they may reach it there.
     async fn settle(&mut self, link: &Arc<Link>, addr: SocketAddr) {
         self.core.mux.routes.add_relay(addr);
+        self.allocations.values_mut().for_each(Allocation::hope);
         for id in self.allocations.keys().copied().collect::<Vec<_>>() {
             self.open(link, addr, id).await;
         }
@@ -337,8 +264,10 @@ impl Client {
     /// The relay sees this node at another address now, perhaps of the other family.
     async fn moved(&mut self, link: &Arc<Link>, addr: &mut SocketAddr, observed: SocketAddr) {
         let old = std::mem::replace(addr, seen_from(link, *addr, observed));
-        lock(&self.state).addr = Some(*addr);
-        lock(&self.state).observed = Some(observed);
+        {
+            let mut state = self.shared.lock();
+            (state.addr, state.observed) = (Some(*addr), Some(observed));
+        }
         if old == *addr {
             return self.core.switch.send(SwitchCommand::Announce).await;
         }
@@ -363,98 +292,116 @@ impl Client {
         addr: &mut SocketAddr,
         from_link: &mut mpsc::Receiver<FromLink>,
     ) -> Result<(), String> {
+        let mut silent = false;
         loop {
             self.forget_dead();
-            let needed = self.home || !self.allocations.is_empty();
-            self.idle_since = if needed { None } else { self.idle_since.or(Some(Instant::now())) };
-            let idle_end = self.idle_since.map(|since| since + IDLE);
+            let idle_end = self.idle_end();
             let reopen = self.allocations.values().filter_map(|allocation| allocation.reopen).min();
+            let patience = if let Silence::Until(until) = self.silence { Some(until) } else { None };
             tokio::select! {
                 biased;
                 reason = link.ended() => return Err(reason.to_string()),
-                () = time::sleep_until(idle_end.unwrap_or_else(Instant::now)), if idle_end.is_some() => return Ok(()),
-                () = time::sleep_until(reopen.unwrap_or_else(Instant::now)), if reopen.is_some() => {
-                    self.reopen(link, *addr).await;
+                () = at(idle_end) => return Ok(()),
+                () = at(patience) => self.fell_silent(),
+                now = link.track.silent.wait(|now| (*now != silent).then_some(*now)) => {
+                    silent = now;
+                    match (silent, self.silence) {
+                        (true, Silence::None) => self.silence = Silence::Until(Instant::now() + SILENCE),
+                        (false, Silence::Told) => self.registered(link, *addr),
+                        (false, _) => self.silence = Silence::None,
+                        _ => {}
+                    }
                 }
+                () = at(reopen) => self.reopen(link, *addr).await,
                 Some((_, message)) = from_link.recv() => match message {
                     Control::Registered { observed, .. } => self.moved(link, addr, observed).await,
                     message => self.control(message).await,
                 },
-                Some(command) = self.commands.recv() => {
-                    let before: Vec<AllocId> = self.allocations.keys().copied().collect();
-                    self.note(command);
-                    let new: Vec<AllocId> =
-                        self.allocations.keys().filter(|id| !before.contains(id)).copied().collect();
-                    for id in new {
-                        self.open(link, *addr, id).await;
-                    }
+                () = self.shared.poked.notified() => self.obey(link).await,
+                Some(command) = self.commands.recv() => if let Some(new) = self.note(command) {
+                    self.open(link, *addr, new).await;
                 }
             }
         }
     }
 
-    fn note(&mut self, command: Command) {
+    /// When the connection is given up if nobody needs the relay; at once if it does not answer.
+    fn idle_end(&mut self) -> Option<Instant> {
+        let needed = self.is_needed();
+        self.idle_since = if needed { None } else { self.idle_since.or(Some(Instant::now())) };
+        let linger = match self.silence {
+            _ if self.is_draining => MOVED,
+            Silence::Told => Duration::ZERO,
+            _ => IDLE,
+        };
+        self.idle_since.map(|since| since + linger)
+    }
+
+    /// Does what was ordered: to measure, and to say that there is nothing to be done to be registered.
+    async fn obey(&self, link: &Link) {
+        let is_settled = {
+            let state = self.shared.lock();
+            state.home && state.registered && !state.failing
+        };
+        if is_settled {
+            self.core.relays.note(&self.core, self.relay.id, Report::Registered);
+        }
+        if std::mem::take(&mut self.shared.lock().measure) {
+            let routes = self.core.agent.report(link.track.alias()).await;
+            let rtt = routes.iter().find(|route| route.selected).and_then(|route| route.rtt);
+            let rtt = rtt.unwrap_or_else(|| link.connection.rtt());
+            self.core.relays.note(&self.core, self.relay.id, Report::Answers(rtt));
+        }
+    }
+
+    /// Takes a request in; the allocation that is to be opened, if one is.
+    fn note(&mut self, command: Command) -> Option<AllocId> {
         match command {
-            Command::Open(wanted) if self.allocations.len() < MAX_ALLOCATIONS => {
-                self.allocations.insert(AllocId(self.core.draw()), Allocation { wanted, reopen: None });
-            }
-            Command::Open(wanted) => {
-                wanted.notes.add(format!("relay {:?} carries {MAX_ALLOCATIONS} connections already", self.relay.id));
+            Command::Open { wanted, addrs } => {
+                self.learn(addrs);
+                self.want(wanted)
             }
             Command::Release { alias } => {
-                let is_over = |a: &Allocation| a.wanted.track.upgrade().is_none_or(|track| track.alias() == alias);
-                self.allocations.retain(|_, allocation| !is_over(allocation));
+                self.release(alias);
+                None
             }
         }
     }
 
-    fn forget_dead(&mut self) {
-        self.allocations.retain(|_, allocation| allocation.wanted.track.strong_count() > 0);
-    }
-
-    /// Opens an allocation; data may follow at once, for the relay holds it until the message is there.
-    async fn open(&mut self, link: &Link, addr: SocketAddr, id: AllocId) {
-        let Some(allocation) = self.allocations.get_mut(&id) else { return };
-        allocation.reopen = None;
-        link.control(&Control::Open { alloc: id, peer: allocation.wanted.peer });
-        if let Some(track) = allocation.wanted.track.upgrade() {
-            dial::add_route(&self.core, &track, Via::Relay(addr, id)).await;
-        }
-    }
-
-    async fn reopen(&mut self, link: &Link, addr: SocketAddr) {
-        let now = Instant::now();
-        let due: Vec<AllocId> =
-            self.allocations.iter().filter(|(_, a)| a.reopen.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
-        for id in due {
-            self.open(link, addr, id).await;
-        }
+    /// Notes further addresses of the relay; the newest are tried first, for whoever named the others may have lied.
+    fn learn(&mut self, addrs: Vec<HostAddr>) {
+        let new: Vec<_> = addrs.into_iter().filter(|addr| !self.relay.addrs.contains(addr)).collect();
+        self.relay.addrs.splice(0..0, new);
+        self.relay.addrs.truncate(MAX_ADDRS);
     }
 
     async fn control(&mut self, message: Control) {
         match message {
-            Control::OpenFailed { alloc, reason, .. } => {
-                let Some(allocation) = self.allocations.get_mut(&alloc) else { return };
-                allocation.wanted.notes.add(format!("relay {:?}: {reason}", self.relay.id));
-                // The peer may be about to register; other reasons do not pass.
-                if matches!(reason, OpenFailure::NotRegistered | OpenFailure::Idle) {
-                    allocation.reopen = Some(Instant::now() + REOPEN);
-                }
-            }
+            Control::OpenFailed { alloc, peer, reason } => self.open_failed(alloc, peer, reason).await,
             Control::Opened { alloc, peer, .. } => self.opened(alloc, peer).await,
             Control::PeerAnew { peer, instance, .. } => {
                 self.core.switch.send(SwitchCommand::Anew { peer, instance }).await;
             }
-            Control::Drain { deadline } => info!(relay = ?self.relay.id, ?deadline, "the relay will stop"),
+            Control::Drain { deadline } => {
+                info!(relay = ?self.relay.id, ?deadline, "the relay will stop");
+                self.is_draining = true;
+                {
+                    let mut state = self.shared.lock();
+                    state.failing = true;
+                    state.words = "about to stop; moving to another".into();
+                }
+                self.core.relays.note(&self.core, self.relay.id, Report::Drains);
+            }
             other => debug!(relay = ?self.relay.id, ?other, "control message is not for a client"),
         }
     }
+}
 
-    /// A peer opened a way to this node; if they are connected already, it is one more.
-    async fn opened(&self, id: AllocId, peer: PeerId) {
-        let (Some(link), Some(addr)) = (self.core.switch.link(peer), lock(&self.state).addr) else { return };
-        let (track, via) = (Arc::clone(&link.track), Via::Relay(addr, id));
-        self.core.agent.send(AgentCommand::AddRoute { track, via }).await;
+/// Waits for a moment; for ever without one.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    agent::Command as AgentCommand,
     core::Core,
     gone::Gone,
     link::{Link, establish::Established, readers, writer},
@@ -31,6 +32,10 @@ use crate::{
 
 /// Control messages of all clients that may wait.
 const CONTROL: usize = 256;
+
+/// How often a relay pings an idle client, which is told of relays that died by pings of its own: only to notice routes that
+/// came back.
+const PING: Duration = Duration::from_secs(120);
 
 /// The sockets of a relay's second port: the agent counts its own from below.
 const SECOND: [SocketId; 2] = [SocketId(u32::MAX), SocketId(u32::MAX - 1)];
@@ -119,6 +124,8 @@ impl RelayShell {
         };
         core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox)));
         core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
+        // Its client pings, and more often than that.
+        core.agent.try_send(AgentCommand::KeepAlive { alias: link.track.alias(), every: PING });
         let instance = link.hello().instance;
         self.input(core, Input::Connected { conn, peer: link.peer, instance, addr: via.remote() });
         let (shell, watcher) = (Arc::clone(self), Arc::clone(core));

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use byway_proto::addr::{HostAddr, candidate::is_probeable};
 
 use super::Client;
-use crate::{dial, gone::Gone, link::establish::Established, net::routes::Via, quic::endpoint::Role};
+use crate::{dial, gone::Gone, link::establish::Established, net::routes::Via};
 
 /// Addresses of one relay that are tried at once.
 const MAX_ADDRS: usize = 4;
@@ -19,7 +19,7 @@ impl Client {
             track.lock().add(Via::Direct(*addr), false);
         }
         let connected = async {
-            let connection = core.endpoint.dial(&track, self.relay.id, Role::Relay).await.map_err(|e| e.to_string())?;
+            let connection = core.endpoint.dial(&track, self.relay.id).await.map_err(|e| e.to_string())?;
             dial::hello(&core, &track, connection, core.hello(true)).await.map_err(|e| e.to_string())
         };
         let result = connected.await.and_then(|established| {
@@ -48,8 +48,9 @@ impl Client {
                 }
             }
         }
-        // A ticket may name any relay, and a relay's name may lead anywhere.
-        addrs.retain(|addr| self.core.mux.sockets.towards(*addr).is_some() && is_probeable(*addr, true).is_ok());
+        // A ticket or a peer may name any relay, and a relay's name may lead anywhere.
+        let loopback = self.shared.lock().loopback;
+        addrs.retain(|addr| self.core.mux.sockets.towards(*addr).is_some() && is_probeable(*addr, loopback).is_ok());
         addrs.truncate(MAX_ADDRS);
         if addrs.is_empty() { Err("it has no address that this node can send to".into()) } else { Ok(addrs) }
     }

@@ -1,0 +1,230 @@
+//! A node is registered at the nearest two of its relays, and each connection has a route by two: one relay's death, or its
+//! farewell, is a switch.
+#![allow(clippy::unwrap_used)] // a test may panic
+
+mod common;
+
+use std::time::Duration;
+
+use byway::{Node, PathKind, PeerAddr, PeerId};
+use byway_sim::{Host, Link, Loss, World};
+use common::{Peer, config, exchange, flows, ms, peer, relay, scenario, secs};
+use tokio::time::{self, Instant};
+
+/// The gate of `relay-death`.
+const STALL: Duration = Duration::from_millis(1_000);
+
+struct Relay {
+    host: Host,
+    node: Node,
+    addr: PeerAddr,
+}
+
+/// Relays whose access links have these delays in ms.
+async fn relays(world: &World, delays: &[u64]) -> Vec<Relay> {
+    let mut relays = Vec::new();
+    for (n, delay) in (0u8..).zip(delays) {
+        let host = world.host(&format!("relay {n}"));
+        host.set_link(Link::standard().delay(ms(*delay)));
+        let (node, addr) = relay(&host, config(100 + n)).await;
+        relays.push(Relay { host, node, addr });
+    }
+    relays
+}
+
+/// Node `n`, which may be reached through relays alone and chooses from these.
+async fn relayed(world: &World, n: u8, relays: &[&Relay]) -> Peer {
+    let host = world.host(&format!("node {n}"));
+    host.edit_link(|link| link.loss = Loss::Random(0.01));
+    let mut config = config(n);
+    config.relay_only = true;
+    config.relays = relays.iter().map(|relay| relay.addr.clone()).collect();
+    let peer = peer(&host, config).await;
+    settles(&peer, relays.len().min(2)).await;
+    peer
+}
+
+/// Where a node is registered and wants to be.
+async fn homes(peer: &Peer) -> Vec<PeerId> {
+    let relays = peer.node.status().await.relays;
+    relays.iter().filter(|relay| relay.home && relay.registered).map(|relay| relay.id).collect()
+}
+
+/// Waits until a node is registered at so many relays; how long that took.
+async fn settles(peer: &Peer, count: usize) -> Duration {
+    let start = Instant::now();
+    while homes(peer).await.len() != count {
+        assert!(start.elapsed() < secs(10), "{:#?}", peer.node.status().await.relays);
+        time::sleep(ms(20)).await;
+    }
+    start.elapsed()
+}
+
+/// The relays of a node's first peer that answer, the selected one first.
+async fn ways(peer: &Peer, relays: &[Relay]) -> Vec<PeerId> {
+    let status = peer.node.status().await;
+    let Some(peer) = status.peers.first() else { return Vec::new() };
+    let proven = peer.routes.iter().filter(|route| route.path == PathKind::Relay && route.proven && route.alive);
+    let mut alive: Vec<_> = proven.collect();
+    alive.sort_by_key(|route| (!route.selected, route.remote));
+    let id = |ip| relays.iter().find(|relay| relay.host.addrs().contains(&ip)).map(|relay| relay.addr.id);
+    let mut ways: Vec<_> = alive.iter().filter_map(|route| id(route.remote.ip())).collect();
+    ways.dedup(); // both sides may have opened the same relay
+    ways
+}
+
+/// Waits until a node's first peer answers by two relays.
+async fn has_two_ways(peer: &Peer, relays: &[Relay]) -> Vec<PeerId> {
+    let start = Instant::now();
+    loop {
+        let ways = ways(peer, relays).await;
+        if ways.len() == 2 {
+            return ways;
+        }
+        assert!(start.elapsed() < secs(15), "{ways:?} {:#?}", peer.node.status().await);
+        time::sleep(ms(50)).await;
+    }
+}
+
+async fn connected(a: &mut Peer, b: &mut Peer) {
+    a.node.dial(b.node.ticket()).await.unwrap();
+    a.up().await;
+    b.up().await;
+    exchange(a, b).await;
+}
+
+fn of(relays: &[Relay], id: PeerId) -> &Relay {
+    relays.iter().find(|relay| relay.addr.id == id).unwrap()
+}
+
+#[test]
+fn a_node_registers_at_the_nearest_two_of_its_relays() {
+    scenario(1, secs(60), |world| async move {
+        let relays = relays(&world, &[80, 10, 60, 30]).await;
+        let mut a = relayed(&world, 1, &relays.iter().collect::<Vec<_>>()).await;
+        let nearest = [relays[1].addr.clone(), relays[3].addr.clone()];
+        let mut registered = homes(&a).await;
+        registered.sort_by_key(|id| nearest.iter().position(|relay| relay.id == *id));
+        assert_eq!(registered, nearest.clone().map(|relay| relay.id));
+        time::sleep(secs(2)).await;
+        assert_eq!(a.node.ticket().relays[..2], nearest);
+        assert_eq!(a.node.ticket().relays[2], relays[2].addr, "the one that would take a place");
+        let mut dialler = relayed(&world, 2, &[]).await;
+        connected(&mut dialler, &mut a).await;
+    });
+}
+
+#[test]
+fn a_relays_death_under_load_is_a_short_pause() {
+    for seed in 0..12 {
+        scenario(seed, secs(120), |world| async move {
+            let relays = relays(&world, &[0, 0]).await;
+            let all: Vec<_> = relays.iter().collect();
+            let (mut a, mut b) = (relayed(&world, 1, &all).await, relayed(&world, 2, &all).await);
+            connected(&mut a, &mut b).await;
+            let ways = has_two_ways(&a, &relays).await;
+            has_two_ways(&b, &relays).await;
+            let kill = async {
+                time::sleep(ms(2_000 + 37 * seed)).await;
+                of(&relays, ways[0]).host.set_down();
+            };
+            let (seen, ()) = tokio::join!(flows(&mut a, &mut b, 400, ms(10)), kill);
+            println!("seed {seed}: {:?}", seen.map(|flow| flow.longest_gap));
+            seen.iter().for_each(|flow| assert!(flow.longest_gap <= STALL, "seed {seed}: {seen:?}"));
+            assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the connection did not last");
+        });
+    }
+}
+
+#[test]
+fn a_dead_relay_is_replaced_by_the_next_and_the_connection_has_two_again() {
+    scenario(1, secs(120), |world| async move {
+        let relays = relays(&world, &[20, 25, 40]).await;
+        let all: Vec<_> = relays.iter().collect();
+        let (mut a, mut b) = (relayed(&world, 1, &all).await, relayed(&world, 2, &all).await);
+        connected(&mut a, &mut b).await;
+        let dead = has_two_ways(&a, &relays).await[0];
+        let spare = relays[2].addr.id;
+        of(&relays, dead).host.set_down();
+        let load = async { flows(&mut a, &mut b, 300, ms(10)).await };
+        let seen = load.await;
+        seen.iter().for_each(|flow| assert!(flow.longest_gap <= STALL, "{seen:?}"));
+        for peer in [&a, &b] {
+            assert!(homes(peer).await.contains(&spare), "{:#?}", peer.node.status().await.relays);
+            let ways = has_two_ways(peer, &relays).await;
+            assert!(ways.contains(&spare) && !ways.contains(&dead), "{ways:?}");
+        }
+        assert_eq!(a.node.ticket().relays.iter().position(|relay| relay.id == dead), Some(2));
+    });
+}
+
+#[test]
+fn when_both_relays_of_a_peer_die_the_diallers_own_are_left() {
+    scenario(1, secs(120), |world| async move {
+        let relays = relays(&world, &[20, 25, 25, 30]).await;
+        let (theirs, own) = relays.split_at(2);
+        let mut a = relayed(&world, 1, &own.iter().collect::<Vec<_>>()).await;
+        let mut b = relayed(&world, 2, &theirs.iter().collect::<Vec<_>>()).await;
+        connected(&mut a, &mut b).await;
+        has_two_ways(&b, &relays).await;
+        theirs.iter().for_each(|relay| relay.host.set_down());
+        let seen = flows(&mut a, &mut b, 300, ms(10)).await;
+        println!("{:?}", seen.map(|flow| flow.longest_gap));
+        seen.iter().for_each(|flow| assert!(flow.longest_gap < secs(4), "{seen:?}"));
+        let ways = has_two_ways(&a, &relays).await;
+        assert!(own.iter().all(|relay| ways.contains(&relay.addr.id)), "{ways:?}");
+        assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the connection did not last");
+    });
+}
+
+#[test]
+fn clients_move_from_a_draining_relay_without_a_pause() {
+    for count in [2, 3] {
+        scenario(count, secs(120), |world| async move {
+            let relays = relays(&world, &[20, 25, 40][..count as usize]).await;
+            let all: Vec<_> = relays.iter().collect();
+            let (mut a, mut b) = (relayed(&world, 1, &all).await, relayed(&world, 2, &all).await);
+            connected(&mut a, &mut b).await;
+            let ways = has_two_ways(&a, &relays).await;
+            has_two_ways(&b, &relays).await;
+            let leaving = of(&relays, ways[0]);
+            let drain = async {
+                time::sleep(secs(1)).await;
+                leaving.node.drain(secs(5));
+                time::sleep(secs(4)).await;
+                let clients = leaving.node.status().await.serving.unwrap().clients;
+                time::sleep(secs(2)).await;
+                leaving.host.set_down();
+                clients
+            };
+            let (seen, clients) = tokio::join!(flows(&mut a, &mut b, 800, ms(10)), drain);
+            println!("{count} relays: {:?}, {clients} clients left", seen.map(|flow| flow.longest_gap));
+            seen.iter().for_each(|flow| assert!(flow.longest_gap < ms(350), "{seen:?}"));
+            assert!(count == 2 || clients == 0, "with another relay to go to nobody stays to the end");
+            assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the connection did not last");
+        });
+    }
+}
+
+#[test]
+fn an_idle_registration_costs_few_packets_and_a_death_is_noticed_in_time() {
+    scenario(1, secs(8_000), |world| async move {
+        let relays = relays(&world, &[25]).await;
+        let host = world.host("node");
+        let mut config = config(1);
+        config.relays = vec![relays[0].addr.clone()];
+        config.relay_only = true;
+        let a = peer(&host, config).await;
+        settles(&a, 1).await;
+        time::sleep(secs(60)).await;
+        let packets = |host: &Host| host.traffic().sent + host.traffic().received;
+        let before = packets(&host);
+        time::sleep(secs(3_600)).await;
+        let cost = packets(&host) - before;
+        println!("{cost} packets an hour");
+        assert!(cost <= 2_000, "{cost} packets an hour");
+        relays[0].host.set_down();
+        let noticed = settles(&a, 0).await;
+        assert!(noticed < secs(8), "{noticed:?}");
+    });
+}
