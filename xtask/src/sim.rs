@@ -41,7 +41,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
 
 /// Six hours of ten nodes, in which no connection may be lost.
 fn soak() -> Result<(), Stop> {
-    command::pass(&mut command::cargo("run --release -p byway-sim -- soak --hours 6 --nodes 10 --seed 1 --json --check"))
+    command::pass(&mut command::cargo(
+        "run --release -p byway-sim -- soak --hours 6 --nodes 10 --seed 1 --json --check",
+    ))
 }
 
 /// The rows that are wrong are told on stderr by the command itself.
