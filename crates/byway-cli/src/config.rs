@@ -3,12 +3,13 @@
 pub(crate) mod nat;
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use byway::{Config, HostAddr, Identity, PeerAddr, RelayConfig, nat::AgentConfig};
+use byway::{Access, Config, HostAddr, Identity, PeerAddr, PeerId, RelayConfig, nat::AgentConfig};
 use byway_proto::ticket::is_service_name;
 use serde::{Deserialize, Deserializer, de};
 
@@ -49,8 +50,25 @@ pub(crate) struct FileConfig {
     pub(crate) nat: NatTable,
     /// Look for peers on the local network; unset, yes.
     pub(crate) lan: Option<bool>,
+    /// Whether this node relays for others, and for whom.
+    pub(crate) relay: Option<RelayFor>,
+    /// For whom it relays if that is for friends.
+    #[serde(deserialize_with = "friends")]
+    pub(crate) friends: BTreeSet<PeerId>,
     /// What `byway up` serves.
     pub(crate) serve: Vec<Served>,
+}
+
+/// For whom a node relays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RelayFor {
+    /// For nobody.
+    Off,
+    /// For the peers that `friends` lists.
+    Friends,
+    /// For everyone.
+    Everyone,
 }
 
 /// A family's switch: `true`, `false` or an address.
@@ -107,6 +125,15 @@ impl FileConfig {
         }
     }
 
+    /// For whom a node relays, if it does; `usual` is what counts if the file does not say.
+    fn access(&self, usual: RelayFor) -> Option<Access> {
+        match self.relay.unwrap_or(usual) {
+            RelayFor::Off => None,
+            RelayFor::Friends => Some(Access::Friends(self.friends.clone())),
+            RelayFor::Everyone => Some(Access::Everyone),
+        }
+    }
+
     fn parse(text: &str, path: &Path) -> Result<Self, Failure> {
         let config: FileConfig = toml::from_str(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
@@ -146,8 +173,10 @@ pub(crate) struct Settings {
     /// How direct paths are looked for.
     pub(crate) nat: AgentConfig,
     lan: Option<bool>,
-    /// Relay for others.
+    /// The command is there to relay for others.
     pub(crate) relay: bool,
+    /// For whom this node relays, if it does.
+    access: Option<Access>,
 }
 
 /// Which UDP port a node listens on.
@@ -184,12 +213,15 @@ impl Settings {
             nat: file.nat.agent(file.nat_budget),
             lan: file.lan,
             relay: false,
+            access: file.access(RelayFor::Off),
         }
     }
 
     /// A node that relays for others, at one address if one is named.
     pub(crate) fn relaying(file: &FileConfig, listen: Option<SocketAddr>) -> Self {
-        let mut settings = Settings { relay: true, ..Settings::new(file, &ServerChoice::default()) };
+        // Whoever starts a relay means it, whatever the file says of other commands.
+        let access = file.access(RelayFor::Everyone).or(Some(Access::Everyone));
+        let mut settings = Settings { relay: true, access, ..Settings::new(file, &ServerChoice::default()) };
         match listen {
             Some(SocketAddr::V4(addr)) => {
                 (settings.ipv4, settings.ipv6) = (Family::At(*addr.ip()), Family::Switch(false));
@@ -219,7 +251,11 @@ impl Settings {
             Port::Usual | Port::Any => (remembered.unwrap_or(0), true),
         };
         config.relays.clone_from(&self.relays);
-        config.relay = self.relay.then(RelayConfig::default);
+        config.relay = self.access.clone().map(|access| {
+            let mut relay = RelayConfig::default();
+            relay.access = access;
+            relay
+        });
         config.relay_only = self.relay_only;
         config.stun.clone_from(&self.stun);
         config.port_mapping = self.port_mapping.unwrap_or(config.port_mapping);
@@ -247,6 +283,12 @@ fn relays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PeerAddr>, D
             false => Ok(relay),
         }
     };
+    texts.iter().map(parse).collect::<Result<_, _>>().map_err(de::Error::custom)
+}
+
+fn friends<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<PeerId>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let parse = |text: &String| text.parse().map_err(|error| format!("friend {text:?}: {error}"));
     texts.iter().map(parse).collect::<Result<_, _>>().map_err(de::Error::custom)
 }
 
@@ -284,6 +326,8 @@ mod tests {
             relays = ["{id}@relay.example:443"]
             relay_only = true
             lan = false
+            relay = "friends"
+            friends = ["{id}"]
             stun = ["stun.example:3478", "192.0.2.9:3478"]
             port_mapping = false
             nat_budget = "low"
@@ -311,6 +355,9 @@ mod tests {
         assert_eq!(config.ipv6, Family::Switch(false));
         assert_eq!(config.relays[0].id, id);
         assert_eq!(config.lan, Some(false));
+        let friends = Some(Access::Friends([id].into()));
+        assert_eq!(config.access(RelayFor::Off), friends);
+        assert_eq!(Settings::relaying(&config, None).access, friends, "a relay for friends is no relay for strangers");
         assert!(config.relay_only && config.serve[1].open && config.serve[1].hide_addresses);
         assert_eq!(config.serve[0].to, "tcp:127.0.0.1:8080".parse().unwrap());
         assert_eq!(config.stun[0].to_string(), "stun.example:3478");
@@ -352,6 +399,8 @@ mod tests {
             ("port = 70000", "u16"),
             ("relays = [\"abc@1.2.3.4:5\"]", "truncated"),
             ("stun = [\"stun.example\"]", "no port"),
+            ("relay = true", "relay = true"),
+            ("friends = [\"abc\"]", "friend"),
             ("nat_budget = \"none\"", "`normal`, `low`, `off`"),
             ("[nat]\nmappings = 257", "nat.mappings is 257, but its range is 0 to 256"),
             ("[nat]\nchallenge_interval_ms = 1", "nat.challenge_interval_ms is 1ms, but its range is 10 ms to 10 s"),

@@ -6,12 +6,13 @@
 //! it, never answers it, and forwards nothing that does not come from the address of an authenticated client.
 
 mod clients;
+mod fair;
 mod held;
 pub mod homes;
 mod server;
 mod ways;
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeSet, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
 pub use held::{MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION, MAX_HELD_PER_CLIENT};
@@ -50,10 +51,39 @@ pub const CLIENT_RATE: u64 = 12_500_000;
 /// Bytes that one client may send at once: 80 ms at [`CLIENT_RATE`], a window's worth.
 pub const CLIENT_BURST: u64 = 1_000_000;
 
+/// Links from one source, an IPv4 address or an IPv6 /64: a carrier's NAT has many customers behind one.
+pub const MAX_CLIENTS_PER_SOURCE: usize = 1_000;
+
+/// For whom a relay forwards.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Access {
+    /// For everyone.
+    #[default]
+    Everyone,
+    /// For these peers; both ends of what is forwarded must be among them.
+    Friends(BTreeSet<PeerId>),
+}
+
+impl Access {
+    /// Whether a peer may register.
+    pub fn admits(&self, peer: &PeerId) -> bool {
+        match self {
+            Access::Everyone => true,
+            Access::Friends(friends) => friends.contains(peer),
+        }
+    }
+}
+
 /// The limits of a [`RelayServer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RelayConfig {
+    /// For whom it forwards.
+    pub access: Access,
+    /// Links from one source, an IPv4 address or an IPv6 /64.
+    pub max_clients_per_source: usize,
+    /// Bytes a second of all clients together, shared among them by max-min fairness; `None` for no such limit.
+    pub total_rate: Option<u64>,
     /// Links, and clients that are remembered.
     pub max_clients: usize,
     /// Allocations that one client may have opened.
@@ -73,6 +103,9 @@ pub struct RelayConfig {
 impl Default for RelayConfig {
     fn default() -> Self {
         RelayConfig {
+            access: Access::Everyone,
+            max_clients_per_source: MAX_CLIENTS_PER_SOURCE,
+            total_rate: None,
             max_clients: MAX_CLIENTS,
             max_allocations_per_client: MAX_ALLOCATIONS_PER_CLIENT,
             max_allocations: MAX_ALLOCATIONS,
@@ -126,6 +159,8 @@ pub enum Input {
         /// After how long all links are closed.
         within: Duration,
     },
+    /// From now on it forwards for these; the others' links are closed.
+    Access(Access),
     /// The time that [`RelayServer::poll_timeout`] named has come.
     Timeout,
 }
@@ -167,6 +202,12 @@ pub enum CloseReason {
     /// The relay has as many clients as it may.
     #[error("the relay is full: use another relay")]
     Full,
+    /// The relay serves its operator's friends, and the peer is none.
+    #[error("the relay serves its friends only: ask its operator to add this node's id, or use another relay")]
+    Stranger,
+    /// As many clients as may come from one address.
+    #[error("the relay has too many clients from this address: use another relay")]
+    Crowded,
     /// The relay is about to stop.
     #[error("the relay is about to stop: use another relay")]
     Draining,
@@ -224,6 +265,8 @@ pub struct RelayCounters {
     pub datagrams_forwarded: u64,
     /// Datagrams that were held, whatever became of them.
     pub datagrams_held: u64,
+    /// Links refused.
+    pub refused: u64,
     /// Registrations, repeated ones included.
     pub registered: u64,
     /// Allocations opened, repeated ones not included.

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use byway::{Node, PathKind, PeerAddr, PeerId};
+use byway::{Access, Node, PathKind, PeerAddr, PeerId, RelayConfig};
 use byway_sim::{Host, Link, Loss, World};
 use common::{Peer, config, exchange, flows, ms, peer, relay, scenario, secs};
 use tokio::time::{self, Instant};
@@ -226,5 +226,27 @@ fn an_idle_registration_costs_few_packets_and_a_death_is_noticed_in_time() {
         relays[0].host.set_down();
         let noticed = settles(&a, 0).await;
         assert!(noticed < secs(8), "{noticed:?}");
+    });
+}
+
+#[test]
+fn a_relay_for_friends_tells_strangers_that_it_is_one() {
+    scenario(1, secs(60), |world| async move {
+        let host = world.host("relay");
+        let mut settings = config(100);
+        let mut relay = RelayConfig::default();
+        relay.access = Access::Friends([config(1).identity.id()].into());
+        settings.relay = Some(relay);
+        let node = Node::bind_on(host.net(), settings).await.unwrap();
+        let addr = PeerAddr::new(node.id(), [std::net::SocketAddr::new(host.addr(), common::PORT)]);
+        let friend = peer(&world.host("friend"), config(1).relay_at(addr.clone())).await;
+        let stranger = peer(&world.host("stranger"), config(2).relay_at(addr)).await;
+        settles(&friend, 1).await;
+        time::sleep(secs(5)).await;
+        let relays = stranger.node.status().await.relays;
+        assert!(!relays[0].registered && relays[0].state.contains("serves its friends only"), "{relays:#?}");
+        node.set_relay_access(Access::Everyone);
+        settles(&stranger, 1).await;
+        assert_eq!(node.status().await.serving.unwrap().clients, 2);
     });
 }

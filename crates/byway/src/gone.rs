@@ -10,6 +10,7 @@ const MISBEHAVED: u32 = 18;
 const SELF: u32 = 19;
 const REPLACED: u32 = 20;
 const RESTARTED: u32 = 21;
+const UNSERVED: u32 = 22;
 
 /// Why a connection to a peer ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +37,9 @@ pub enum Gone {
     /// A node dialled itself.
     #[error("this is the node itself")]
     SelfDial,
+    /// A relay does not serve this node; the text says why, and what to do.
+    #[error("{0}")]
+    Unserved(String),
     /// The peer is busy: it has as many handshakes or connections as it takes.
     #[error("the peer refused the connection: it is busy")]
     Busy,
@@ -54,6 +58,7 @@ impl Gone {
             Gone::Refused(refusal) => return refusal.to_goodbye(),
             Gone::Duplicate => (DUPLICATE, String::new()),
             Gone::Misbehaved(detail) => (MISBEHAVED, detail.clone()),
+            Gone::Unserved(why) => (UNSERVED, why.clone()),
             Gone::SelfDial => (SELF, String::new()),
             Gone::Replaced => (REPLACED, String::new()),
             Gone::Restarted => (RESTARTED, String::new()),
@@ -67,6 +72,7 @@ impl Gone {
             DUPLICATE => Gone::Duplicate,
             CLOSED => Gone::Closed,
             MISBEHAVED => Gone::Misbehaved(goodbye.detail.clone()),
+            UNSERVED => Gone::Unserved(goodbye.detail.clone()),
             SELF => Gone::SelfDial,
             REPLACED => Gone::Replaced,
             RESTARTED => Gone::Restarted,

@@ -19,7 +19,7 @@ use quinn::Connection;
 use tokio::time::Instant;
 
 use self::{
-    outbox::{CONTROL, Outbox},
+    outbox::{CONTROL, Outbox, Pushed},
     queue::FrameQueue,
 };
 use crate::{
@@ -61,11 +61,14 @@ impl Link {
         self.relays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a message on the control stream; lost only if the link is closing.
-    pub(crate) fn control(&self, message: &Control) {
+    /// Queues a message on the control stream; `false` if the peer has not read for so long that there is no room.
+    pub(crate) fn control(&self, message: &Control) -> bool {
         match message.to_frame() {
-            Ok(frame) => drop(self.outbox.push_raw(CONTROL, &Bytes::from(frame))),
-            Err(error) => tracing::warn!(%error, "control message not sent"),
+            Ok(frame) => self.outbox.push_raw(CONTROL, &Bytes::from(frame)) != Pushed::Full,
+            Err(error) => {
+                tracing::warn!(%error, "control message not sent");
+                true
+            }
         }
     }
 

@@ -10,7 +10,13 @@ use std::{
     time::Duration,
 };
 
-use byway_proto::{PeerAddr, PeerId, Rng, Ticket, addr::HostAddr, gate::Gate, nat::Explanation};
+use byway_proto::{
+    PeerAddr, PeerId, Rng, Ticket,
+    addr::HostAddr,
+    gate::Gate,
+    nat::Explanation,
+    relay::{Access, homes::MAX_RELAYS},
+};
 use quinn::VarInt;
 use tokio::time::Instant;
 
@@ -316,6 +322,25 @@ impl Node {
             serving: core.serving.as_ref().map(|shell| shell.status()),
             dropped: core.dropped(),
             aliases: core.mux.routes.read().len(),
+        }
+    }
+
+    /// Replaces the relays to choose from; connections that use one that is no longer among them move to another.
+    pub fn set_relays(&self, relays: &[PeerAddr]) -> Result<(), ConfigError> {
+        if relays.len() > MAX_RELAYS {
+            return Err(ConfigError::TooManyRelays(relays.len()));
+        }
+        if relays.iter().any(|relay| relay.id == self.id()) {
+            return Err(ConfigError::OwnRelay);
+        }
+        self.core.relays.set(relays, self.core.mux.now());
+        Ok(())
+    }
+
+    /// Relays for these from now on; links of clients that are not among them are closed. Nothing if the node is no relay.
+    pub fn set_relay_access(&self, access: Access) {
+        if let Some(shell) = &self.core.serving {
+            shell.set_access(&self.core, access);
         }
     }
 

@@ -212,7 +212,9 @@ impl Switch {
             Command::Announce => self.announce(),
             Command::TellRelays => {
                 let relays = Control::Relays(self.core.relays.registered());
-                self.core.switch.links().iter().for_each(|link| link.control(&relays));
+                for link in self.core.switch.links() {
+                    link.control(&relays);
+                }
             }
             Command::Anew { peer, instance } => {
                 if let Some(link) = self.core.switch.link(peer).filter(|link| link.hello().instance != instance) {

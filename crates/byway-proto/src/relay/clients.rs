@@ -6,11 +6,17 @@ use alloc::{
 };
 use core::net::SocketAddr;
 
+use super::fair::Spent;
 use crate::{id::PeerId, schedule::Bucket, time::Instant, wire::relay_data::AllocId};
 
 /// A client's place in the table, as long as the client is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot(usize);
+
+#[cfg(test)]
+pub(super) fn slots(count: usize) -> Vec<Slot> {
+    (0..count).map(Slot).collect()
+}
 
 /// A peer that has registered; it is remembered without a link as long as it has allocations.
 #[derive(Debug)]
@@ -24,6 +30,8 @@ pub(super) struct Client {
     pub(super) absent_since: Instant,
     /// Bytes that it may send.
     pub(super) bytes: Bucket,
+    /// What it has of the rate that all share.
+    pub(super) spent: Spent,
     /// Allocations that it may open.
     pub(super) opens: Bucket,
     /// Allocations of which it is an end.
@@ -42,6 +50,7 @@ impl Client {
             addr: None,
             absent_since: Instant::START,
             bytes,
+            spent: Spent::default(),
             opens,
             allocs: BTreeSet::new(),
             opened: 0,

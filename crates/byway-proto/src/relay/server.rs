@@ -1,5 +1,7 @@
 //! The machine of a relay.
 
+mod admission;
+
 use alloc::{
     collections::{BTreeMap, VecDeque},
     vec::Vec,
@@ -9,9 +11,11 @@ use core::{net::SocketAddr, time::Duration};
 use super::{
     CloseReason, Forward, Input, Load, OPEN_BURST, OPEN_RATE, Output, RelayConfig, RelayCounters, RelayDrop, SWEEP,
     clients::{Client, Clients, Slot},
+    fair::Fair,
     held::Held,
 };
 use crate::{
+    gate::Source,
     hello::{Control, OpenFailure},
     id::PeerId,
     schedule::Bucket,
@@ -35,6 +39,9 @@ pub struct RelayServer {
     /// The newest link of each peer that has not registered over it: with a registered one, a peer has two at most.
     unregistered: BTreeMap<PeerId, u64>,
     clients: Clients,
+    /// How many links come from each source.
+    sources: BTreeMap<Source, usize>,
+    fair: Option<Fair>,
     allocations: BTreeMap<AllocId, Allocation>,
     held: Held,
     /// Grows by one per allocation and link at most in one input, and is drained after each.
@@ -64,10 +71,12 @@ impl RelayServer {
     /// A relay without clients.
     pub fn new(config: RelayConfig, now: Instant) -> Self {
         RelayServer {
+            fair: config.total_rate.map(|rate| Fair::new(rate, now)),
             config,
             links: BTreeMap::new(),
             unregistered: BTreeMap::new(),
             clients: Clients::default(),
+            sources: BTreeMap::new(),
             allocations: BTreeMap::new(),
             held: Held::default(),
             outputs: VecDeque::new(),
@@ -120,6 +129,7 @@ impl RelayServer {
             Input::Control { conn, message: Control::Open { alloc, peer } } => self.open(conn, alloc, peer, now),
             Input::Control { .. } => self.counters.control_ignored += 1,
             Input::Drain { within } => self.drain(within, now),
+            Input::Access(access) => self.set_access(access, now),
             Input::Timeout => {}
         }
         self.on_time(now);
@@ -173,8 +183,10 @@ impl RelayServer {
             return Err(RelayDrop::NotInPair);
         };
         let to = self.clients.at(receiver).and_then(Client::addr).ok_or(RelayDrop::PeerAbsent)?;
-        let sender = self.clients.at_mut(sender).ok_or(RelayDrop::NotInPair)?;
-        if !sender.bytes.take(load.len as u64, now) {
+        let (slot, len) = (sender, load.len as u64);
+        let sender = self.clients.at_mut(slot).ok_or(RelayDrop::NotInPair)?;
+        let shared = self.fair.as_mut().is_none_or(|fair| fair.take(slot, &mut sender.spent, len, now));
+        if !shared || !sender.bytes.take(len, now) {
             return Err(RelayDrop::RateLimited);
         }
         allocation.used = now;
@@ -187,7 +199,9 @@ impl RelayServer {
     fn keep(&mut self, from: SocketAddr, id: AllocId, bytes: &[u8], now: Instant) -> Result<(), RelayDrop> {
         let slot = self.clients.of_addr(from).ok_or(RelayDrop::Stranger)?;
         let client = self.clients.at_mut(slot).ok_or(RelayDrop::Stranger)?;
-        if !client.bytes.take(bytes.len() as u64, now) {
+        let len = bytes.len() as u64;
+        let shared = self.fair.as_mut().is_none_or(|fair| fair.take(slot, &mut client.spent, len, now));
+        if !shared || !client.bytes.take(len, now) {
             return Err(RelayDrop::RateLimited);
         }
         self.held.push(id, slot, bytes, now)?;
@@ -195,27 +209,12 @@ impl RelayServer {
         Ok(())
     }
 
-    fn connected(&mut self, conn: u64, link: Link, now: Instant) {
-        self.disconnected(conn, now);
-        if let Some(older) = self.unregistered.get(&link.peer).copied() {
-            self.close(older, CloseReason::Replaced, now);
-        }
-        if self.draining {
-            self.outputs.push_back(Output::Close { conn, reason: CloseReason::Draining });
-        } else if self.links.len() >= self.config.max_clients && self.clients.of_peer(&link.peer).is_none() {
-            // A client that comes back by another way keeps its place; see `unregistered` for how many that can be.
-            self.outputs.push_back(Output::Close { conn, reason: CloseReason::Full });
-        } else {
-            self.unregistered.insert(link.peer, conn);
-            self.links.insert(conn, link);
-        }
-    }
-
     /// Forgets a link; its client stays, absent, if it has allocations.
     fn disconnected(&mut self, conn: u64, now: Instant) {
         let Some(link) = self.links.remove(&conn) else {
             return;
         };
+        self.leave_source(Source::of(link.addr));
         self.no_longer_unregistered(&link.peer, conn);
         self.outputs.retain(|output| match output {
             Output::Send { conn: to, .. } | Output::Close { conn: to, .. } => *to != conn,
@@ -241,7 +240,9 @@ impl RelayServer {
         let Some(link) = self.links.get_mut(&conn) else {
             return;
         };
-        link.addr = addr;
+        let old = core::mem::replace(&mut link.addr, addr);
+        *self.sources.entry(Source::of(addr)).or_insert(0) += 1;
+        self.leave_source(Source::of(old));
         if let Some(slot) = self.client_of(conn) {
             self.clients.set_addr(slot, Some(addr));
             // It has to send its data from there.

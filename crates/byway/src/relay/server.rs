@@ -10,7 +10,7 @@ use std::{
 
 use byway_proto::{
     nat::SocketId,
-    relay::{CloseReason, Input, Output, RelayConfig, RelayServer},
+    relay::{Access, CloseReason, Input, Output, RelayConfig, RelayServer},
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -68,6 +68,8 @@ pub(crate) struct RelayShell {
 #[derive(Default)]
 struct Links {
     by_number: BTreeMap<u64, Arc<Link>>,
+    /// The same links, by what names their connection.
+    numbers: BTreeMap<SocketAddr, u64>,
     next: u64,
 }
 
@@ -120,6 +122,7 @@ impl RelayShell {
             links.next += 1;
             let conn = links.next;
             links.by_number.insert(conn, Arc::clone(&link));
+            links.numbers.insert(link.track.alias(), conn);
             conn
         };
         core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox)));
@@ -147,10 +150,19 @@ impl RelayShell {
                 self.input(core, Input::Rebound { conn, addr: new });
             }
         }
-        self.links().by_number.remove(&conn);
+        {
+            let mut links = self.links();
+            links.by_number.remove(&conn);
+            links.numbers.remove(&link.track.alias());
+        }
         link.outbox.close();
         self.input(core, Input::Disconnected { conn });
         core.retire(&link.track);
+    }
+
+    /// Relays for these from now on.
+    pub(crate) fn set_access(&self, core: &Core, access: Access) {
+        self.input(core, Input::Access(access));
     }
 
     /// Tells all clients that the relay will stop, and stops within `deadline`.
@@ -184,7 +196,7 @@ impl RelayShell {
     }
 
     fn number(&self, link: &Arc<Link>) -> Option<u64> {
-        self.links().by_number.iter().find(|(_, known)| Arc::ptr_eq(known, link)).map(|(conn, _)| *conn)
+        self.links().numbers.get(&link.track.alias()).copied()
     }
 
     /// Tells the machine something, and does what it wants done.
@@ -200,8 +212,10 @@ impl RelayShell {
         for output in outputs {
             match output {
                 Output::Send { conn, message } => {
-                    if let Some(link) = self.links().by_number.get(&conn) {
-                        link.control(&message);
+                    if let Some(link) = self.links().by_number.get(&conn).filter(|link| !link.control(&message)) {
+                        link.close(Gone::Unserved(
+                            "it read too slowly what the relay had to say: it registers anew".into(),
+                        ));
                     }
                 }
                 Output::Transmit { to, bytes } => core.mux.send_raw(to, &bytes),
@@ -220,8 +234,7 @@ impl RelayShell {
 fn closing(reason: CloseReason) -> Gone {
     match reason {
         CloseReason::Replaced => Gone::Replaced,
-        CloseReason::Full => Gone::Misbehaved(reason.to_string()),
-        _ => Gone::Closed,
+        _ => Gone::Unserved(reason.to_string()),
     }
 }
 

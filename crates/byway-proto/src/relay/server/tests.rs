@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use self::bench::{Bench, LOAD, addr, failed, peer};
 use super::*;
 use crate::relay::{
-    ALLOCATION_IDLE, HOLD, MAX_ALLOCATIONS_PER_CLIENT, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION,
+    ALLOCATION_IDLE, Access, HOLD, MAX_ALLOCATIONS_PER_CLIENT, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION,
     MAX_HELD_PER_CLIENT,
 };
 
@@ -283,6 +283,58 @@ fn a_full_relay_refuses_links_and_gives_the_place_of_the_absent_to_newcomers() {
     relay.connect(3, 3, 100);
     assert_eq!(relay.control(3, Control::Register)[0], failed(2, ID, 1, OpenFailure::Idle));
     assert_eq!((relay.server.clients(), relay.server.allocations()), (2, 0));
+}
+
+#[test]
+fn a_relay_for_friends_refuses_strangers_by_name() {
+    let config = RelayConfig { access: Access::Friends([peer(1), peer(2)].into()), ..RelayConfig::default() };
+    let mut relay = Bench::new(config, &[1, 2]);
+    assert_eq!(relay.connect(3, 3, 100), [Output::Close { conn: 3, reason: CloseReason::Stranger }]);
+    relay.open(1, ID, 2);
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+    let closed = relay.input(Input::Access(Access::Friends([peer(1), peer(3)].into())));
+    assert_eq!(closed, [Output::Close { conn: 2, reason: CloseReason::Stranger }]);
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::PeerAbsent));
+    assert_eq!(relay.connect(3, 3, 100), []);
+}
+
+#[test]
+fn one_address_cannot_take_all_places() {
+    let mut relay = Bench::new(RelayConfig { max_clients_per_source: 2, ..RelayConfig::default() }, &[]);
+    let at = |port| SocketAddr::from((Ipv4Addr::new(192, 0, 2, 9), port));
+    for n in 1..=2 {
+        relay.connect_at(n.into(), n, 100, at(n.into()));
+        relay.control(n.into(), Control::Register);
+    }
+    assert_eq!(relay.connect_at(3, 3, 100, at(3)), [Output::Close { conn: 3, reason: CloseReason::Crowded }]);
+    assert_eq!(relay.connect_at(4, 4, 100, addr(4)), [], "others are not concerned");
+    assert_eq!(relay.connect_at(5, 1, 101, at(5)), [], "who has a place may come back");
+    for conn in [1, 5] {
+        relay.input(Input::Disconnected { conn });
+    }
+    assert_eq!(relay.connect_at(6, 3, 100, at(3)), []);
+    relay.input(Input::Rebound { conn: 4, addr: at(4) });
+    (1..7).for_each(|conn| drop(relay.input(Input::Disconnected { conn })));
+    assert!(relay.server.sources.is_empty());
+}
+
+#[test]
+fn clients_share_a_total_rate_equally() {
+    let config = RelayConfig { total_rate: Some(2_400_000), ..RelayConfig::default() };
+    let mut relay = Bench::new(config, &[1, 2, 3, 4]);
+    relay.open(1, ID, 2);
+    relay.open(3, AllocId(3), 4);
+    let mut sent = [0; 2];
+    for ms in 0..2_000 {
+        // 1 wants four times as much as 3, and both want more than half.
+        for (n, from, id, count) in [(0, 1, ID, 8), (1, 3, AllocId(3), 2)] {
+            for _ in 0..count {
+                sent[n] += usize::from(relay.data(from, id) == Forward::To(addr(from + 1)) && ms >= 200);
+            }
+        }
+        relay.now += Duration::from_millis(1);
+    }
+    assert!(sent.iter().all(|sent| (1_750..=1_800).contains(sent)), "{sent:?}: 1,800 datagrams each are half");
 }
 
 #[test]

@@ -1,0 +1,70 @@
+//! Who may use a relay.
+
+use alloc::vec::Vec;
+
+use super::{Link, RelayServer};
+use crate::{
+    gate::Source,
+    relay::{Access, CloseReason, Output},
+    time::Instant,
+};
+
+impl RelayServer {
+    pub(super) fn connected(&mut self, conn: u64, link: Link, now: Instant) {
+        self.disconnected(conn, now);
+        if let Some(older) = self.unregistered.get(&link.peer).copied() {
+            self.close(older, CloseReason::Replaced, now);
+        }
+        if let Some(reason) = self.refusal(&link) {
+            self.counters.refused += 1;
+            self.outputs.push_back(Output::Close { conn, reason });
+        } else {
+            *self.sources.entry(Source::of(link.addr)).or_insert(0) += 1;
+            self.unregistered.insert(link.peer, conn);
+            self.links.insert(conn, link);
+        }
+    }
+
+    /// Why a link is not taken in, if it is not.
+    fn refusal(&self, link: &Link) -> Option<CloseReason> {
+        if self.config.access.admits(&link.peer) { self.want_of_room(link) } else { Some(CloseReason::Stranger) }
+    }
+
+    fn want_of_room(&self, link: &Link) -> Option<CloseReason> {
+        if self.draining {
+            return Some(CloseReason::Draining);
+        }
+        // A client that comes back by another way keeps its place; see `unregistered` for how many that can be.
+        if self.clients.of_peer(&link.peer).is_some() {
+            return None;
+        }
+        let of_source = self.sources.get(&Source::of(link.addr)).copied().unwrap_or(0);
+        if self.links.len() >= self.config.max_clients {
+            Some(CloseReason::Full)
+        } else if of_source >= self.config.max_clients_per_source {
+            Some(CloseReason::Crowded)
+        } else {
+            None
+        }
+    }
+
+    /// A link no longer comes from this address.
+    pub(super) fn leave_source(&mut self, source: Source) {
+        if let Some(count) = self.sources.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                self.sources.remove(&source);
+            }
+        }
+    }
+
+    /// Serves others from now on; the links of those who may not stay are closed.
+    pub(super) fn set_access(&mut self, access: Access, now: Instant) {
+        self.config.access = access;
+        let strangers = self.links.iter().filter(|(_, link)| !self.config.access.admits(&link.peer));
+        let strangers: Vec<u64> = strangers.map(|(conn, _)| *conn).collect();
+        for conn in strangers {
+            self.close(conn, CloseReason::Stranger, now);
+        }
+    }
+}
