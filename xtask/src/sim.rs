@@ -1,5 +1,5 @@
 //! The simulator's tables in their short forms: at scale, one seed gives one hash in two processes and another seed
-//! another; every pair of NATs comes to what a few dials must show.
+//! another; every pair of NATs comes to what a few dials must show; bulk keeps bad lines full.
 
 use serde_json::Value;
 
@@ -13,8 +13,11 @@ const WALL_LIMIT: f64 = 15.0;
 /// Dials of each pair of NATs.
 const DIALS: u64 = 5;
 
-/// Runs the scale table three times, and the matrix; `--nodes N` runs the former alone in another size, and with it lifts
-/// the time limit.
+/// Lines of the wan table in its short form: loss, reordering, a short queue, and CUBIC beside the flow.
+const LINES: [&str; 4] = ["loss-3", "jitter-2", "shallow", "vs-cubic-50"];
+
+/// Runs the scale table three times, the matrix, the wan table and the soak; `--nodes N` runs the first alone in another size,
+/// and with it lifts the time limit.
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     let nodes = match args {
         [] => NODES,
@@ -36,6 +39,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
         return Ok(());
     }
     matrix()?;
+    wan()?;
     soak()
 }
 
@@ -44,6 +48,13 @@ fn soak() -> Result<(), Stop> {
     command::pass(&mut command::cargo(
         "run --release -p byway-sim -- soak --hours 6 --nodes 10 --seed 1 --json --check",
     ))
+}
+
+/// The rows that fall short are told on stderr by the command itself.
+fn wan() -> Result<(), Stop> {
+    let cases = LINES.map(|line| format!("--case {line}")).join(" ");
+    let args = format!("run --release -p byway-sim -- wan --runs 1 --seed 1 --json --check {cases}");
+    command::pass(&mut command::cargo(&args))
 }
 
 /// The rows that are wrong are told on stderr by the command itself.

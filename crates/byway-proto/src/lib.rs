@@ -12,6 +12,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod addr;
+pub mod congestion;
 pub mod gate;
 pub mod hello;
 pub mod id;

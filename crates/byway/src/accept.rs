@@ -33,7 +33,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         match admit(&core, &track, incoming.remote_address_validated()) {
             Verdict::Accept(handshake) => {
                 track.lock().admitted = true;
-                match incoming.accept() {
+                match core.endpoint.accept(&track, incoming) {
                     Ok(connecting) => core.tasks.spawn(greet(Arc::clone(&core), track, connecting, handshake)),
                     Err(error) => {
                         debug!(%error, "handshake not begun");

@@ -306,7 +306,7 @@ impl Switch {
             self.ended(&old, reason);
         }
         core.switch.links.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Arc::clone(&link));
-        core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox)));
+        core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox), Arc::clone(&link.track.line)));
         core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
         let (watched, watcher) = (Arc::clone(&link), Arc::clone(&core));
         core.tasks.spawn(async move {

@@ -245,8 +245,11 @@ impl AgentPeer {
                 Output::Plan(plan) => self.apply(plan),
                 Output::Replay { route, last, max_age } => mux.replay(&self.track, route, last, max_age),
                 Output::ClearUnanswered => self.track.lock().answered(),
-                Output::Selected { from, to, why, .. } => {
+                Output::Selected { from, to, why, hedge_began } => {
                     self.track.lock().selected = Some(to);
+                    if let Some(via) = self.track.via() {
+                        self.track.line.select(via, hedge_began.unwrap_or_else(|| mux.now()));
+                    }
                     self.track.moved.notify_one();
                     changed = self.selected(from, to);
                     debug!(alias = %self.track.alias(), %why, path = ?changed, "route selected");

@@ -18,7 +18,7 @@ use super::{
     outbox::{End, Outbox, Outlet, Turn},
     stripe::{self, Stripes},
 };
-use crate::quic::endpoint::SEND_WINDOW;
+use crate::quic::{congestion::Line, endpoint::SEND_WINDOW};
 
 /// Turns before the writer lets other tasks run.
 const TURNS: usize = 64;
@@ -33,9 +33,10 @@ const MIN_WINDOW: u64 = 256 << 10;
 const URGENT_WINDOW: u64 = 64 << 20;
 
 /// Sends what the outbox holds until the connection or the outbox is closed.
-pub(crate) async fn run(connection: Connection, outbox: Arc<Outbox>) {
+pub(crate) async fn run(connection: Connection, outbox: Arc<Outbox>, line: Arc<Line>) {
     let mut writer = Writer {
         outbox,
+        line,
         lanes: BTreeMap::new(),
         blocked: BTreeSet::new(),
         scratch: VecDeque::new(),
@@ -56,6 +57,7 @@ pub(crate) async fn run(connection: Connection, outbox: Arc<Outbox>) {
 struct Writer {
     connection: Connection,
     outbox: Arc<Outbox>,
+    line: Arc<Line>,
     lanes: BTreeMap<ChannelKey, Lane>,
     /// Lanes whose turn has not ended because QUIC took no more.
     blocked: BTreeSet<ChannelKey>,
@@ -163,17 +165,15 @@ impl Writer {
         }
     }
 
-    /// Lets about one and a half congestion windows sit inside QUIC: enough to fill the line, little enough that the
-    /// schedule decides what goes next.
+    /// Lets as much sit inside QUIC as fills the line, and little enough that the schedule decides what goes next.
     fn fit_window(&mut self) {
         let now = Instant::now();
         if now - self.fitted < FIT_INTERVAL {
             return;
         }
         self.fitted = now;
-        let congestion_window = self.connection.stats().path.cwnd;
-        self.stripes = stripe::wanted(congestion_window);
-        let window = (congestion_window.saturating_mul(3) / 2).clamp(MIN_WINDOW, URGENT_WINDOW - 1);
+        self.stripes = stripe::wanted(self.line.window());
+        let window = self.line.send_window().clamp(MIN_WINDOW, URGENT_WINDOW - 1);
         if window.abs_diff(self.window) > self.window / 8 {
             self.window = window;
             self.connection.set_send_window(window);

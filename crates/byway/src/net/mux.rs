@@ -73,6 +73,11 @@ impl Clock {
     pub(crate) fn at(&self, instant: Instant) -> tokio::time::Instant {
         self.0 + instant.since_start()
     }
+
+    /// The node's moment for one of the runtime's.
+    pub(crate) fn of(&self, instant: std::time::Instant) -> Instant {
+        Instant::after_start(instant.saturating_duration_since(self.0.into_std()))
+    }
 }
 
 /// A datagram that is not QUIC's.

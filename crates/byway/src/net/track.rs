@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use byway_proto::{
 use tokio::sync::Notify;
 
 use super::routes::{MAX_CIDS, Via};
-use crate::watched::Watched;
+use crate::{quic::congestion::Line, watched::Watched};
 
 /// Most routes to one peer on the packet path: the route machine keeps half as many, and may prefer a newcomer.
 pub(crate) const MAX_ROUTES: usize = RouteId::LIMIT as usize;
@@ -49,6 +49,8 @@ const RESET_RATE: (u64, u64) = (10, 10);
 pub(crate) struct Track {
     alias: SocketAddr,
     state: Mutex<State>,
+    /// Tells the congestion control which route carries the connection.
+    pub(crate) line: Arc<Line>,
     /// Told when QUIC's queue needs to be measured.
     pub(crate) backlog: Notify,
     /// Told when another route was selected.
@@ -158,6 +160,7 @@ impl Track {
         Track {
             alias,
             state: Mutex::new(state),
+            line: Arc::default(),
             backlog: Notify::new(),
             moved: Notify::new(),
             silent: Watched::default(),

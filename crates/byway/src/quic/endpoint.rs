@@ -21,7 +21,7 @@ use quinn::{
 };
 use tokio::time;
 
-use super::{runtime::NodeRuntime, tls};
+use super::{congestion::Congestion, runtime::NodeRuntime, tls};
 use crate::{
     config::{Config, WallClock},
     net::{
@@ -77,6 +77,9 @@ const KEEP_ALIVE: (u32, u32) = (66, 75);
 pub(crate) struct Endpoint {
     quinn: quinn::Endpoint,
     client: ClientConfig,
+    server: ServerConfig,
+    idle: Duration,
+    idle_timeout: IdleTimeout,
     mux: Arc<Mux>,
 }
 
@@ -111,9 +114,7 @@ impl Endpoint {
     pub(crate) fn new(config: &Config, seed: &[u8; 32], mux: Arc<Mux>, tasks: &Tasks) -> Result<Self, EndpointError> {
         let identity = &config.identity;
         let (server_tls, client_tls) = tls::configs(identity, &config.clock)?;
-        let idle = config.idle_timeout;
-        let part = |percent: u32| transport(idle, idle * percent / 100);
-        let (dialling, accepting) = (part(KEEP_ALIVE.0)?, part(KEEP_ALIVE.1)?);
+        let (idle, idle_timeout) = (config.idle_timeout, IdleTimeout::try_from(config.idle_timeout)?);
 
         let mut server = ServerConfig::new(
             Arc::new(QuicServerConfig::try_from(server_tls).map_err(|_| EndpointError::Cipher)?),
@@ -122,7 +123,6 @@ impl Endpoint {
             ),
         );
         server
-            .transport_config(Arc::new(accepting))
             .migration(false) // routes do it, below QUIC
             .max_incoming(MAX_INCOMING)
             .incoming_buffer_size(INCOMING_BUFFER.0)
@@ -132,10 +132,7 @@ impl Endpoint {
         let mut client =
             ClientConfig::new(Arc::new(QuicClientConfig::try_from(client_tls).map_err(|_| EndpointError::Cipher)?));
         let first_ids = Arc::new(Mutex::new(Rng::new(seed, "initial connection ids")));
-        client
-            .transport_config(Arc::new(dialling))
-            .version(1)
-            .initial_dst_cid_provider(Arc::new(move || draw(&first_ids)));
+        client.version(1).initial_dst_cid_provider(Arc::new(move || draw(&first_ids)));
 
         let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(identity.derive("byway 1 stateless reset key"))));
         let ids = Arc::clone(&mux);
@@ -148,14 +145,16 @@ impl Endpoint {
             .max_udp_payload_size(MAX_DATAGRAM)?;
 
         let runtime = Arc::new(NodeRuntime(tasks.clone()));
-        let server = config.accept.then_some(server);
-        let quinn = quinn::Endpoint::new_with_abstract_socket(endpoint, server, Arc::clone(&mux) as _, runtime)?;
-        Ok(Endpoint { quinn, client, mux })
+        let accepting = config.accept.then(|| server.clone());
+        let quinn = quinn::Endpoint::new_with_abstract_socket(endpoint, accepting, Arc::clone(&mux) as _, runtime)?;
+        Ok(Endpoint { quinn, client, server, idle, idle_timeout, mux })
     }
 
     /// Makes a connection to `peer` by the routes of `track`.
     pub(crate) async fn dial(&self, track: &Track, peer: PeerId) -> Result<quinn::Connection, HandshakeError> {
-        let connecting = self.quinn.connect_with(self.client.clone(), track.alias(), &tls::server_name(peer))?;
+        let mut config = self.client.clone(); // shares TLS and its tickets
+        config.transport_config(Arc::new(self.transport(track, KEEP_ALIVE.0)));
+        let connecting = self.quinn.connect_with(config, track.alias(), &tls::server_name(peer))?;
         let connection = self.handshake(track, connecting).await?;
         // On resumption TLS asks no verifier, so the ticket's key is compared here.
         if tls::peer_id(&connection) != Some(peer) {
@@ -168,6 +167,28 @@ impl Endpoint {
     /// The next handshake that somebody has begun; `None` once the endpoint is closed.
     pub(crate) async fn incoming(&self) -> Option<quinn::Incoming> {
         self.quinn.accept().await
+    }
+
+    /// Goes on with a handshake that somebody has begun.
+    pub(crate) fn accept(
+        &self,
+        track: &Track,
+        incoming: quinn::Incoming,
+    ) -> Result<quinn::Connecting, ConnectionError> {
+        let mut config = self.server.clone();
+        config.transport_config(Arc::new(self.transport(track, KEEP_ALIVE.1)));
+        incoming.accept_with(Arc::new(config))
+    }
+
+    /// The settings of one connection, which differ in who controls its congestion.
+    fn transport(&self, track: &Track, keep_alive: u32) -> TransportConfig {
+        let mut transport = transport(self.idle_timeout, self.idle * keep_alive / 100);
+        transport.congestion_controller_factory(Congestion::new(
+            Arc::clone(&track.line),
+            self.mux.clock,
+            track.alias(),
+        ));
+        transport
     }
 
     /// Waits for a handshake to end, as long as the other side keeps talking and not past the total.
@@ -231,14 +252,14 @@ fn last_heard(track: &Track) -> Option<Instant> {
     track.lock().routes().filter_map(|(_, slot)| slot.heard).max()
 }
 
-fn transport(idle: Duration, keep_alive: Duration) -> Result<TransportConfig, EndpointError> {
+fn transport(idle: IdleTimeout, keep_alive: Duration) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MAX_MTU).minimum_change(MTU_STEP);
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY));
     let mut transport = TransportConfig::default();
     transport
-        .max_idle_timeout(Some(IdleTimeout::try_from(idle)?))
+        .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(keep_alive))
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS))
@@ -250,7 +271,7 @@ fn transport(idle: Duration, keep_alive: Duration) -> Result<TransportConfig, En
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))
         .datagram_receive_buffer_size(None);
-    Ok(transport)
+    transport
 }
 
 fn draw(rng: &Mutex<Rng>) -> ConnectionId {

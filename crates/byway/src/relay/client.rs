@@ -173,7 +173,11 @@ impl Client {
         }
         let (control, mut from_link) = mpsc::channel(CONTROL);
         let Established { recv, codec, .. } = established;
-        self.core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox)));
+        self.core.tasks.spawn(writer::run(
+            link.connection.clone(),
+            Arc::clone(&link.outbox),
+            Arc::clone(&link.track.line),
+        ));
         self.core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, self.core.scope(control)));
         link.control(&Control::Register);
         let served = self.register(&link, &mut addr, &mut from_link).await;
