@@ -3,7 +3,8 @@
 //!
 //! Each scenario is one row. The network is built anew where a scenario wants another one, and after one that failed or
 //! broke it. Two processes beside this one are this program in another role: `lab guard` removes everything when this
-//! process ends, however it ends; `lab echo` and `lab exchange` are the application whose bytes cross, `lab poke` is a stranger.
+//! process ends, however it ends; `lab echo` and `lab exchange` are the application whose bytes cross, `lab poke` is a stranger,
+//! `lab wire` a line of a given delay, rate and loss.
 
 use std::{
     env,
@@ -31,6 +32,10 @@ mod process;
 mod special;
 mod survey;
 mod traffic;
+#[cfg(target_os = "linux")]
+mod wan;
+#[cfg(target_os = "linux")]
+mod wire;
 
 use network::{Network, Plan};
 
@@ -39,7 +44,7 @@ const DIR: &str = "/run/bylab";
 /// Held by the run that owns the namespaces: their names are the same in each.
 const LOCK: &str = "/run/bylab.lock";
 /// What the whole suite may take after the build; the scenarios that are left then fail.
-const SUITE_LIMIT: Duration = Duration::from_secs(6 * 60);
+const SUITE_LIMIT: Duration = Duration::from_secs(8 * 60);
 
 /// What a scenario found when it passed.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -95,6 +100,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
         Some("echo") => traffic::echo(args.get(1..).unwrap_or_default()),
         Some("poke") => traffic::poke(args.get(1..).unwrap_or_default()),
         Some("exchange") => traffic::exchange(args.get(1..).unwrap_or_default()),
+        #[cfg(target_os = "linux")]
+        Some("wire") => wire::run(args.get(1..).unwrap_or_default()),
         _ => scenarios(&options(args)?),
     }
 }
@@ -119,7 +126,7 @@ fn options(args: &[String]) -> Result<Options, Stop> {
 fn scenarios(options: &Options) -> Result<(), Stop> {
     let wanted = |scenario: &Scenario| {
         let id = scenario.id();
-        options.only.as_ref().is_none_or(|only| id == *only || id.starts_with(&format!("{only}/")))
+        options.only.as_ref().is_none_or(|only| is_part(only, &id))
     };
     let mut list: Vec<Scenario> = survey::scenarios();
     list.extend(pair::scenarios());
@@ -127,6 +134,8 @@ fn scenarios(options: &Options) -> Result<(), Stop> {
     list.extend(lan::scenarios());
     list.extend(gateway::scenarios());
     list.extend(failover::scenarios());
+    #[cfg(target_os = "linux")]
+    list.extend(wan::scenarios());
     list.retain(wanted);
     if list.is_empty() {
         let only = options.only.as_deref().unwrap_or_default();
@@ -154,6 +163,11 @@ fn scenarios(options: &Options) -> Result<(), Stop> {
         0 => Ok(()),
         failed => Err(Stop::Failed(format!("{failed} of {} scenarios failed; each says why above", list.len()))),
     }
+}
+
+/// Whether `only` is the id or ends before one of its `/` or `-`.
+fn is_part(only: &str, id: &str) -> bool {
+    id.strip_prefix(only).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '-']))
 }
 
 /// Runs the scenarios one after another, and gives the number of those that failed.
@@ -216,7 +230,7 @@ fn print(row: &Value, json: bool) {
         other => other.to_string(),
     };
     let [result, scenario, a, b, path, ms, note] = ["result", "scenario", "a", "b", "path", "ms", "note"].map(text);
-    println!("{result:<4}  {scenario:<8}  {a:<24}  {b:<24}  {path:<6}  {ms:>6}  {note}");
+    println!("{result:<4}  {scenario:<14}  {a:<24}  {b:<24}  {path:<6}  {ms:>6}  {note}");
 }
 
 /// Builds the command as it ships, and tells where it is.
@@ -292,6 +306,10 @@ mod tests {
         let parse = |text: &str| options(&text.split(' ').map(str::to_owned).collect::<Vec<_>>());
         let all = Options { only: Some("pair/open".into()), keep: true, json: true };
         assert_eq!(parse("--json --only pair/open --keep"), Ok(all));
+        assert!(
+            is_part("wan", "wan-clean/a/b") && is_part("wan-clean", "wan-clean/a/b") && is_part("pair/a/b", "pair/a/b")
+        );
+        assert!(!is_part("wan", "wander/a") && !is_part("pair/a/b", "pair/a"));
         assert!(matches!(parse("--only"), Err(Stop::Usage(_))));
         assert!(matches!(parse("--jsn"), Err(Stop::Usage(_))));
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::{Stop, command};
 
 /// Programs, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("ip", "iproute2"),
     ("sysctl", "procps"),
     ("nft", "nftables"),
@@ -13,6 +13,7 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("turnserver", "coturn"),
     ("turnutils_natdiscovery", "coturn"),
     ("miniupnpd", "miniupnpd-nftables"),
+    ("iperf3", "iperf3"),
 ];
 
 /// Skips, with the reason, where the lab cannot run.

@@ -70,7 +70,8 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    fn new(name: &str) -> Result<Self, Stop> {
+    /// A new one with nothing in it, which the end of the lab removes.
+    pub(crate) fn new(name: &str) -> Result<Self, Stop> {
         let namespace = Namespace { name: format!("{PREFIX}{name}") };
         process::run(Command::new("ip").args(["netns", "add", &namespace.name]), "")?;
         process::run(namespace.command("sysctl").args(["-e", "-q", "-w"]).args(SYSCTLS), "")?;
@@ -92,6 +93,11 @@ impl Namespace {
     /// Runs lines of `nft`.
     pub(crate) fn nft(&self, rules: &str) -> Result<(), Stop> {
         process::run(self.command("nft").args(["-f", "-"]), rules).map(drop)
+    }
+
+    /// Moves its `interface` into `other`, where it is called `eth0`.
+    pub(crate) fn give(&self, interface: &str, other: &Namespace) -> Result<(), Stop> {
+        self.ip(&format!("link set {interface} netns {} name eth0\n", other.name))
     }
 
     fn forward(&self) -> Result<(), Stop> {

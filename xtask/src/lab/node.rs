@@ -159,7 +159,8 @@ pub(crate) fn echo(lab: &Lab, machine: &str) -> Result<Service, Stop> {
     Ok(echo)
 }
 
-fn command(machine: &Namespace, byway: &std::path::Path, data: &std::path::Path) -> Command {
+/// The command under test, with a data directory of its own.
+pub(crate) fn command(machine: &Namespace, byway: &std::path::Path, data: &std::path::Path) -> Command {
     let mut command = machine.command(&byway.to_string_lossy());
     command.arg("--json").arg("--data-dir").arg(data);
     // No configuration of the machine's owner, and nothing of the environment's choice.

@@ -111,7 +111,7 @@ fn ms(time: Duration) -> u64 {
 }
 
 #[allow(clippy::print_stdout)] // Read by the lab.
-fn say(value: &Value) {
+pub(crate) fn say(value: &Value) {
     println!("{value}");
 }
 
