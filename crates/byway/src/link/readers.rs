@@ -34,6 +34,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages up to this many bytes get their memory at once; larger ones as their bytes arrive.
 const EAGER: usize = 64 << 10;
 
+/// How long a stream waits for a place among those to be accepted: a burst of one peer's is over by then, and must not cost
+/// another peer its own. As many wait as QUIC lets peers open.
+const ACCEPT_WAIT: Duration = Duration::from_secs(1);
+
 /// Code with which a stream is stopped whose protocol or channel is not spoken here.
 pub(crate) const UNKNOWN: u32 = 2;
 
@@ -194,7 +198,7 @@ async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream
         let _ = send.reset(VarInt::from_u32(UNKNOWN));
         return;
     };
-    let Ok(place) = streams.try_reserve() else {
+    let Ok(Ok(place)) = time::timeout(ACCEPT_WAIT, streams.reserve()).await else {
         let _ = recv.stop(VarInt::from_u32(BUSY));
         let _ = send.reset(VarInt::from_u32(BUSY));
         return;
