@@ -130,6 +130,16 @@ fn note(event: &Event) -> String {
         }
         Event::PeerUp { peer, path } => format!("{} connected {}", short(peer), way(*path)),
         Event::PeerDown { peer, message } => format!("{} is gone: {message}", short(peer)),
+        Event::PathUp { peer, path: Path::Direct, remote } => format!("{} answers at {remote}", short(peer)),
+        Event::PathUp { peer, path: Path::Relay, remote } => {
+            format!("{} answers through the relay at {remote}", short(peer))
+        }
+        Event::PathDown { peer, remote, .. } => format!("the way to {} by {remote} answers no longer", short(peer)),
+        Event::PathBest { peer, path, why, .. } => format!("{} is reached {} now: {why}", short(peer), way(*path)),
+        Event::Stalled { peer, .. } => {
+            format!("nothing comes from {} by any way; the connection waits, and nothing is lost", short(peer))
+        }
+        Event::Resumed { peer, after_s } => format!("{} answers again after {after_s:.1} s", short(peer)),
         Event::Redeemed { service, peer } => {
             format!("{} has used the ticket for `{service}`; the next one is for another peer:", short(peer))
         }

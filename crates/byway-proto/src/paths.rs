@@ -30,7 +30,8 @@ pub use event::{DropWhy, HedgeWhy, Input, Output, Plan, RouteId, RouteKind, Rout
 pub use status::RouteStatus;
 
 use crate::{Instant, Rng};
-use hedge::{Hedge, Silence};
+pub use hedge::STALLED_AFTER;
+use hedge::{Hedge, Scares, Silence};
 use route::{Answer, INITIAL_RTT, MIN_PATIENCE, Route};
 
 /// The most routes a peer may have: four addresses of each of two socket families and two relays, with room for NATs
@@ -77,7 +78,10 @@ pub struct Paths {
     established: Option<Instant>,
     hedge: Option<Hedge>,
     silence: Silence,
+    scares: Scares,
     last_sent: Option<Instant>,
+    /// Users were told that nothing answers.
+    stalled: bool,
     /// Whether a direct route has ever been selected.
     had_direct: bool,
     plan: Plan,
@@ -97,7 +101,9 @@ impl Paths {
             established: None,
             hedge: None,
             silence: Silence::answered(now),
+            scares: Scares::default(),
             last_sent: None,
+            stalled: false,
             had_direct: false,
             plan: Plan::All,
             outputs: VecDeque::new(),
@@ -115,6 +121,7 @@ impl Paths {
                 self.add(new, now);
             }
             Input::Remove { route } => self.remove(route, now),
+            Input::NetworkChanged => self.doubt_all(now),
             Input::KeepAlive(every) => self.config.warm = every,
             Input::Established { heard } => self.establish(heard, now),
             Input::Sample(sample) => self.look(&sample, now),
@@ -269,10 +276,15 @@ impl Paths {
         }
         let elsewhere = sample.heard.iter().filter(|(route, _)| Some(*route) != self.selected).map(|(_, at)| *at).max();
         self.silence.observe(sample.unanswered_large, sample.unanswered_small, elsewhere);
+        for (route, at) in &sample.heard {
+            if let Some(route) = self.routes.get_mut(route) {
+                route.peer.heard = route.peer.heard.max(Some(*at));
+            }
+        }
         for route in self.routes.values_mut() {
             route.expire(now);
-            if self.selected != Some(route.id) {
-                route.bury();
+            if self.selected != Some(route.id) && route.bury() {
+                self.outputs.push_back(Output::Down { route: route.id });
             }
         }
         if self.hedge.is_some() {
@@ -288,7 +300,14 @@ impl Paths {
 
     fn pong(&mut self, route: RouteId, txid: u64, now: Instant) {
         let Some(known) = self.routes.get_mut(&route) else { return };
+        let was_dead = known.standing.dead;
         let Some(Answer { sent, first, mtu_proven }) = known.pong(txid, now) else { return };
+        if first || was_dead {
+            self.outputs.push_back(Output::Up { route });
+        }
+        if core::mem::take(&mut self.stalled) {
+            self.outputs.push_back(Output::Resumed);
+        }
         if mtu_proven {
             self.outputs.push_back(Output::MtuProven { route });
         }
@@ -299,10 +318,11 @@ impl Paths {
             self.silence = Silence::answered(now);
             self.outputs.push_back(Output::ClearUnanswered);
         }
-        if !self.take_first_direct(route, now) {
-            self.weigh_pong(route, sent, now);
-            self.improve(now);
+        if self.take_first_direct(route, now) || first && self.follow(route, now) {
+            return;
         }
+        self.weigh_pong(route, sent, now);
+        self.improve(now);
     }
 
     /// The first direct route of a connection that so far had only a relay is worth more than certainty about it.
@@ -316,6 +336,20 @@ impl Paths {
         first
     }
 
+    /// Goes where the peer has gone: to a route that the peer came up with and that has just proven itself, if nothing was
+    /// heard on the selected one of the same kind since. A NAT that has forgotten a mapping, or a host that has changed its
+    /// address, does not come back to the old one.
+    fn follow(&mut self, route: RouteId, now: Instant) -> bool {
+        let Some((new, selected)) = self.routes.get(&route).zip(self.selected_route()) else { return false };
+        let moved = new.kind == selected.kind
+            && new.id != selected.id
+            && new.peer.asked.is_some_and(|asked| selected.peer.heard.is_none_or(|heard| heard < asked));
+        if moved {
+            self.select(route, Why::Moved, now);
+        }
+        moved
+    }
+
     /// Moves to a better route, if one has proven itself for long enough.
     fn improve(&mut self, now: Instant) {
         let Some(selected) = self.selected_route().filter(|_| self.hedge.is_none()) else { return };
@@ -325,9 +359,11 @@ impl Paths {
         } else {
             (self.best(|route| route.rivals(selected) && route.may_return(now)), Why::Better)
         };
-        if let Some(to) = to {
-            self.select(to, why, now);
+        let Some(to) = to else { return };
+        if let Some(left) = self.selected.and_then(|left| self.routes.get_mut(&left)) {
+            left.leave(now);
         }
+        self.select(to, why, now);
     }
 
     fn select(&mut self, to: RouteId, why: Why, now: Instant) {
@@ -363,7 +399,7 @@ impl Paths {
 
     fn plan_after(&self, established: Instant, selected: RouteId, now: Instant) -> Plan {
         let mut set = self.proven();
-        if self.hedge.is_none() {
+        if !self.hedge.as_ref().is_some_and(Hedge::is_copying) {
             return Plan::One(selected);
         }
         if set.is_empty() && now < established + PROVING_FOR {

@@ -3,10 +3,7 @@
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
 use byway::net::{self, BoxFuture, Interface, InterfaceKind, Net};
@@ -57,7 +54,7 @@ impl Host {
 
     /// What a node that runs on this host takes for its network.
     pub fn net(&self) -> Arc<dyn Net> {
-        Arc::new(HostNet { host: self.clone(), seen: AtomicU64::new(self.changes()) })
+        Arc::new(HostNet { host: self.clone() })
     }
 
     /// Opens a UDP socket on `addr`; port 0 lets the host choose one.
@@ -191,10 +188,6 @@ impl Host {
         self.enter_topology(|topology, id| topology.host(id).traffic)
     }
 
-    fn changes(&self) -> u64 {
-        self.shared.look(|fabric| *fabric.topology.host(self.id).changes.borrow())
-    }
-
     fn enter_topology<R>(&self, work: impl FnOnce(&mut crate::fabric::topology::Topology, NodeId) -> R) -> R {
         self.shared.enter(|fabric, _| work(&mut fabric.topology, self.id))
     }
@@ -212,8 +205,6 @@ impl fmt::Debug for Host {
 #[derive(Debug)]
 struct HostNet {
     host: Host,
-    /// How many changes of the addresses [`Net::changed`] has told of.
-    seen: AtomicU64,
 }
 
 impl Net for HostNet {
@@ -286,11 +277,11 @@ impl Net for HostNet {
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {
+        // Each waiter counts from here, not from its first poll, and for itself.
         let mut changes = self.host.shared.look(|fabric| fabric.topology.host(self.host.id).changes.subscribe());
         Box::pin(async move {
-            let seen = *changes.borrow_and_update();
-            if self.seen.swap(seen, Ordering::Relaxed) == seen && changes.changed().await.is_ok() {
-                self.seen.store(*changes.borrow(), Ordering::Relaxed);
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await; // the world is gone
             }
         })
     }

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use byway_proto::{
@@ -21,10 +21,12 @@ use tokio::{
     sync::{mpsc, oneshot},
     time,
 };
+use tracing::debug;
 
 use self::{peer::AgentPeer, traversal::Traversal};
 use crate::{
-    event::{Event, Events, PathKind},
+    config::WallClock,
+    event::{Events, PathKind},
     net::{
         Net,
         mux::{ControlDatagram, Mux},
@@ -42,6 +44,10 @@ const COMMANDS: usize = 64;
 
 /// Datagrams taken from the queue before other duties get a turn.
 const BATCH: usize = 32;
+
+/// Time that passed unnoticed, or a timer that is late by this much, means that the machine was asleep: more than a busy
+/// machine or a correction of its clock explains.
+const SLEPT: Duration = Duration::from_secs(5);
 
 /// What the rest of the node asks of the agent.
 pub(crate) enum Command {
@@ -110,6 +116,7 @@ pub(crate) struct Setup {
     pub(crate) switch: SwitchRef,
     pub(crate) nat: AgentConfig,
     pub(crate) seed: [u8; 32],
+    pub(crate) clock: WallClock,
 }
 
 impl AgentRef {
@@ -166,17 +173,21 @@ struct Agent {
     /// When each machine wants to be called; one entry for each peer that has a timer.
     timers: BTreeSet<(Instant, SocketAddr)>,
     traversal: Traversal,
+    clock: WallClock,
+    /// When the agent last looked at either clock.
+    looked: (SystemTime, Instant),
 }
 
 /// Starts the agent's task.
 pub(crate) fn spawn(setup: Setup, tasks: &Tasks) -> AgentRef {
-    let Setup { mux, net, datagrams, events, switch, nat, seed } = setup;
+    let Setup { mux, net, datagrams, events, switch, nat, seed, clock } = setup;
     let (sender, commands) = mpsc::channel(COMMANDS);
     let mut rng = Rng::new(&seed, "agent");
     let report = Arc::new(Watched::default());
     let machine = nat::Agent::new(nat, &Rng::new(&seed, "nat").bytes(), mux.now());
     let traversal = Traversal::new(machine, net, switch, Arc::clone(&report));
-    let agent = Agent { mux, events, seed: rng.bytes(), peers: BTreeMap::new(), timers: BTreeSet::new(), traversal };
+    let (peers, timers, looked) = (BTreeMap::new(), BTreeSet::new(), (clock.now(), mux.now()));
+    let agent = Agent { mux, events, seed: rng.bytes(), peers, timers, traversal, clock, looked };
     tasks.spawn(agent.run(commands, datagrams, tasks.clone()));
     AgentRef { commands: sender, report }
 }
@@ -195,6 +206,7 @@ impl Agent {
         let mut changed = net.changed();
         self.network_changed();
         loop {
+            self.mind_sleep();
             let next = self.timers.first().map(|(at, _)| mux.clock.at(*at));
             let traverse = self.traversal.next().map(|at| mux.clock.at(at));
             tokio::select! {
@@ -207,7 +219,7 @@ impl Agent {
                 }
                 () = &mut changed => {
                     changed = net.changed();
-                    self.network_changed();
+                    self.doubt_network();
                 }
                 Some(command) = commands.recv() => self.command(command),
                 count = datagrams.recv_many(&mut batch, BATCH) => {
@@ -217,6 +229,27 @@ impl Agent {
                     batch.drain(..).for_each(|datagram| self.datagram(datagram));
                 }
             }
+        }
+    }
+
+    /// A machine that has slept may be anywhere, and NATs have forgotten it.
+    fn mind_sleep(&mut self) {
+        let (wall, now) = (self.clock.now(), self.mux.now());
+        let (wall_before, before) = std::mem::replace(&mut self.looked, (wall, now));
+        let counted = now.since(before);
+        let uncounted = wall.duration_since(wall_before).unwrap_or_default().saturating_sub(counted);
+        let overslept = self.timers.first().map_or(Duration::ZERO, |(due, _)| now.since(*due));
+        if uncounted >= SLEPT || overslept >= SLEPT {
+            debug!(?uncounted, ?overslept, "awake again");
+            self.doubt_network();
+        }
+    }
+
+    /// The node may be on another network: it is surveyed anew, and every route of every peer is asked at once.
+    fn doubt_network(&mut self) {
+        self.network_changed();
+        for alias in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.with(alias, AgentPeer::network_changed);
         }
     }
 
@@ -324,20 +357,18 @@ impl Agent {
         let now = self.mux.now();
         let Some(peer) = self.peers.get_mut(&alias) else { return };
         act(peer, now);
-        let mut changed = peer.carry_out(&self.mux);
+        let mut changed = peer.carry_out(&self.mux, &self.clock);
         if peer.fell_asleep_too_early() {
             peer.sample(now);
-            changed = peer.carry_out(&self.mux).or(changed);
+            changed = peer.carry_out(&self.mux, &self.clock).or(changed);
         }
         self.timers.remove(&(peer.timer, alias));
         if let Some(at) = peer.next_timer(now) {
             peer.timer = at;
             self.timers.insert((at, alias));
         }
-        if let (Some(path), Some(id)) = (changed, peer.told) {
-            self.events.send(Event::PathChanged { peer: id, path });
-        }
-        let silent_relay = peer.silent_relay.take();
+        peer.events.drain(..).for_each(|event| self.events.send(event));
+        let silent_relays = std::mem::take(&mut peer.silent_relays);
         let (direct, stray, unused) = (peer.direct(), peer.stray_pong.take(), std::mem::take(&mut peer.unused));
         if changed.is_some() {
             self.traverse_link(alias, |link| match direct {
@@ -351,12 +382,11 @@ impl Agent {
             self.traverse_link(alias, |link| nat::Input::Pong { link, socket: via.socket(), from, txid });
         }
         unused.into_iter().for_each(|socket| self.unused(socket));
-        if let Some(relay) = silent_relay {
-            self.doubt_relay(relay);
-        }
+        silent_relays.into_iter().for_each(|relay| self.doubt_relay(relay));
     }
 
-    /// A peer behind a relay has gone silent: perhaps the relay has, and its own connection is too idle to notice.
+    /// A peer behind a relay has gone silent. Perhaps the relay has, and its own connection is too idle to notice; or our NAT
+    /// has forgotten us, and the relay forwards nothing before it has learned of our new address by a probe.
     fn doubt_relay(&mut self, relay: SocketAddr) {
         let links: Vec<SocketAddr> =
             self.mux.routes.read().by_route(Via::Direct(relay)).iter().map(|track| track.alias()).collect();

@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
 };
 
 use byway_proto::{
@@ -37,12 +38,49 @@ pub enum Event {
         /// The reason.
         reason: Gone,
     },
-    /// A peer's connection takes another kind of path from now on.
-    PathChanged {
+    /// A way to a peer has answered, for the first time or again.
+    PathUp {
         /// The peer.
         peer: PeerId,
-        /// The new kind of path.
+        /// What it goes through.
         path: PathKind,
+        /// The address that packets are sent to: the peer's or the relay's.
+        remote: SocketAddr,
+    },
+    /// A way to a peer answers no longer.
+    PathDown {
+        /// The peer.
+        peer: PeerId,
+        /// What it goes through.
+        path: PathKind,
+        /// The address that packets were sent to: the peer's or the relay's.
+        remote: SocketAddr,
+    },
+    /// Another way carries a peer's connection from now on.
+    PathBest {
+        /// The peer.
+        peer: PeerId,
+        /// What it goes through.
+        path: PathKind,
+        /// The address that packets are sent to: the peer's or the relay's.
+        remote: SocketAddr,
+        /// The reason.
+        why: String,
+    },
+    /// No way to a peer has answered for three seconds. The connection waits for one that does, for as long as
+    /// [`Config::idle_timeout`](crate::Config::idle_timeout) says; nothing that was sent is lost by then.
+    Stalled {
+        /// The peer.
+        peer: PeerId,
+        /// When the first of what is unanswered was sent, give or take a round trip.
+        since: SystemTime,
+    },
+    /// A way to a peer answers again after [`Event::Stalled`].
+    Resumed {
+        /// The peer.
+        peer: PeerId,
+        /// How long none did.
+        after: Duration,
     },
     /// The node is registered at a relay.
     RelayUp {

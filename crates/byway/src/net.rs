@@ -55,7 +55,7 @@ pub trait Net: Debug + Send + Sync + 'static {
     /// The addresses of this machine's interfaces that are up, loopback included, in a stable order.
     fn interfaces(&self) -> Vec<Interface>;
 
-    /// Waits until the answer of [`Net::interfaces`] may have changed.
+    /// Waits until the answer of [`Net::interfaces`] may have changed since this call; any number of callers may wait at once.
     fn changed(&self) -> BoxFuture<'_, ()>;
 
     /// The default gateways of this machine, the preferred one first; each is asked to map ports.

@@ -170,6 +170,7 @@ impl Node {
             switch: switch.clone(),
             nat: config.nat.clone(),
             seed,
+            clock: config.clock.clone(),
         };
         let agent = agent::spawn(setup, &tasks);
         let (lan, lan_inlet) = LanRef::new();

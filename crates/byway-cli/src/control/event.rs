@@ -32,6 +32,16 @@ pub(crate) enum Event {
     PeerUp { peer: String, path: Path },
     /// A connection with a peer ended.
     PeerDown { peer: String, message: String },
+    /// A way to a peer has answered, for the first time or again.
+    PathUp { peer: String, path: Path, remote: SocketAddr },
+    /// A way to a peer answers no longer.
+    PathDown { peer: String, path: Path, remote: SocketAddr },
+    /// Another way carries a peer's connection from now on.
+    PathBest { peer: String, path: Path, remote: SocketAddr, why: String },
+    /// No way to a peer has answered since then, in seconds of Unix time.
+    Stalled { peer: String, since_s: f64 },
+    /// A way to a peer answers again.
+    Resumed { peer: String, after_s: f64 },
     /// A service is offered, and this ticket leads to it.
     Ticket { service: String, ticket: String, open: bool },
     /// A peer has used the ticket; it alone can use it from now on.

@@ -24,6 +24,7 @@ use super::{
     board::Entry,
     dial_failure, lock,
     serve::MAX_SESSIONS,
+    status::path_event,
     tunnel_failure,
 };
 use crate::{
@@ -200,13 +201,18 @@ impl Way {
     async fn follow(&self, events: &mut byway::EventStream, began: Instant, mut path: Path) -> Gone {
         loop {
             match events.recv().await {
-                Some(NodeEvent::PathChanged { peer, path: new }) if peer == self.ticket.peer => {
+                Some(NodeEvent::PathBest { peer, path: new, .. }) if peer == self.ticket.peer => {
                     let new = Path::from(new);
                     if new != path {
                         path = new;
                         let ms = milliseconds(began.elapsed());
                         self.report.tell(Event::Path { peer: self.peer(), path, ms });
                     }
+                }
+                Some(event @ (NodeEvent::Stalled { peer, .. } | NodeEvent::Resumed { peer, .. }))
+                    if peer == self.ticket.peer =>
+                {
+                    path_event(&event).into_iter().for_each(|event| self.report.tell(event));
                 }
                 Some(NodeEvent::PeerDown { peer, reason }) if peer == self.ticket.peer => return reason,
                 Some(NodeEvent::Missed(_)) if !self.daemon.node.peers().contains(&self.ticket.peer) => {

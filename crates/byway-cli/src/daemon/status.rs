@@ -1,6 +1,10 @@
 //! What the node knows and does, once or as it happens.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use byway::{Event as NodeEvent, MappingStatus, NatStatus, NodeStatus, PeerId, PeerStatus, RelayStatus, RouteReport};
 
@@ -133,10 +137,34 @@ pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Fai
                 report.tell(Event::MappingLost { gateway, message: printable(&why) });
             }
             NodeEvent::NatChanged(found) => report.tell(Event::NatChanged { families: Family::list(&found) }),
-            event => relays.tell(&event, &report),
+            event => match path_event(&event) {
+                Some(event) => report.tell(event),
+                None => relays.tell(&event, &report),
+            },
         }
     }
     Err(Failure::here("the node is closed"))
+}
+
+/// What a command tells of the ways to a peer.
+pub(super) fn path_event(event: &NodeEvent) -> Option<Event> {
+    Some(match event {
+        NodeEvent::PathUp { peer, path, remote } => {
+            Event::PathUp { peer: peer.to_string(), path: (*path).into(), remote: *remote }
+        }
+        NodeEvent::PathDown { peer, path, remote } => {
+            Event::PathDown { peer: peer.to_string(), path: (*path).into(), remote: *remote }
+        }
+        NodeEvent::PathBest { peer, path, remote, why } => {
+            Event::PathBest { peer: peer.to_string(), path: (*path).into(), remote: *remote, why: why.clone() }
+        }
+        NodeEvent::Stalled { peer, since } => {
+            let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            Event::Stalled { peer: peer.to_string(), since_s: seconds(since) }
+        }
+        NodeEvent::Resumed { peer, after } => Event::Resumed { peer: peer.to_string(), after_s: seconds(*after) },
+        _ => return None,
+    })
 }
 
 /// Tells how the node stands with its relays until it ends.

@@ -104,6 +104,8 @@ pub enum Input {
         /// The route that is gone.
         route: RouteId,
     },
+    /// The machine's network may be another one, or it has slept: nothing known of any route can be relied on.
+    NetworkChanged,
     /// From now on a route that must not go cold is pinged this often while the connection is idle.
     KeepAlive(Duration),
     /// QUIC's handshake is complete and probe keys exist; until then every datagram goes out on every route.
@@ -207,6 +209,23 @@ pub enum Output {
     Hedged(HedgeWhy),
     /// The hedge is over, with or without a switch.
     Unhedged,
+    /// No route has answered for [`STALLED_AFTER`](super::STALLED_AFTER): the connection waits for one that does.
+    Stalled {
+        /// When the doubt began.
+        since: Instant,
+    },
+    /// A route answers again after [`Output::Stalled`].
+    Resumed,
+    /// The route has answered for the first time, or again after its death.
+    Up {
+        /// The route.
+        route: RouteId,
+    },
+    /// The route answers no longer.
+    Down {
+        /// The route.
+        route: RouteId,
+    },
     /// The route carried a padded ping there and its pong back.
     MtuProven {
         /// The route that carries full datagrams.
@@ -231,6 +250,8 @@ pub enum Why {
     FirstDirect,
     /// It scored better for long enough.
     Better,
+    /// The peer was heard on it, and no longer on the one before: its address has changed.
+    Moved,
     /// It answered and the selected route did not.
     Silent,
     /// It has answered and the selected route never has.
@@ -247,6 +268,7 @@ impl fmt::Display for Why {
             Why::Handshake => "the handshake was heard on it",
             Why::FirstDirect => "it is the first direct route",
             Why::Better => "it proved better than the one before",
+            Why::Moved => "the peer has moved there",
             Why::Silent => "it answered when the one before went silent",
             Why::Unproven => "it answers and the one before never did",
             Why::Removed => "the one before was removed",
@@ -271,6 +293,8 @@ pub enum HedgeWhy {
     PeerDoubts,
     /// The selected route was removed, and the next one may be stale.
     Removed,
+    /// This machine's network may have changed.
+    NetworkChanged,
 }
 
 impl fmt::Display for HedgeWhy {
@@ -282,6 +306,7 @@ impl fmt::Display for HedgeWhy {
             HedgeWhy::PingsLost => "no answer to keep-alive pings",
             HedgeWhy::PeerDoubts => "the peer doubts",
             HedgeWhy::Removed => "the selected route was removed",
+            HedgeWhy::NetworkChanged => "the network may have changed",
         })
     }
 }

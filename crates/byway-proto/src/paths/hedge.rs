@@ -34,6 +34,19 @@ const LONG_OUTAGE_SPACING: Duration = Duration::from_secs(10);
 /// gave 18 false switches in six minutes at 3 % loss; as copies go out on every route, the wait costs nearly nothing.
 const SLACK: Duration = Duration::from_millis(150);
 
+/// How much longer a hedge asks before it copies if the last ones were false alarms: a pong on the selected route takes a
+/// round trip, and this much more where its line is loaded.
+const SCARED_SLACK: Duration = Duration::from_millis(50);
+
+/// After this long without a false alarm one of them is forgotten.
+const SCARE_LIFE: Duration = Duration::from_secs(20);
+
+/// The most false alarms remembered: after two quiet minutes all are forgotten.
+const MAX_SCARES: u32 = 6;
+
+/// No route has answered for this long: users are told.
+pub const STALLED_AFTER: Duration = Duration::from_secs(3);
+
 /// How many of the latest datagrams go out again with each ping of a burst and at a decision: QUIC declares the ones
 /// before them lost as soon as these are acknowledged.
 const LATEST: usize = 2;
@@ -52,6 +65,36 @@ pub(super) struct Hedge {
     doubt: bool,
     next: Instant,
     pings: u32,
+    /// When copying begins; `None` once it has.
+    copies_at: Option<Instant>,
+    /// When another route first answered.
+    elsewhere: Option<Instant>,
+}
+
+impl Hedge {
+    /// Whether copies go out.
+    pub(super) fn is_copying(&self) -> bool {
+        self.copies_at.is_none()
+    }
+}
+
+/// False alarms of late: on a line where they are frequent a hedge asks first and copies later.
+#[derive(Debug, Default)]
+pub(super) struct Scares {
+    count: u32,
+    latest: Instant,
+}
+
+impl Scares {
+    fn add(&mut self, now: Instant) {
+        self.count = (self.current(now) + 1).min(MAX_SCARES);
+        self.latest = now;
+    }
+
+    fn current(&self, now: Instant) -> u32 {
+        let forgotten = now.since(self.latest).as_secs() / SCARE_LIFE.as_secs();
+        self.count.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
+    }
 }
 
 /// Unanswered sends, as of the latest sample.
@@ -143,20 +186,48 @@ impl Paths {
             self.silence = Silence::answered(now);
             return self.outputs.push_back(Output::ClearUnanswered);
         }
-        let young = selected.patience() + selected.rtt() * 3 / 2;
-        self.hedge = Some(Hedge { since: now, why, doubt, next: now + BURST_SPACING, pings: 0 });
+        let is_guess = !matches!(why, HedgeWhy::Established | HedgeWhy::Removed | HedgeWhy::NetworkChanged);
+        let scared = is_guess && self.scares.current(now) > 0;
+        let copies_at = scared.then(|| now + selected.rtt() + SCARED_SLACK);
+        let next = now + BURST_SPACING;
+        self.hedge = Some(Hedge { since: now, why, doubt, next, pings: 0, copies_at, elsewhere: None });
         self.outputs.push_back(Output::Hedged(why));
         self.tell_plan(now);
         self.ping_all(doubt, now);
-        if why != HedgeWhy::Established {
+        if !scared && why != HedgeWhy::Established {
             // the dial has copied everything to every route already
-            self.replay_hedged(usize::MAX, young);
+            self.replay_young(now);
         }
+    }
+
+    /// The network may be another one: what a hedge has found out so far says nothing any more.
+    pub(super) fn doubt_all(&mut self, now: Instant) {
+        if self.established.is_none() {
+            return;
+        }
+        match &mut self.hedge {
+            Some(hedge) => (hedge.since, hedge.next, hedge.pings, hedge.elsewhere) = (now, now, 0, None),
+            None => self.start_hedge(HedgeWhy::NetworkChanged, true, now),
+        }
+        self.continue_hedge(now);
+    }
+
+    /// Sends what may have been lost on the selected route again, wherever the hedge sends new datagrams.
+    fn replay_young(&mut self, now: Instant) {
+        let Some((selected, hedge)) = self.selected_route().zip(self.hedge.as_ref()) else { return };
+        let young = selected.patience() + selected.rtt() * 3 / 2 + now.since(hedge.since);
+        self.replay_hedged(usize::MAX, young);
     }
 
     /// Goes on with the hedge under way.
     pub(super) fn continue_hedge(&mut self, now: Instant) {
         self.decide(now);
+        if let Some(hedge) = self.hedge.as_mut().filter(|hedge| hedge.copies_at.is_some_and(|at| now >= at)) {
+            hedge.copies_at = None;
+            self.tell_plan(now);
+            self.replay_young(now);
+        }
+        self.mind_stall(now);
         let patience = self.patience();
         let Some(hedge) = self.hedge.as_mut().filter(|hedge| now >= hedge.next) else { return };
         hedge.pings = hedge.pings.saturating_add(1);
@@ -172,6 +243,7 @@ impl Paths {
         let doubt = hedge.doubt || age >= patience;
         let replay = match hedge.why {
             HedgeWhy::Established => 0,
+            _ if !hedge.is_copying() => 0,
             _ if hedge.pings <= BURST_PINGS => LATEST,
             _ => SEARCH_LATEST,
         };
@@ -186,19 +258,40 @@ impl Paths {
     pub(super) fn hedge_timeout(&self) -> Option<(Instant, &'static str)> {
         let hedge = self.hedge.as_ref()?;
         let decision = self.alternative(hedge.since).and(self.decision_at()).map(|at| (at, "hedge decision"));
-        [Some((hedge.next, "hedge ping")), decision].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let copies = hedge.copies_at.map(|at| (at, "hedge copies"));
+        [Some((hedge.next, "hedge ping")), decision, copies].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Tells users that nothing answers, once it has been so for long enough.
+    fn mind_stall(&mut self, now: Instant) {
+        let Some(hedge) = self.hedge.as_ref().filter(|_| !self.stalled) else { return };
+        if now.since(hedge.since) >= STALLED_AFTER && hedge.elsewhere.is_none() {
+            self.stalled = true;
+            self.outputs.push_back(Output::Stalled { since: hedge.since });
+        }
     }
 
     /// A pong came in to a ping that left at `sent`: does it end the hedge under way?
     pub(super) fn weigh_pong(&mut self, route: RouteId, sent: Instant, now: Instant) {
-        let proves = self.hedge.as_ref().is_some_and(|hedge| sent >= hedge.since);
-        if proves && self.selected == Some(route) {
-            self.hedge = None;
-            self.outputs.push_back(Output::Unhedged);
-            self.tell_plan(now);
-            self.replay(route, LATEST, Duration::MAX);
+        if let Some(hedge) = self.hedge.as_mut().filter(|hedge| sent >= hedge.since) {
+            if self.selected == Some(route) {
+                let is_alarm = !matches!(hedge.why, HedgeWhy::Established | HedgeWhy::NetworkChanged);
+                self.end_hedge(now);
+                if is_alarm {
+                    self.scares.add(now);
+                }
+                self.replay(route, LATEST, Duration::MAX);
+            } else {
+                hedge.elsewhere.get_or_insert(now);
+            }
         }
         self.decide(now);
+    }
+
+    fn end_hedge(&mut self, now: Instant) {
+        self.hedge = None;
+        self.outputs.push_back(Output::Unhedged);
+        self.tell_plan(now);
     }
 
     /// Leaves the selected route if it has been silent for long enough while another one answered.
@@ -210,13 +303,19 @@ impl Paths {
         let proven = self.selected_route().is_some_and(Route::is_proven);
         if let Some(route) = self.selected.and_then(|id| self.routes.get_mut(&id)) {
             route.die(now);
+            self.outputs.push_back(Output::Down { route: route.id });
         }
+        self.scares = Scares::default();
         self.select(to, if proven { Why::Silent } else { Why::Unproven }, now);
     }
 
+    /// When the silence of the selected route decides: after its patience and the slack, and not before another route
+    /// has answered for as long as the slack. Where a line that all routes share was out for a while, the first answer
+    /// after it is as likely to come by one route as by the other.
     fn decision_at(&self) -> Option<Instant> {
-        let since = self.hedge.as_ref()?.since;
-        Some(since + self.selected_route()?.patience() + SLACK)
+        let hedge = self.hedge.as_ref()?;
+        let waited = hedge.since + self.selected_route()?.patience() + SLACK;
+        Some(hedge.elsewhere.map_or(waited, |heard| waited.max(heard + SLACK)))
     }
 
     /// The best of the other routes that have answered a ping sent since the hedge began.

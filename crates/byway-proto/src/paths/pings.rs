@@ -112,7 +112,9 @@ impl Paths {
             if route.misses > 0 {
                 return Some((last + LOST_SPACING, "ping after a lost one"));
             }
-            return while_busy(SELECTED_SPACING, "ping of the selected route").or(kept_warm);
+            // a rival is measured as often: the older measure of two would lose by its age
+            let spacing = if self.is_rivalled() { BETTER_SPACING } else { SELECTED_SPACING };
+            return while_busy(spacing, "ping of the selected route").or(kept_warm);
         }
         let wanted = if route.standing.dead {
             while_busy(dead_spacing(route.standing.tries), "ping of a dead route")
@@ -126,6 +128,13 @@ impl Paths {
         wanted.or(kept_warm.filter(|_| standby == Some(route.id)))
     }
 
+    /// Whether a living route seems better than the selected one.
+    fn is_rivalled(&self) -> bool {
+        let rivals =
+            |selected: &Route| self.routes.values().any(|route| !route.standing.dead && route.rivals(selected));
+        self.selected_route().is_some_and(rivals)
+    }
+
     /// Whether QUIC has sent anything of late.
     pub(super) fn is_busy(&self, now: Instant) -> bool {
         self.last_sent.is_some_and(|sent| now <= sent + BUSY_FOR)
@@ -133,6 +142,12 @@ impl Paths {
 
     /// A ping came in: a route that we do not rely on may do after all.
     pub(super) fn ping_back(&mut self, route: RouteId, now: Instant) {
+        if let Some(route) = self.routes.get_mut(&route) {
+            route.peer.heard = Some(now);
+            if !route.is_proven() && !route.trusted {
+                route.peer.asked.get_or_insert(now);
+            }
+        }
         let Some(known) = self.routes.get_mut(&route).filter(|route| !route.is_proven() || route.standing.dead) else {
             return;
         };

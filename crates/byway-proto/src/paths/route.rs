@@ -35,14 +35,17 @@ pub(super) const ROW_SPAN: Duration = Duration::from_secs(2);
 /// than the keep-alive spacing, so that a return needs no traffic.
 const ROW_GAP: Duration = Duration::from_secs(30);
 
-/// How long a route that died while selected must wait for its return, doubled with every further death.
+/// How long a route that the connection has left must wait for its return, doubled with every further time.
 const BAR: Duration = Duration::from_secs(2);
 
 /// The most doublings of [`BAR`]: two minutes keep a flapping route below one switch a minute.
 const MAX_FLAPS: u32 = 7;
 
-/// So long as the selected route, and one earlier death is forgiven.
+/// So long as the selected route, and one earlier leave is forgiven.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+
+/// Pings closer together are one sample of the route's loss: a hedge's burst is lost or answered as one.
+const SAMPLE_SPACING: Duration = Duration::from_millis(200);
 
 /// How often a padded ping is tried: with 3 % loss each way, a route that carries it is missed once in 5,000.
 const MTU_TRIES: u8 = 3;
@@ -57,20 +60,38 @@ pub(super) struct Route {
     pub(super) kind: RouteKind,
     pub(super) trusted: bool,
     pub(super) added: Instant,
+    pub(super) peer: Presence,
     /// The latest scheduled or hedged ping; padded ones apart.
     pub(super) last_ping: Option<Instant>,
     pub(super) proven_since: Option<Instant>,
     /// When the latest ping that was answered had left.
     pub(super) proof: Option<Instant>,
     pub(super) srtt: Option<Duration>,
-    /// Smoothed share of lost pings, in thousandths.
-    pub(super) loss: u16,
+    pub(super) tally: Tally,
     /// Unanswered pings in a row.
     pub(super) misses: u32,
     pub(super) row: Row,
     pub(super) standing: Standing,
     pub(super) mtu: MtuProbe,
     pings: VecDeque<Ping>,
+}
+
+/// Where the peer is.
+#[derive(Debug, Default)]
+pub(super) struct Presence {
+    /// When it was last heard on the route, as far as is known.
+    pub(super) heard: Option<Instant>,
+    /// When its first ping came by the route, if that is how the route came to be.
+    pub(super) asked: Option<Instant>,
+}
+
+/// Lost pings.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Their smoothed share, in thousandths.
+    pub(super) loss: u16,
+    /// When the latest ping that counts left.
+    latest: Option<Instant>,
 }
 
 /// Pongs in a row.
@@ -87,7 +108,7 @@ pub(super) struct Standing {
     pub(super) dead: bool,
     /// Pings sent to see whether a dead route answers again.
     pub(super) tries: u32,
-    /// Deaths while selected that are not forgiven yet.
+    /// How often the connection has left it, as far as that is not forgiven yet.
     pub(super) flaps: u32,
     /// No return before this.
     pub(super) barred: Instant,
@@ -107,6 +128,8 @@ struct Ping {
     txid: u64,
     sent: Instant,
     padded: bool,
+    /// Whether its fate is one sample of the route's loss.
+    counts: bool,
     /// Counted as lost; kept for the round-trip time that a late answer tells.
     overdue: bool,
 }
@@ -129,11 +152,12 @@ impl Route {
             kind,
             trusted,
             added: now,
+            peer: Presence::default(),
             last_ping: None,
             proven_since: None,
             proof: None,
             srtt: None,
-            loss: 0,
+            tally: Tally::default(),
             misses: 0,
             row: Row::default(),
             standing: Standing::default(),
@@ -157,7 +181,14 @@ impl Route {
     }
 
     pub(super) fn score(&self) -> Score {
-        Score { kind: self.kind, loss: Loss::of(self.loss), delay: Delay::of(self.rtt()) }
+        self.score_with(0, Duration::ZERO)
+    }
+
+    /// The score with more loss and a longer round trip than was measured.
+    fn score_with(&self, loss: u16, rtt: Duration) -> Score {
+        let relayed = if self.kind == RouteKind::Relay { self.rtt() / 2 + RELAY_HANDICAP } else { Duration::ZERO };
+        let delay = Delay::of(self.rtt() + relayed + rtt);
+        Score { loss: Loss::of(self.tally.loss.saturating_add(loss)), delay, kind: self.kind }
     }
 
     /// Notes that a probe from before the route's time came back after `rtt`.
@@ -173,12 +204,7 @@ impl Route {
     ///
     /// The handicap is the hysteresis: of two routes with like measures, neither is better by this rule.
     pub(super) fn rivals(&self, selected: &Route) -> bool {
-        let handicapped = Score {
-            kind: self.kind,
-            loss: Loss::of(self.loss.saturating_add(LOSS_HANDICAP)),
-            delay: Delay::of(self.rtt() * 3 / 2),
-        };
-        handicapped < selected.score()
+        self.score_with(LOSS_HANDICAP, self.rtt() / 2) < selected.score()
     }
 
     /// Notes that a ping leaves.
@@ -186,7 +212,11 @@ impl Route {
         if self.pings.len() >= MAX_PINGS {
             self.pings.pop_front().into_iter().for_each(|ping| self.lose(&ping));
         }
-        self.pings.push_back(Ping { txid, sent: now, padded, overdue: false });
+        let counts = !padded && self.tally.latest.is_none_or(|latest| now.since(latest) >= SAMPLE_SPACING);
+        if counts {
+            self.tally.latest = Some(now);
+        }
+        self.pings.push_back(Ping { txid, sent: now, padded, counts, overdue: false });
         if padded {
             self.mtu.tries += 1;
             self.mtu.last = now;
@@ -236,11 +266,12 @@ impl Route {
         if self.standing.dead {
             // what was lost while it was dead says nothing about the route that came back
             self.standing.dead = false;
-            self.loss = 0;
+            self.tally.loss = 0;
             self.row.pongs = 0;
-        } else if !ping.overdue && !ping.padded {
-            self.loss -= self.loss / LOSS_WEIGHT;
+        } else if !ping.overdue && ping.counts {
+            self.tally.loss -= self.tally.loss / LOSS_WEIGHT;
         }
+        self.peer.heard = Some(now);
         self.standing.tries = 0;
         self.misses = 0;
         self.row.extend(now);
@@ -262,23 +293,30 @@ impl Route {
         self.standing.tries = 0;
     }
 
-    /// Notes that the route died while it carried the connection; every death bars its return for longer.
+    /// Notes that the route died while it carried the connection.
     pub(super) fn die(&mut self, now: Instant) {
-        let lived = now.since(self.standing.selected_at);
-        let forgiven = u32::try_from(lived.as_secs() / FORGIVEN_AFTER.as_secs()).unwrap_or(u32::MAX);
-        self.standing.flaps = (self.standing.flaps.saturating_sub(forgiven) + 1).min(MAX_FLAPS);
-        self.standing.barred = now + BAR * (1 << (self.standing.flaps - 1));
+        self.leave(now);
         self.standing.dead = true;
         self.standing.tries = 0;
         self.row.pongs = 0;
     }
 
-    /// Gives up relying on a standby that leaves its pings unanswered.
-    pub(super) fn bury(&mut self) {
-        if self.is_proven() && self.misses >= MISSES_TO_DEATH && !self.standing.dead {
+    /// Notes that the connection leaves the route, which bars its return; every time for longer.
+    pub(super) fn leave(&mut self, now: Instant) {
+        let lived = now.since(self.standing.selected_at);
+        let forgiven = u32::try_from(lived.as_secs() / FORGIVEN_AFTER.as_secs()).unwrap_or(u32::MAX);
+        self.standing.flaps = (self.standing.flaps.saturating_sub(forgiven) + 1).min(MAX_FLAPS);
+        self.standing.barred = now + BAR * (1 << (self.standing.flaps - 1));
+    }
+
+    /// Gives up relying on a standby that leaves its pings unanswered; whether it has just done so.
+    pub(super) fn bury(&mut self) -> bool {
+        let dies = self.is_proven() && self.misses >= MISSES_TO_DEATH && !self.standing.dead;
+        if dies {
             self.standing.dead = true;
             self.standing.tries = 0;
         }
+        dies
     }
 
     /// Whether as many pings in a row went unanswered as make a standby count as dead.
@@ -296,7 +334,9 @@ impl Route {
         if ping.overdue || ping.padded {
             return; // counted already; or lost for its size, which says nothing about the route
         }
-        self.loss += (1000 - self.loss.min(1000)) / LOSS_WEIGHT;
+        if ping.counts {
+            self.tally.loss += (1000 - self.tally.loss.min(1000)) / LOSS_WEIGHT;
+        }
         self.misses = self.misses.saturating_add(1);
         self.row.pongs = 0;
     }
@@ -313,13 +353,17 @@ impl Row {
     }
 }
 
-/// How good a route is, best first: the kind decides, then loss, then delay.
+/// How good a route is, best first: loss decides, then delay, then the kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Score {
-    kind: RouteKind,
     loss: Loss,
     delay: Delay,
+    kind: RouteKind,
 }
+
+/// What a relay's round trip is raised by before it is compared: a direct path costs nobody anything and shows nobody who
+/// talks to whom, so that it may be slower, but not twice as slow.
+const RELAY_HANDICAP: Duration = Duration::from_millis(50);
 
 /// How many pings of a hundred are lost, there and back; best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -335,14 +379,15 @@ enum Loss {
 /// The inverse weight of one ping in the smoothed loss: sixteen seconds of a busy route's pings.
 const LOSS_WEIGHT: u16 = 16;
 
-/// What a rival's loss is raised by before it is compared, in thousandths: more than the smoothed loss strays at 3 %.
-const LOSS_HANDICAP: u16 = 100;
+/// What a rival's loss is raised by before it is compared, in thousandths. Four links of 3 % each lose 115, and the smoothed
+/// figure strays by 56: both must stray by two and more at once for a false comparison.
+const LOSS_HANDICAP: u16 = 200;
 
 impl Loss {
     fn of(thousandths: u16) -> Self {
         match thousandths {
-            0..150 => Loss::Low,
-            150..500 => Loss::High,
+            0..300 => Loss::Low,
+            300..600 => Loss::High,
             _ => Loss::Severe,
         }
     }
@@ -375,14 +420,19 @@ mod tests {
     }
 
     #[test]
-    fn kind_outweighs_delay_and_like_delays_do_not_rival() {
+    fn a_relay_rivals_a_direct_path_only_where_it_is_far_better_and_like_delays_do_not_rival() {
         let near = answering(RouteKind::Direct, 30);
         let twin = answering(RouteKind::Direct, 34);
-        let far = answering(RouteKind::Direct, 200);
+        let far = answering(RouteKind::Direct, 500);
         let relay = answering(RouteKind::Relay, 2);
-        assert!(far.rivals(&relay) && !relay.rivals(&far));
+        let alike = answering(RouteKind::Relay, 30);
+        assert!(relay.rivals(&far) && !far.rivals(&relay));
         assert!(near.rivals(&far) && !far.rivals(&near));
+        assert!(near.rivals(&alike) && !relay.rivals(&near) && !alike.rivals(&near));
         assert!(!near.rivals(&twin) && !twin.rivals(&near));
+        let mut lossy = answering(RouteKind::Direct, 30);
+        lossy.tally.loss = 310;
+        assert!(alike.rivals(&lossy) && !lossy.rivals(&alike));
     }
 
     #[test]
@@ -438,6 +488,6 @@ mod tests {
         assert_eq!(now, at(2_050));
         assert_eq!(route.next_mtu_probe(), None);
         route.expire(at(9_000));
-        assert_eq!((route.loss, route.misses), (0, 0));
+        assert_eq!((route.tally.loss, route.misses), (0, 0));
     }
 }

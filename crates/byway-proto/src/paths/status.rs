@@ -47,7 +47,7 @@ impl Paths {
             route: route.id,
             kind: route.kind,
             srtt: route.srtt,
-            loss: route.loss,
+            loss: route.tally.loss,
             proven_since: route.proven_since,
             last_proof: route.proof,
             alive: route.is_proven() && !route.standing.dead,
@@ -88,7 +88,7 @@ impl Paths {
         if barred.is_zero() {
             format!("better, has to last: {} of {ROW_PONGS} pongs in a row", route.row.pongs.min(ROW_PONGS))
         } else {
-            format!("better, but barred for {} s: it died {} times of late", barred.as_secs(), route.standing.flaps)
+            format!("better, but barred for {} s: it was left {} times of late", barred.as_secs(), route.standing.flaps)
         }
     }
 }

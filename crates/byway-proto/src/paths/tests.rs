@@ -84,6 +84,120 @@ fn switch_waits_for_patience_and_slack_and_is_dated_at_the_hedge() {
 }
 
 #[test]
+fn first_answer_elsewhere_is_given_time_for_the_selected_route_to_answer_too() {
+    let mut one = Driven::established();
+    one.silence();
+    let mut hedge = vec![];
+    for _ in 0..5 {
+        hedge = one.next(); // a line that both routes share is out for as long as a death takes to decide
+    }
+    one.wait(100);
+    one.pong(&hedge, B);
+    one.wait(40);
+    assert_eq!(one.paths.selected(), Some(A), "the answer by the other route was merely the first");
+    assert!(one.pong(&hedge, A).contains(&Output::Unhedged));
+}
+
+#[test]
+fn after_a_false_alarm_the_next_hedge_asks_before_it_copies() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    one.wait(60);
+    one.pong(&hedge, A);
+    one.wait(1_000);
+    let asks = one.silence();
+    let began = one.now;
+    assert_eq!((pinged(&asks), one.paths.plan()), (vec![A, B], Plan::One(A)));
+    assert!(!asks.iter().any(|output| matches!(output, Output::Replay { .. })));
+    let copies = loop {
+        let outputs = one.next();
+        if matches!(one.paths.plan(), Plan::Several(_)) {
+            break outputs;
+        }
+    };
+    assert!((ms(100)..ms(200)).contains(&one.now.since(began)), "{:?}", one.now.since(began));
+    assert!(copies.iter().any(|output| matches!(output, Output::Replay { route: B, last: usize::MAX, .. })));
+    while !one.next().iter().any(|output| matches!(output, Output::Ping { route: A, .. })) {}
+    let (route, txid) = *one.pings.iter().rev().find(|(route, _)| *route == A).unwrap();
+    one.wait(100);
+    one.input(Input::Pong { route, txid });
+    one.wait(130_000);
+    one.silence();
+    assert!(matches!(one.paths.plan(), Plan::Several(_)), "old alarms are forgotten");
+}
+
+#[test]
+fn peer_that_pings_from_a_new_address_and_is_silent_at_the_old_one_is_followed_at_once() {
+    let moved = RouteId(4);
+    let add = Input::Add { route: moved, kind: RouteKind::Direct, trusted: false, rtt: None };
+    for heard_at_the_old_one in [false, true] {
+        let mut one = Driven::established();
+        one.wait(5_000);
+        one.input(add.clone());
+        let asked = one.input(Input::Ping { route: moved, doubt: false });
+        let asked = if pinged(&asked).is_empty() { one.next() } else { asked };
+        one.wait(50);
+        if heard_at_the_old_one {
+            one.sample(Sample { heard: vec![(A, one.now)], ..Sample::default() });
+        }
+        one.wait(50);
+        let (_, txid) = *one.pings.iter().rev().find(|(route, _)| *route == moved).unwrap();
+        let outputs = one.input(Input::Pong { route: moved, txid });
+        let followed =
+            outputs.contains(&Output::Selected { from: Some(A), to: moved, why: Why::Moved, hedge_began: None });
+        assert_eq!(followed, !heard_at_the_old_one, "{asked:?} {outputs:?}");
+    }
+}
+
+#[test]
+fn change_of_network_doubts_every_route_at_once_although_all_was_well() {
+    let mut one = Driven::established();
+    let outputs = one.input(Input::NetworkChanged);
+    assert!(outputs.contains(&Output::Hedged(HedgeWhy::NetworkChanged)));
+    assert!([A, B].iter().all(|route| pinged(&outputs).contains(route)));
+    assert!(matches!(one.paths.plan(), Plan::Several(_)));
+    for _ in 0..20 {
+        one.next();
+    }
+    assert!(pinged(&one.input(Input::NetworkChanged)).contains(&B), "a second change begins anew");
+}
+
+#[test]
+fn silence_of_all_routes_is_told_and_so_is_its_end() {
+    let mut one = Driven::established();
+    one.silence();
+    let began = one.now;
+    let mut told = None;
+    let mut last = vec![];
+    while told.is_none() {
+        last = one.next();
+        told = last.iter().find(|output| matches!(output, Output::Stalled { .. })).cloned();
+    }
+    assert_eq!(told, Some(Output::Stalled { since: began }));
+    assert!((STALLED_AFTER..STALLED_AFTER + ms(600)).contains(&one.now.since(began)));
+    while pinged(&last).is_empty() {
+        last = one.next();
+    }
+    one.wait(60);
+    assert!(one.pong(&last, B).contains(&Output::Resumed));
+}
+
+#[test]
+fn routes_that_come_and_go_are_told() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    one.wait(60);
+    one.pong(&hedge, B);
+    while one.paths.selected() == Some(A) {
+        let outputs = one.next();
+        assert_eq!(one.paths.selected() == Some(B), outputs.contains(&Output::Down { route: A }));
+    }
+    one.wait(1_000);
+    let (_, txid) = *one.pings.iter().rev().find(|(route, _)| *route == A).unwrap();
+    assert!(one.input(Input::Pong { route: A, txid }).contains(&Output::Up { route: A }));
+}
+
+#[test]
 fn unanswered_tiny_datagrams_are_asked_about_before_a_hedge() {
     let mut one = Driven::established();
     let mark = Sample { unanswered_small: Some(one.now), ..Sample::default() };
@@ -285,6 +399,7 @@ enum Step {
     /// Answers one of the latest pings.
     Pong(usize),
     StrayPong(u8, u64),
+    NetworkChanged,
     Ping(u8, bool),
     /// A sample after some time: marks and the last send that much earlier, in milliseconds.
     Sample {
@@ -310,6 +425,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => route().prop_map(Step::Establish),
         6 => (0..20usize).prop_map(Step::Pong),
         1 => (route(), any::<u64>()).prop_map(|(route, txid)| Step::StrayPong(route, txid)),
+        1 => Just(Step::NetworkChanged),
         3 => (route(), any::<bool>()).prop_map(|(route, doubt)| Step::Ping(route, doubt)),
         4 => (0..4_000u64, ago(), ago(), ago(), route())
             .prop_map(|(after, large, small, sent, heard)| Step::Sample { after, large, small, sent, heard }),
@@ -348,6 +464,7 @@ struct Driven {
     plan: Plan,
     selected: Option<RouteId>,
     hedging: bool,
+    stalled: bool,
     pings: Vec<(RouteId, u64)>,
 }
 
@@ -361,6 +478,7 @@ impl Driven {
             plan: Plan::All,
             selected: None,
             hedging: false,
+            stalled: false,
             pings: vec![],
         }
     }
@@ -446,6 +564,9 @@ impl Driven {
                 Output::Replay { route, .. } | Output::MtuProven { route } => {
                     assert!(self.routes.contains(route));
                 }
+                Output::Stalled { .. } => assert!(!core::mem::replace(&mut self.stalled, true)),
+                Output::Resumed => assert!(core::mem::replace(&mut self.stalled, false)),
+                Output::Up { route } | Output::Down { route } => assert!(self.routes.contains(route)),
                 Output::ClearUnanswered => {}
             }
         }
@@ -488,6 +609,7 @@ impl Driven {
                 }
             }
             Step::StrayPong(route, txid) => _ = self.input(Input::Pong { route: RouteId(route), txid }),
+            Step::NetworkChanged => _ = self.input(Input::NetworkChanged),
             Step::Ping(route, doubt) => _ = self.input(Input::Ping { route: RouteId(route), doubt }),
             Step::Sample { after, large, small, sent, heard } => {
                 self.wait(after);

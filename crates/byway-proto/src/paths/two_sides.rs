@@ -489,6 +489,7 @@ impl Pair {
             Output::Selected { from, why, .. } => side.switches.push((self.now, from, why)),
             Output::Hedged(_) => side.hedges += 1,
             Output::Unhedged | Output::MtuProven { .. } => {}
+            Output::Stalled { .. } | Output::Resumed | Output::Up { .. } | Output::Down { .. } => {}
             Output::Drop { route, .. } => side.routes = side.routes.iter().filter(|known| *known != route).collect(),
         }
     }

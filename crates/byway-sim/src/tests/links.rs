@@ -156,8 +156,9 @@ fn renumbered_host_answers_at_its_new_address_only() {
         let (a, b) = (world.host("a"), world.host("b"));
         let (at_a, at_b) = (bind(&a, 1), bind(&b, 1));
         let net = b.net();
+        let changed = net.changed();
         let (old, new) = (at(&b, 1), (b.renumber(), 1).into());
-        net.changed().await;
+        changed.await;
         assert!(net.interfaces().iter().any(|interface| interface.ip == b.addr()));
         at_a.send_to(b"x", old).unwrap();
         assert_eq!(next(&at_b).await, None);

@@ -3,9 +3,9 @@
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use byway_proto::{
-    Instant,
+    Instant, PeerId,
     nat::SocketId,
-    paths::{HedgeWhy, Input, Output, Paths, Plan, RouteId, RouteKind},
+    paths::{DropWhy, HedgeWhy, Input, Output, Paths, Plan, RouteId, RouteKind},
     wire::probe::{self, Probe, ProbeKey, ProbeKind, ReplayWindow},
 };
 use tokio::sync::oneshot;
@@ -13,7 +13,8 @@ use tracing::debug;
 
 use super::{PingReport, Up, added, kind_of};
 use crate::{
-    event::PathKind,
+    config::WallClock,
+    event::{Event, PathKind},
     metrics::Dropped,
     net::{
         mux::{ControlDatagram, Mux},
@@ -37,16 +38,20 @@ const RING_LIFE: Duration = Duration::from_secs(5);
 pub(super) struct AgentPeer {
     pub(super) track: Arc<Track>,
     pub(super) key: ProbeKey,
-    pub(super) told: Option<byway_proto::PeerId>,
+    pub(super) told: Option<PeerId>,
     /// The timer that is set for this peer.
     pub(super) timer: Instant,
-    /// The relay through which nothing is heard any more, until the agent has taken notice.
-    pub(super) silent_relay: Option<SocketAddr>,
+    /// The relays on the way to a peer that is in doubt, until the agent has taken notice.
+    pub(super) silent_relays: Vec<SocketAddr>,
     /// A pong by a way that is no route, until the agent has taken notice.
     pub(super) stray_pong: Option<(Via, u64)>,
+    /// What users are told, until the agent has told it.
+    pub(super) events: Vec<Event>,
     /// Sockets whose routes were dropped, until the agent has taken notice.
     pub(super) unused: Vec<SocketId>,
     relayed: bool,
+    /// Since when no route answers, if users were told so.
+    stalled: Option<Instant>,
     paths: Paths,
     window: ReplayWindow,
     seq: u64,
@@ -62,8 +67,10 @@ impl AgentPeer {
             track: up.track,
             told: up.told,
             timer: Instant::START,
-            silent_relay: None,
+            silent_relays: Vec::new(),
             stray_pong: None,
+            events: Vec::new(),
+            stalled: None,
             unused: Vec::new(),
             relayed: up.relayed,
             window: ReplayWindow::new(),
@@ -163,6 +170,11 @@ impl AgentPeer {
         }
     }
 
+    /// The network may be another one, or this machine has slept: every route is asked at once.
+    pub(super) fn network_changed(&mut self, now: Instant) {
+        self.paths.handle_input(Input::NetworkChanged, now);
+    }
+
     /// Takes a probe in, if it is authentic and new.
     pub(super) fn probe(&mut self, mux: &Mux, datagram: &ControlDatagram, now: Instant) {
         let decoded = probe::decode(&datagram.bytes, &self.key).ok();
@@ -195,6 +207,9 @@ impl AgentPeer {
                     return;
                 };
                 self.answer_user(txid, route, now);
+                if !self.paths.proven().contains(route) {
+                    self.sample(now); // whether the peer has moved here depends on what was heard elsewhere
+                }
                 self.paths.handle_input(Input::Pong { route, txid }, now);
                 // Only a pong to a ping of ours proves a route: a peer must not prove a forged source.
                 if self.paths.proven().contains(route) && self.track.prove(route) {
@@ -230,7 +245,7 @@ impl AgentPeer {
     }
 
     /// Does what the machine decided; the kind of path, if another one carries the connection now.
-    pub(super) fn carry_out(&mut self, mux: &Mux) -> Option<PathKind> {
+    pub(super) fn carry_out(&mut self, mux: &Mux, clock: &WallClock) -> Option<PathKind> {
         let mut changed = None;
         while let Some(output) = self.paths.poll_output() {
             match output {
@@ -251,44 +266,74 @@ impl AgentPeer {
                         self.track.line.select(via, hedge_began.unwrap_or_else(|| mux.now()));
                     }
                     self.track.moved.notify_one();
-                    changed = self.selected(from, to);
+                    changed = self.selected(from, to).or(changed);
                     debug!(alias = %self.track.alias(), %why, path = ?changed, "route selected");
+                    self.tell(to, |peer, path, remote| Event::PathBest { peer, path, remote, why: why.to_string() });
                 }
                 Output::Hedged(why) => {
                     debug!(alias = %self.track.alias(), %why, "hedging");
-                    if why != HedgeWhy::Established && self.told.is_none() {
-                        self.track.silent.set(true);
-                    }
-                    if why != HedgeWhy::Established
-                        && let Some(Via::Relay(relay, _)) = self.track.via()
-                    {
-                        self.silent_relay = Some(relay);
+                    if why != HedgeWhy::Established {
+                        self.silent_relays = self.relays();
+                        self.set_silent(true);
                     }
                 }
                 Output::Unhedged => {
                     debug!(alias = %self.track.alias(), "no longer hedging");
-                    if self.told.is_none() {
-                        self.track.silent.set(false);
-                    }
+                    self.set_silent(false);
+                }
+                Output::Up { route } => self.tell(route, |peer, path, remote| Event::PathUp { peer, path, remote }),
+                Output::Down { route } => {
+                    self.tell(route, |peer, path, remote| Event::PathDown { peer, path, remote });
+                }
+                Output::Stalled { since } => {
+                    self.stalled = Some(since);
+                    let since = clock.now() - mux.now().since(since);
+                    self.events.extend(self.told.map(|peer| Event::Stalled { peer, since }));
+                }
+                Output::Resumed => {
+                    let after = self.stalled.take().map_or(Duration::ZERO, |since| mux.now().since(since));
+                    self.events.extend(self.told.map(|peer| Event::Resumed { peer, after }));
                 }
                 Output::MtuProven { route } => {
                     if let Some(slot) = self.track.lock().slot_mut(route) {
                         slot.mtu = MAX_MTU;
                     }
                 }
-                Output::Drop { route, why } => {
-                    debug!(alias = %self.track.alias(), %why, "route dropped");
-                    let via = self.track.lock().slot(route).map(|slot| slot.via);
-                    self.track.lock().remove(route);
-                    if let Some(via) = via {
-                        mux.routes.forget_route(via, &self.track);
-                        self.unused.push(via.socket());
-                    }
-                }
+                Output::Drop { route, why } => self.drop_route(mux, route, why),
             }
         }
         self.track.lock().watched = self.paths.watching();
         changed
+    }
+
+    fn drop_route(&mut self, mux: &Mux, route: RouteId, why: DropWhy) {
+        debug!(alias = %self.track.alias(), %why, "route dropped");
+        let via = self.track.lock().slot(route).map(|slot| slot.via);
+        self.track.lock().remove(route);
+        if let Some(via) = via {
+            mux.routes.forget_route(via, &self.track);
+            self.unused.push(via.socket());
+        }
+    }
+
+    /// Tells users of a route, if the peer is one whose routes are told.
+    fn tell(&mut self, route: RouteId, event: impl FnOnce(PeerId, PathKind, SocketAddr) -> Event) {
+        let via = self.track.lock().slot(route).map(|slot| slot.via);
+        if let (Some(peer), Some(via)) = (self.told, via) {
+            self.events.push(event(peer, kind_of(via).into(), via.remote()));
+        }
+    }
+
+    /// Tells whoever uses a relay whether it is in doubt.
+    fn set_silent(&self, silent: bool) {
+        if self.told.is_none() {
+            self.track.silent.set(silent);
+        }
+    }
+
+    /// The relays that lead to the peer.
+    fn relays(&self) -> Vec<SocketAddr> {
+        self.track.vias().into_iter().filter(|via| via.is_relay()).map(Via::remote).collect()
     }
 
     fn apply(&mut self, plan: Plan) {

@@ -95,8 +95,8 @@ impl Net for Os {
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {
+        let before = self.interfaces(); // now, not at the first poll: a change between the two would be missed
         Box::pin(async move {
-            let before = self.interfaces();
             loop {
                 tokio::time::sleep(INTERFACE_POLL).await;
                 if self.interfaces() != before {

@@ -211,7 +211,7 @@ impl Scene {
         let (mut events, log, world) = (node.events(), self.logs[side].clone(), self.world.clone());
         self.tasks.push(tokio::spawn(async move {
             while let Some(event) = events.recv().await {
-                if let Event::PathChanged { path, .. } = event {
+                if let Event::PathBest { path, .. } = event {
                     log.lock().paths.push((world.elapsed(), path));
                 }
             }

@@ -1,5 +1,7 @@
 //! The sockets of routes, without a peer at the other end.
 
+use std::time::SystemTime;
+
 use byway_proto::{
     gate::{Gate, GateConfig},
     nat::AgentConfig,
@@ -10,6 +12,7 @@ use byway_proto::{
 use super::*;
 use crate::{
     agent::Up,
+    config::WallClock,
     event::Events,
     net::{
         UdpSocket,
@@ -28,7 +31,9 @@ fn agent() -> Agent {
     let (mux, _) = Mux::new(Sockets::new(None, None), routes, gate, Clock::start(), Welcome::Nobody);
     let machine = nat::Agent::new(AgentConfig::default(), &[1; 32], mux.now());
     let traversal = Traversal::new(machine, Arc::new(Os), SwitchRef::new().0, Arc::default());
-    Agent { mux, events: Events::default(), seed: [1; 32], peers: BTreeMap::new(), timers: BTreeSet::new(), traversal }
+    let (clock, looked) = (WallClock::default(), (SystemTime::UNIX_EPOCH, Instant::START));
+    let (peers, timers) = (BTreeMap::new(), BTreeSet::new());
+    Agent { mux, events: Events::default(), seed: [1; 32], peers, timers, traversal, clock, looked }
 }
 
 fn socket() -> Arc<dyn UdpSocket> {
