@@ -1,5 +1,6 @@
 //! The simulator's tables in their short forms: at scale, one seed gives one hash in two processes and another seed
-//! another; every pair of NATs comes to what a few dials must show; bulk keeps bad lines full.
+//! another; every pair of NATs comes to what a few dials must show; bulk keeps bad lines full; a path's death is a pause,
+//! and where nothing dies nothing switches.
 
 use serde_json::Value;
 
@@ -16,8 +17,8 @@ const DIALS: u64 = 5;
 /// Lines of the wan table in its short form: loss, reordering, a short queue, and CUBIC beside the flow.
 const LINES: [&str; 4] = ["loss-3", "jitter-2", "shallow", "vs-cubic-50"];
 
-/// Runs the scale table three times, the matrix, the wan table and the soak; `--nodes N` runs the first alone in another size,
-/// and with it lifts the time limit.
+/// Runs the scale table three times, the matrix, the wan table, failovers and the soak; `--nodes N` runs the first alone in
+/// another size, and with it lifts the time limit.
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     let nodes = match args {
         [] => NODES,
@@ -40,7 +41,16 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     }
     matrix()?;
     wan()?;
+    failover()?;
     soak()
+}
+
+/// Deaths that do not hang on congestion control, and ten minutes each of lines on which nothing dies.
+fn failover() -> Result<(), Stop> {
+    let cases = ["death-pingpong", "idle-death", "no-death-loss-1", "no-death-jitter-5", "no-death-idle", "flap"];
+    let cases: String = cases.iter().map(|case| format!(" --case {case}")).collect();
+    let args = format!("run --release -p byway-sim -- failover --runs 2 --seed 1 --json --check{cases}");
+    command::pass(&mut command::cargo(&args))
 }
 
 /// Six hours of ten nodes, in which no connection may be lost.
