@@ -45,9 +45,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     soak()
 }
 
-/// Deaths that do not hang on congestion control, and ten minutes each of lines on which nothing dies.
+/// Deaths, a smaller line, and ten minutes each of a quiet line and of a bad one.
 fn failover() -> Result<(), Stop> {
-    let cases = ["death-pingpong", "idle-death", "no-death-loss-1", "no-death-jitter-5", "no-death-idle", "flap"];
+    let cases = ["death-up", "death-pingpong", "one-way-down", "idle-death", "mtu", "no-death-idle", "flap"];
     let cases: String = cases.iter().map(|case| format!(" --case {case}")).collect();
     let args = format!("run --release -p byway-sim -- failover --runs 2 --seed 1 --json --check{cases}");
     command::pass(&mut command::cargo(&args))

@@ -32,6 +32,9 @@ const MIN_WINDOW: u64 = 256 << 10;
 /// What may sit inside QUIC while something urgent waits behind bulk: control and interactive queues are short.
 const URGENT_WINDOW: u64 = 64 << 20;
 
+/// A bulk lane that holds no more than this is no bulk now: its next bytes go past what others have inside QUIC.
+const SPARSE: usize = 4 << 10;
+
 /// Sends what the outbox holds until the connection or the outbox is closed.
 pub(crate) async fn run(connection: Connection, outbox: Arc<Outbox>, line: Arc<Line>) {
     let mut writer = Writer {
@@ -143,11 +146,13 @@ impl Writer {
         }
         let stripes = if lane.class == Class::Bulk { self.stripes } else { 1 };
         let mut progress = lane.poll(stripes, cx);
-        if matches!(progress, Progress::Blocked) && lane.class != Class::Bulk && self.window != URGENT_WINDOW {
-            // What is urgent must not wait for bulk that is inside QUIC already.
-            self.window = URGENT_WINDOW;
-            self.connection.set_send_window(self.window);
+        let held: usize = lane.held.iter().map(Bytes::len).sum();
+        if matches!(progress, Progress::Blocked) && (lane.class != Class::Bulk || held <= SPARSE) {
+            // What is urgent, or little, must not wait for bulk that is inside QUIC already, least of all where the line has
+            // just become another one; and bulk must not slip in behind it.
+            self.connection.set_send_window(URGENT_WINDOW);
             progress = lane.poll(stripes, cx);
+            self.connection.set_send_window(self.window);
         }
         match progress {
             Progress::Sent(bytes) => {
