@@ -29,6 +29,7 @@ mod network;
 mod node;
 mod pair;
 mod process;
+mod proxy;
 mod special;
 mod survey;
 mod traffic;
@@ -131,6 +132,7 @@ fn scenarios(options: &Options) -> Result<(), Stop> {
     let mut list: Vec<Scenario> = survey::scenarios();
     list.extend(pair::scenarios());
     list.extend(special::scenarios());
+    list.push(proxy::scenario());
     list.extend(lan::scenarios());
     list.extend(gateway::scenarios());
     list.extend(failover::scenarios());

@@ -1,6 +1,7 @@
 //! The configuration file: what a node is told once instead of at every start.
 
 pub(crate) mod nat;
+pub(crate) mod tls;
 
 use std::{
     collections::BTreeSet,
@@ -9,11 +10,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use byway::{Access, Config, HostAddr, Identity, PeerAddr, PeerId, RelayConfig, nat::AgentConfig};
+use byway::{Access, Config, HostAddr, Identity, PeerAddr, PeerId, RelayConfig, TlsConfig, nat::AgentConfig};
 use byway_proto::ticket::is_service_name;
 use serde::{Deserialize, Deserializer, de};
 
-use self::nat::{NatBudget, NatTable};
+use self::{
+    nat::{NatBudget, NatTable},
+    tls::TlsTable,
+};
 use crate::{args::ServerChoice, failure::Failure, store, target::Upstream};
 
 /// The UDP port of a relay that was told none: an operator opens it in a firewall before the first start.
@@ -55,6 +59,8 @@ pub(crate) struct FileConfig {
     /// For whom it relays if that is for friends.
     #[serde(deserialize_with = "friends")]
     pub(crate) friends: BTreeSet<PeerId>,
+    /// How relays are reached over TLS.
+    tls: TlsTable,
     /// What `byway up` serves.
     pub(crate) serve: Vec<Served>,
 }
@@ -115,14 +121,17 @@ impl FileConfig {
             Some(path) => path.to_owned(),
             None => usual()?,
         };
-        match fs::read_to_string(&path) {
-            Ok(text) => Self::parse(&text, &path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => Ok(FileConfig::default()),
-            Err(error) => Err(Failure::usage(format!(
-                "cannot read the configuration {}: {error}; name another with --config",
-                path.display()
-            ))),
-        }
+        let mut config = match fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text, &path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => FileConfig::default(),
+            Err(error) => {
+                let (path, hint) = (path.display(), "name another with --config");
+                return Err(Failure::usage(format!("cannot read the configuration {path}: {error}; {hint}")));
+            }
+        };
+        let dir = path.parent().unwrap_or(Path::new(""));
+        config.tls.read(dir).map_err(|why| Failure::usage(format!("configuration {}: {why}", path.display())))?;
+        Ok(config)
     }
 
     /// For whom a node relays, if it does; `usual` is what counts if the file does not say.
@@ -173,6 +182,7 @@ pub(crate) struct Settings {
     /// How direct paths are looked for.
     pub(crate) nat: AgentConfig,
     lan: Option<bool>,
+    tls: TlsConfig,
     /// The command is there to relay for others.
     pub(crate) relay: bool,
     /// For whom this node relays, if it does.
@@ -212,6 +222,7 @@ impl Settings {
             port_mapping: file.port_mapping,
             nat: file.nat.agent(file.nat_budget),
             lan: file.lan,
+            tls: file.tls.config.clone(),
             relay: false,
             access: file.access(RelayFor::Off),
         }
@@ -261,6 +272,7 @@ impl Settings {
         config.port_mapping = self.port_mapping.unwrap_or(config.port_mapping);
         config.nat.clone_from(&self.nat);
         config.lan = self.lan.unwrap_or(config.lan);
+        config.tls.clone_from(&self.tls);
         config
     }
 }
@@ -331,6 +343,7 @@ mod tests {
             stun = ["stun.example:3478", "192.0.2.9:3478"]
             port_mapping = false
             nat_budget = "low"
+            tls = {{ proxy = "http://proxy.example:3128", cert = "relay.pem", key = "relay.key", roots = "roots.pem" }}
             [nat]
             challenge_retries = 3
             challenge_interval_ms = 150

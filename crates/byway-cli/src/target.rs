@@ -13,7 +13,7 @@ impl Upstream {
     pub(crate) fn host_and_port(&self) -> (String, u16) {
         match &self.0 {
             HostAddr::Socket(addr) => (addr.ip().to_string(), addr.port()),
-            HostAddr::Name(name, port) => (name.clone(), *port),
+            HostAddr::Name(name, port) | HostAddr::Wss(name, port) => (name.clone(), *port),
         }
     }
 }

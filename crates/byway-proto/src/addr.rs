@@ -3,7 +3,12 @@
 pub mod candidate;
 pub mod interface;
 
-use alloc::{borrow::ToOwned, string::String, vec::Vec};
+use alloc::{
+    borrow::ToOwned,
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
 use core::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -22,8 +27,12 @@ pub const MAX_NAME_LEN: usize = 253;
 pub const MAX_SOCKET_ADDR_LEN: usize = 19;
 
 const FAMILY_NAME: u8 = 1;
+const FAMILY_WSS: u8 = 2;
 const FAMILY_IPV4: u8 = 4;
 const FAMILY_IPV6: u8 = 6;
+/// What precedes the name of a relay that shows a certificate for it.
+const WSS: &str = "wss://";
+
 const MAX_LABEL_LEN: usize = 63;
 
 /// A host and a port, by address or by name.
@@ -33,6 +42,9 @@ pub enum HostAddr {
     Socket(SocketAddr),
     /// A name to resolve (lower case, at most [`MAX_NAME_LEN`] bytes, as [`HostAddr::name`] checks) and a port.
     Name(String, u16),
+    /// A relay's name, as in [`HostAddr::Name`], and a TCP port where it shows a public certificate for that name; there it
+    /// is reached over TLS alone. As text `wss://name:port`.
+    Wss(String, u16),
 }
 
 impl HostAddr {
@@ -51,7 +63,23 @@ impl HostAddr {
     pub const fn socket_addr(&self) -> Option<SocketAddr> {
         match self {
             HostAddr::Socket(addr) => Some(*addr),
-            HostAddr::Name(..) => None,
+            HostAddr::Name(..) | HostAddr::Wss(..) => None,
+        }
+    }
+
+    /// The name for which the host has to show a public certificate, where that is how it proves itself.
+    pub fn tls_name(&self) -> Option<&str> {
+        match self {
+            HostAddr::Wss(name, _) => Some(name),
+            HostAddr::Socket(_) | HostAddr::Name(..) => None,
+        }
+    }
+
+    /// Host and port as HTTP writes them (RFC 9110 §7.2).
+    pub fn authority(&self) -> String {
+        match self {
+            HostAddr::Socket(addr) => addr.to_string(),
+            HostAddr::Name(name, port) | HostAddr::Wss(name, port) => format!("{name}:{port}"),
         }
     }
 
@@ -59,7 +87,7 @@ impl HostAddr {
     pub const fn port(&self) -> u16 {
         match self {
             HostAddr::Socket(addr) => addr.port(),
-            HostAddr::Name(_, port) => *port,
+            HostAddr::Name(_, port) | HostAddr::Wss(_, port) => *port,
         }
     }
 }
@@ -75,6 +103,7 @@ impl fmt::Display for HostAddr {
         match self {
             HostAddr::Socket(addr) => write!(f, "{addr}"),
             HostAddr::Name(name, port) => write!(f, "{name}:{port}"),
+            HostAddr::Wss(name, port) => write!(f, "{WSS}{name}:{port}"),
         }
     }
 }
@@ -84,6 +113,12 @@ impl FromStr for HostAddr {
 
     fn from_str(text: &str) -> Result<Self, ParseHostAddrError> {
         let text = text.trim();
+        if let Some(rest) = text.strip_prefix(WSS) {
+            return match rest.parse()? {
+                HostAddr::Name(name, port) => Ok(HostAddr::Wss(name, port)),
+                _ => Err(ParseHostAddrError::WssName(shortened(rest))),
+            };
+        }
         if let Ok(addr) = text.parse::<SocketAddr>() {
             return if addr.port() == 0 { Err(ParseHostAddrError::PortZero) } else { Ok(HostAddr::Socket(addr)) };
         }
@@ -112,6 +147,9 @@ pub enum ParseHostAddrError {
     /// The host is neither an address nor a name.
     #[error("{0:?} is neither an IP address nor a host name; correct it, an international name in its xn-- form")]
     Name(String),
+    /// A certificate is to be for an address, not a name.
+    #[error("wss://{0} needs a name, for a certificate is for one; without wss:// the relay's key is enough")]
+    WssName(String),
 }
 
 /// A peer and where it may be reached; relays are written this way too.
@@ -235,15 +273,16 @@ pub fn decode_socket_addr(bytes: &[u8]) -> Option<(SocketAddr, &[u8])> {
     Some((SocketAddr::new(ip, u16::from_be_bytes(*port)), rest))
 }
 
-/// Appends an address, or a name as family 1, length byte, name, port; `false` (nothing written) if the name is not valid.
+/// Appends an address, or a name as family 1 (2 for [`HostAddr::Wss`]), length byte, name, port; `false` (nothing written) if the name is not valid.
 pub fn encode_host_addr(addr: &HostAddr, out: &mut Vec<u8>) -> bool {
     match addr {
         HostAddr::Socket(addr) => encode_socket_addr(addr, out),
-        HostAddr::Name(name, port) => {
+        HostAddr::Name(name, port) | HostAddr::Wss(name, port) => {
+            let family = if addr.tls_name().is_some() { FAMILY_WSS } else { FAMILY_NAME };
             let (true, Ok(len)) = (is_host_name(name), u8::try_from(name.len())) else {
                 return false;
             };
-            out.extend([FAMILY_NAME, len]);
+            out.extend([family, len]);
             out.extend(name.to_ascii_lowercase().bytes());
             out.extend(port.to_be_bytes());
         }
@@ -253,13 +292,14 @@ pub fn encode_host_addr(addr: &HostAddr, out: &mut Vec<u8>) -> bool {
 
 /// Reads what [`encode_host_addr`] wrote; also returns the bytes after it.
 pub fn decode_host_addr(bytes: &[u8]) -> Option<(HostAddr, &[u8])> {
-    let Some(([FAMILY_NAME, len], rest)) = bytes.split_first_chunk::<2>() else {
+    let Some(([family @ (FAMILY_NAME | FAMILY_WSS), len], rest)) = bytes.split_first_chunk::<2>() else {
         return decode_socket_addr(bytes).map(|(addr, rest)| (HostAddr::Socket(addr), rest));
     };
     let (name, rest) = rest.split_at_checked(usize::from(*len))?;
     let (port, rest) = rest.split_first_chunk::<2>()?;
     let name = core::str::from_utf8(name).ok()?;
-    is_host_name(name).then(|| (HostAddr::Name(name.to_ascii_lowercase(), u16::from_be_bytes(*port)), rest))
+    let host = if *family == FAMILY_WSS { HostAddr::Wss } else { HostAddr::Name };
+    is_host_name(name).then(|| (host(name.to_ascii_lowercase(), u16::from_be_bytes(*port)), rest))
 }
 
 /// Whether `name` is a host name. One whose last label is a number is a mistyped IPv4 address (RFC 1123 §2.1).
@@ -286,7 +326,6 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::{format, string::ToString};
     use core::net::{Ipv6Addr, SocketAddrV6};
     use proptest::prelude::*;
 
@@ -301,8 +340,9 @@ mod tests {
     fn hosts() -> impl Strategy<Value = HostAddr> {
         prop_oneof![
             sockets().prop_map(HostAddr::Socket),
-            ("[a-z0-9]{1,20}(\\.[a-z0-9]{1,9}){0,3}\\.[a-z]{2,8}", 1..=u16::MAX)
-                .prop_map(|(name, port)| HostAddr::Name(name, port)),
+            ("[a-z0-9]{1,20}(\\.[a-z0-9]{1,9}){0,3}\\.[a-z]{2,8}", 1..=u16::MAX).prop_map(|(name, port)| {
+                if port % 2 == 0 { HostAddr::Name(name, port) } else { HostAddr::Wss(name, port) }
+            }),
         ]
     }
 
@@ -322,6 +362,10 @@ mod tests {
         let mut bytes = Vec::new();
         assert!(encode_host_addr(&"Relay.example:443".parse().unwrap(), &mut bytes));
         assert_eq!(bytes, b"\x01\x0drelay.example\x01\xbb");
+        bytes.clear();
+        assert!(encode_host_addr(&"wss://Relay.example:443".parse().unwrap(), &mut bytes));
+        assert_eq!(bytes, b"\x02\x0drelay.example\x01\xbb");
+        bytes.clear();
         assert!(!encode_host_addr(&HostAddr::Name("not a name".into(), 1), &mut bytes));
     }
 
@@ -344,9 +388,10 @@ mod tests {
 
     #[test]
     fn peer_addresses_mix_addresses_and_names() {
-        let text = format!("{}@192.0.2.1:4433,[2001:db8::1]:443,relay.example:7", id());
+        let text = format!("{}@192.0.2.1:4433,[2001:db8::1]:443,relay.example:7,wss://relay.example:443", id());
         let addr: PeerAddr = text.parse().unwrap();
         assert_eq!(addr.addrs[2], HostAddr::Name("relay.example".into(), 7));
+        assert_eq!(addr.addrs[3].tls_name(), Some("relay.example"));
         assert_eq!(addr.socket_addrs().count(), 2);
         assert_eq!(addr.to_string(), text);
     }
@@ -370,6 +415,7 @@ mod tests {
         assert_eq!(parse("@host:0"), wrong(ParseHostAddrError::PortZero));
         assert_eq!(parse("@host:70000"), wrong(ParseHostAddrError::Port("70000".into())));
         assert_eq!(parse("@1.2.3.400:5"), wrong(ParseHostAddrError::Name("1.2.3.400".into())));
+        assert_eq!(parse("@wss://1.2.3.4:5"), wrong(ParseHostAddrError::WssName("1.2.3.4:5".into())));
         assert_eq!(parse("@1.2.3.4:5,"), wrong(ParseHostAddrError::NoPort("".into())));
         let nine = ["1.2.3.4:5"; 9].join(",");
         assert_eq!(parse(&format!("@{nine}")), ParsePeerAddrError::TooMany);

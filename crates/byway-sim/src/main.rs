@@ -40,8 +40,7 @@ enum Table {
         /// Print the table as Markdown
         #[arg(long, conflicts_with = "json")]
         markdown: bool,
-        /// Fail if a row shows what even a few runs must not: failures, budgets overrun, misses beyond chance. Rows with
-        /// udp-blocked are not judged
+        /// Fail if a row shows what even a few runs must not: failures, budgets overrun, misses beyond chance
         #[arg(long)]
         check: bool,
         #[command(flatten)]
@@ -188,23 +187,18 @@ fn matrix(plan: &Plan, form: Form) -> ExitCode {
     if !form.json {
         print_line(&matrix::Row::heading(form.markdown));
     }
-    let (mut done, mut short, mut skipped, mut breaches) = (0, 0, 0, Vec::new());
+    let (mut done, mut short, mut breaches) = (0, 0, Vec::new());
     let measured = matrix::run(plan, |row| {
         if form.markdown {
             print_line(&row.to_markdown());
         } else {
             print_row(row, form.json);
         }
-        if row.needs_tcp() {
-            skipped += 1;
-        } else {
-            breaches.extend(row.breaches().into_iter().map(|breach| format!("{} × {}: {breach}", row.a, row.b)));
-        }
+        breaches.extend(row.breaches().into_iter().map(|breach| format!("{} × {}: {breach}", row.a, row.b)));
         (done, short) = (done + 1, short + usize::from(!row.shortfalls().is_empty()));
         eprintln!("matrix: {done} of {} rows, {short} fall short", plan.pairs.len());
     });
     if form.check {
-        eprintln!("matrix: skipped {skipped} rows with udp-blocked: there is no relay over TLS yet");
         breaches.iter().for_each(|breach| eprintln!("matrix, seed {}: {breach}", plan.seed));
     }
     match measured {

@@ -60,7 +60,7 @@ pub(crate) async fn run(core: Arc<Core>) {
 fn admit(core: &Core, track: &Track, validated: bool) -> Verdict {
     let source = match track.via() {
         Some(Via::Relay(relay, id)) => Source::relayed(relay, id),
-        Some(Via::Direct(addr) | Via::Punched(_, addr)) => Source::of(addr),
+        Some(Via::Direct(addr) | Via::Punched(_, addr)) => Source::of(core.mux.sockets.wss().behind(addr)),
         None => return Verdict::Drop(DropReason::SourceBudget),
     };
     let mut gate = core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner);

@@ -32,6 +32,7 @@ use crate::{
         mux::{ControlDatagram, Mux},
         routes::Via,
         track::Track,
+        wss::is_virtual,
     },
     status::{NatStatus, RouteReport},
     switch::SwitchRef,
@@ -398,7 +399,8 @@ impl Agent {
 
 /// What kind of route a way is.
 fn kind_of(via: Via) -> RouteKind {
-    if via.is_relay() { RouteKind::Relay } else { RouteKind::Direct }
+    // A relay itself is better reached over UDP than over TLS.
+    if via.is_relay() || is_virtual(via.remote()) { RouteKind::Relay } else { RouteKind::Direct }
 }
 
 /// The machine's word for a route that came into being.

@@ -16,7 +16,10 @@ use byway_proto::{
     relay::{RelayConfig, homes::MAX_RELAYS},
 };
 
+pub use self::tls::{Certificate, HttpProxy, ParseProxyError, PemError, Roots, TlsConfig};
 use crate::identity::Identity;
+
+mod tls;
 
 /// Longest name of a network in bytes.
 pub const MAX_NETWORK: usize = 64;
@@ -49,6 +52,8 @@ pub struct Config {
     pub nat: AgentConfig,
     /// Relay for others.
     pub relay: Option<RelayConfig>,
+    /// How relays are reached over TLS where UDP is blocked, and how this one is.
+    pub tls: TlsConfig,
     /// Reach peers through relays only, never directly.
     pub relay_only: bool,
     /// Ask the gateways to forward the node's port (PCP, NAT-PMP, UPnP), and to stop when it closes. A node that listens on
@@ -87,6 +92,7 @@ impl Config {
             stun: Vec::new(),
             nat: AgentConfig::default(),
             relay: None,
+            tls: TlsConfig::default(),
             relay_only: false,
             port_mapping: true,
             lan: true,

@@ -174,6 +174,7 @@ impl Core {
                 ("handshake_unanswered", counters.over_answer_budget),
             ]);
         }
+        dropped.extend(self.mux.sockets.wss().dropped());
         if let Some(shell) = &self.serving {
             dropped.extend(shell.dropped());
         }

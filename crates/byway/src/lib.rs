@@ -56,7 +56,10 @@ pub use byway_proto::{
 };
 
 pub use self::{
-    config::{Config, ConfigError, MAX_NETWORK, MAX_STUN, WallClock},
+    config::{
+        Certificate, Config, ConfigError, HttpProxy, MAX_NETWORK, MAX_STUN, ParseProxyError, PemError, Roots,
+        TlsConfig, WallClock,
+    },
     dial::{DialError, MAX_DIAL_ADDRS, MAX_DIAL_RELAYS, Target},
     event::{EVENT_QUEUE, Event, EventStream, PathKind},
     gone::Gone,

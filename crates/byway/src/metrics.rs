@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Dropped {
     /// Its first byte belongs to no protocol of ours.
     Junk,
-    /// Its source pretends to be an alias.
+    /// Its source pretends to be an alias, or one of our WebSockets.
     ForgedAlias,
     /// Its family is switched off, or it leads to an address that no socket can reach.
     NoSocket,

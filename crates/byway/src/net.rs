@@ -3,6 +3,7 @@
 //! Everything that the node knows of the outside world passes through [`Net`] and [`UdpSocket`]; nothing else in this
 //! crate opens a socket, resolves a name or lists an interface.
 
+pub(crate) mod http;
 pub(crate) mod lan;
 pub(crate) mod mux;
 pub mod os;
@@ -10,6 +11,7 @@ pub(crate) mod portmap;
 pub(crate) mod routes;
 pub(crate) mod sockets;
 pub(crate) mod track;
+pub(crate) mod wss;
 
 use std::{
     fmt::Debug,

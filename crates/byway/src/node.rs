@@ -40,6 +40,7 @@ use crate::{
     protocol::{Peers, Protocol, RegisterError, Registry},
     quic::endpoint::{Endpoint, EndpointError},
     relay::{
+        listener,
         server::RelayShell,
         table::{self as relays, Relays},
     },
@@ -175,6 +176,7 @@ impl Node {
         let agent = agent::spawn(setup, &tasks);
         let (lan, lan_inlet) = LanRef::new();
         let (shell, from_links) = serving.unzip();
+        let relays = Relays::new(&config).map_err(EndpointError::from)?;
         let mut rng = Rng::new(&seed, "node");
         let core = Arc::new(Core {
             instance: rng.next_u64(),
@@ -185,7 +187,7 @@ impl Node {
             agent,
             registry: Arc::new(Registry::default()),
             switch,
-            relays: Relays::default(),
+            relays,
             port_mappings: PortMappings::default(),
             lan,
             serving: shell,
@@ -197,6 +199,7 @@ impl Node {
         lan::start(&core, lan_inlet);
         if let (Some(shell), Some(from_links)) = (&core.serving, from_links) {
             tasks.spawn(Arc::clone(shell).run(Arc::clone(&core), from_links));
+            listener::start(&core).await.map_err(EndpointError::from)?;
         }
         if core.config.accept {
             tasks.spawn(accept::run(Arc::clone(&core)));
@@ -376,7 +379,7 @@ async fn tell_server(core: &Core, server: &HostAddr) -> io::Result<()> {
     let addrs = match server {
         _ if core.config.relay_only => return Ok(()),
         HostAddr::Socket(addr) => vec![*addr],
-        HostAddr::Name(name, port) => core.net.resolve(name, *port).await?,
+        HostAddr::Name(name, port) | HostAddr::Wss(name, port) => core.net.resolve(name, *port).await?,
     };
     for addr in addrs.into_iter().take(MAX_STUN_ADDRS) {
         core.agent.send(agent::Command::Server(addr)).await;

@@ -67,9 +67,11 @@ pub struct RelayStatus {
     pub addr: Option<SocketAddr>,
     /// Whether it is one of those that this node wants to be registered at; others are there for a peer's sake.
     pub home: bool,
+    /// Whether it is reached over TLS on TCP, for UDP does not get there.
+    pub over_tls: bool,
     /// Whether this node is registered there.
     pub registered: bool,
-    /// Where this node's datagrams come from, as the relay sees it.
+    /// Where this node's datagrams come from, as the relay sees it; `None` over TLS.
     pub observed: Option<SocketAddr>,
     /// Its state in words.
     pub state: String,

@@ -16,6 +16,8 @@ use crate::{
 const DIRECT_LIMIT: Duration = Duration::from_secs(4);
 /// How long a pair that must stay on the relay is watched.
 const RELAY_WATCH: Duration = Duration::from_secs(1);
+/// How long a dial may take where UDP is blocked.
+pub(crate) const TLS_LIMIT: Duration = Duration::from_secs(3);
 /// How long after the first connection a guess may take: the traversal's gates ask for 5 s, and two processors run all hosts.
 const LUCK_LIMIT: Duration = Duration::from_secs(6);
 /// What crosses each way to prove a path, in messages of 1 KiB.
@@ -107,8 +109,17 @@ pub(crate) fn meet(lab: &Lab, hosts: [&str; 2], expected: Expected) -> Result<Ou
         }
         Expected::Either | Expected::Relay | Expected::Tls => pair.becomes_direct(RELAY_WATCH)?,
     };
-    if expected == Expected::Relay && direct.is_some() {
+    if matches!(expected, Expected::Relay | Expected::Tls) && direct.is_some() {
         return Err(Stop::Failed("direct, which the rules do not allow: the lab's NAT is wrong".into()));
+    }
+    if expected == Expected::Tls {
+        if !(pair.reaching.is_over_tls()? || pair.serving.is_over_tls()?) {
+            return Err(Stop::Failed("neither node says that it reaches its relay over TLS".into()));
+        }
+        if pair.first.1 > TLS_LIMIT {
+            let (took, limit) = (pair.first.1.as_millis(), TLS_LIMIT.as_millis());
+            return Err(Stop::Failed(format!("connected after {took} ms, more than {limit}")));
+        }
     }
     let (across, forwarded) = pair.move_bytes(lab)?;
     let (first, connected) = &pair.first;

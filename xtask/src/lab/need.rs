@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::{Stop, command};
 
 /// Programs, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("sysctl", "procps"),
     ("nft", "nftables"),
@@ -14,6 +14,7 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("turnutils_natdiscovery", "coturn"),
     ("miniupnpd", "miniupnpd-nftables"),
     ("iperf3", "iperf3"),
+    ("tinyproxy", "tinyproxy-bin"),
 ];
 
 /// Skips, with the reason, where the lab cannot run.

@@ -33,10 +33,15 @@ pub(crate) struct Node {
 
 impl Node {
     fn start(lab: &Lab, machine: &str, args: &[&str]) -> Result<Self, Stop> {
+        Node::start_with(lab, machine, args, None)
+    }
+
+    fn start_with(lab: &Lab, machine: &str, args: &[&str], proxy: Option<&str>) -> Result<Self, Stop> {
         let namespace = lab.network.host(machine).clone();
         let data = lab.dir.join(machine);
         let mut node = command(&namespace, &lab.byway, &data);
         node.arg("--until-stdin-closes").args(args).env("BYWAY_LOG", LOG).env("NO_COLOR", "1");
+        node.envs(proxy.map(|proxy| ("HTTPS_PROXY", proxy)));
         let service = Service::start(&mut node, machine, &lab.dir)?;
         Ok(Node { service, machine: namespace, byway: lab.byway.clone(), data })
     }
@@ -78,6 +83,22 @@ impl Node {
         let mut args = vec!["reach", ticket, "--listen", REACHED];
         args.extend(relay.iter().flat_map(|relay| ["--relay", relay]));
         Node::start(lab, machine, &args)
+    }
+
+    /// A node that dials the holder of `ticket`, and gets to the relay through a proxy.
+    pub(crate) fn reach_through(
+        lab: &Lab,
+        machine: &str,
+        relay: &str,
+        ticket: &str,
+        proxy: &str,
+    ) -> Result<Self, Stop> {
+        Node::start_with(lab, machine, &["reach", ticket, "--listen", REACHED, "--relay", relay], Some(proxy))
+    }
+
+    /// Whether it reaches its relay over TLS.
+    pub(crate) fn is_over_tls(&self) -> Result<bool, Stop> {
+        Ok(self.status()?["relays"][0]["over_tls"] == true)
     }
 
     /// Waits for the first connection: the path, and the time since the dial began.

@@ -181,6 +181,7 @@ mod tests {
             address: None,
             home: true,
             registered: false,
+            over_tls: false,
             observed: None,
             state: "connecting".into(),
             rtt_ms: None,

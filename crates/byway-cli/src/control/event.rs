@@ -134,6 +134,9 @@ pub(crate) struct Registration {
     /// It is one of those where the node wants to be registered.
     pub(crate) home: bool,
     pub(crate) registered: bool,
+    /// Whether it is reached over TLS, for UDP gets no answer there.
+    #[serde(default)]
+    pub(crate) over_tls: bool,
     /// Where this node's datagrams come from, as the relay sees it.
     pub(crate) observed: Option<SocketAddr>,
     pub(crate) state: String,

@@ -53,6 +53,7 @@ fn registration(relay: &RelayStatus) -> Registration {
         address: relay.addr,
         home: relay.home,
         registered: relay.registered,
+        over_tls: relay.over_tls,
         observed: relay.observed,
         state: printable(&relay.state),
         rtt_ms: relay.rtt.map(milliseconds),

@@ -8,6 +8,9 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// The prefix of our aliases (discard-only, RFC 6666): inside the node such an address names a peer, so no packet leaves for it.
 pub const ALIAS_PREFIX: [u16; 4] = [0x0100, 0, 0, 0];
 
+/// The prefix of the addresses that name a WebSocket inside a node (dummy, RFC 9780), which do not leave it either.
+pub const WEBSOCKET_PREFIX: [u16; 4] = [0x0100, 0, 0, 1];
+
 /// Addresses at which clouds hand credentials to the machine itself: the common one, Azure, Alibaba, Oracle.
 const METADATA_IPV4: [Ipv4Addr; 4] = [
     Ipv4Addr::new(169, 254, 169, 254),
@@ -47,8 +50,8 @@ pub enum Refused {
     /// A cloud's metadata service.
     #[error("cloud metadata services are never probed")]
     Metadata,
-    /// An address under [`ALIAS_PREFIX`].
-    #[error("an address of 100::/64 names a peer inside a node and is no destination")]
+    /// An address under [`ALIAS_PREFIX`] or [`WEBSOCKET_PREFIX`].
+    #[error("addresses of 100::/63 have a meaning inside a node only and are no destination")]
     Alias,
 }
 
@@ -89,7 +92,9 @@ fn refused_ipv6(ip: Ipv6Addr) -> Option<Refused> {
         _ if ip.is_loopback() => Some(Refused::Loopback),
         _ if ip.is_unicast_link_local() => Some(Refused::LinkLocal),
         _ if ip.is_multicast() => Some(Refused::Multicast),
-        _ if ip.segments().starts_with(&ALIAS_PREFIX) => Some(Refused::Alias),
+        _ if [ALIAS_PREFIX, WEBSOCKET_PREFIX].iter().any(|prefix| ip.segments().starts_with(prefix)) => {
+            Some(Refused::Alias)
+        }
         _ => None,
     }
 }
@@ -151,6 +156,7 @@ mod tests {
             ("[fd00:ec2::254]:80", Refused::Metadata),
             ("[fd20:ce::254]:80", Refused::Metadata),
             ("[100::1234:0:0:1]:1", Refused::Alias),
+            ("[100::1:0:0:0:1]:1", Refused::Alias),
         ] {
             assert_eq!(judge(addr), Err(reason), "{addr}");
         }

@@ -142,11 +142,6 @@ impl Row {
         Gate::of(self.a, self.b).breaches(self)
     }
 
-    /// Whether a byte can only arrive over TCP.
-    pub fn needs_tcp(&self) -> bool {
-        [self.a, self.b].contains(&Kind::UdpBlocked)
-    }
-
     /// The heading of [`Row`]'s lines, plain and as Markdown.
     pub fn heading(markdown: bool) -> String {
         let columns = ["a", "b", "direct", "relayed", "failed", "p50", "p99", "relay p99", "probes", "mappings", "pps"];

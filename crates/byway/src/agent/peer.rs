@@ -20,6 +20,7 @@ use crate::{
         mux::{ControlDatagram, Mux},
         routes::Via,
         track::Track,
+        wss::is_virtual,
     },
     quic::endpoint::MAX_MTU,
     status::RouteReport,
@@ -197,7 +198,7 @@ impl AgentPeer {
                 let Some(route) = route.filter(|route| self.paths.knows(*route)) else {
                     return mux.counters.count(Dropped::NoRoom);
                 };
-                let observed = datagram.via.peer_addr();
+                let observed = datagram.via.peer_addr().filter(|addr| !is_virtual(*addr));
                 self.send(mux, datagram.via, ProbeKind::Pong { observed }, probe.txid);
                 self.paths.handle_input(Input::Ping { route, doubt }, now);
             }

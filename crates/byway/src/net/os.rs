@@ -32,6 +32,9 @@ const SMALL_BUFFER: usize = 1 << 20;
 /// How many routers an ordinary datagram may pass (IANA's recommended default).
 const HOP_LIMIT: u32 = 64;
 
+/// TCP connections that the kernel keeps until they are accepted.
+const TCP_BACKLOG: i32 = 1_024;
+
 /// How often the list of interfaces is compared with the last one.
 const INTERFACE_POLL: Duration = Duration::from_secs(2);
 
@@ -72,8 +75,16 @@ impl Net for Os {
 
     fn listen_tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn TcpListener>>> {
         Box::pin(async move {
-            let listener = net::TcpListener::bind(addr).await?;
-            Ok(Box::new(OsTcpListener(listener)) as Box<dyn TcpListener>)
+            let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+            if addr.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            #[cfg(unix)]
+            socket.set_reuse_address(true)?; // connections of the last process that are not forgotten yet
+            socket.set_nonblocking(true)?;
+            socket.bind(&addr.into())?;
+            socket.listen(TCP_BACKLOG)?;
+            Ok(Box::new(OsTcpListener(net::TcpListener::from_std(socket.into())?)) as Box<dyn TcpListener>)
         })
     }
 

@@ -25,11 +25,13 @@ use crate::{
     event::Event,
     gone::Gone,
     link::{Link, establish::Established, readers, writer},
+    net::wss::is_virtual,
     switch::{Command as SwitchCommand, FromLink},
 };
 
 mod allocations;
 mod connect;
+mod line;
 
 /// Control messages of one relay that may wait.
 const CONTROL: usize = 64;
@@ -162,7 +164,7 @@ impl Client {
 
     /// Connects, registers, and serves requests until the connection ends; `Ok` if the relay is no longer needed.
     async fn session(&mut self, pause: &mut Duration) -> Result<(), String> {
-        let (established, mut addr) = self.connect().await?;
+        let (established, mut addr, ways) = self.connect().await?;
         let link = Arc::clone(&established.link);
         self.answers(link.connection.rtt());
         self.forget_dead();
@@ -180,14 +182,13 @@ impl Client {
         ));
         self.core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, self.core.scope(control)));
         link.control(&Control::Register);
-        let served = self.register(&link, &mut addr, &mut from_link).await;
-        if served.is_ok() {
+        let tending = ways.tend(Arc::clone(&link), Arc::clone(&self.shared));
+        let serving = async {
+            self.register(&link, &mut addr, &mut from_link).await?;
             *pause = RETRY.0;
-        }
-        let outcome = match served {
-            Ok(()) => self.serve(&link, &mut addr, &mut from_link).await,
-            Err(why) => Err(why),
+            self.serve(&link, &mut addr, &mut from_link).await
         };
+        let outcome = tokio::select! { biased; outcome = serving => outcome, why = tending => Err(why) };
         self.core.mux.routes.remove_relay(addr);
         link.close(Gone::Closed);
         link.outbox.close();
@@ -216,7 +217,7 @@ impl Client {
                 () = time::sleep_until(deadline) => return Err("it did not answer the registration".into()),
                 Some((_, message)) = from_link.recv() => {
                     if let Control::Registered { observed, stun_port, .. } = message {
-                        *addr = seen_from(link, *addr, observed);
+                        *addr = self.seen_from(link, *addr, observed);
                         self.shared.lock().observed = Some(observed);
                         self.registered(link, *addr);
                         self.settle(link, *addr).await;
@@ -267,7 +268,7 @@ impl Client {
 
     /// The relay sees this node at another address now, perhaps of the other family.
     async fn moved(&mut self, link: &Arc<Link>, addr: &mut SocketAddr, observed: SocketAddr) {
-        let old = std::mem::replace(addr, seen_from(link, *addr, observed));
+        let old = std::mem::replace(addr, self.seen_from(link, *addr, observed));
         {
             let mut state = self.shared.lock();
             (state.addr, state.observed) = (Some(*addr), Some(observed));
@@ -281,8 +282,8 @@ impl Client {
 
     /// The relay tells a survey how this node's NATs behave.
     async fn tell_servers(&self, addr: SocketAddr, stun_port: Option<u16>) {
-        if self.core.config.relay_only {
-            return;
+        if self.core.config.relay_only || is_virtual(addr) {
+            return; // over TLS no NAT is seen
         }
         let second = stun_port.map(|port| SocketAddr::new(addr.ip(), port));
         for server in [Some(addr), second].into_iter().flatten() {
@@ -379,6 +380,15 @@ impl Client {
         self.relay.addrs.truncate(MAX_ADDRS);
     }
 
+    /// Where to send relayed data: a relay forwards only what comes from where it sees this node, be that over IPv4, IPv6 or TLS.
+    fn seen_from(&self, link: &Link, addr: SocketAddr, observed: SocketAddr) -> SocketAddr {
+        let is_open = |addr| !is_virtual(addr) || self.core.mux.sockets.wss().is_open(addr);
+        let kind = |addr: SocketAddr| (addr.is_ipv4(), is_virtual(addr));
+        let fits = |addr: &SocketAddr| kind(*addr) == kind(observed) && is_open(*addr);
+        let routes = link.track.lock();
+        [addr].into_iter().chain(routes.routes().map(|(_, slot)| slot.via.remote())).find(fits).unwrap_or(addr)
+    }
+
     async fn control(&mut self, message: Control) {
         match message {
             Control::OpenFailed { alloc, peer, reason } => self.open_failed(alloc, peer, reason).await,
@@ -407,11 +417,4 @@ async fn at(moment: Option<Instant>) {
         Some(moment) => time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
-}
-
-/// Where to send relayed data: a relay forwards only what comes from where it sees this node, in the family of its choice.
-fn seen_from(link: &Link, addr: SocketAddr, observed: SocketAddr) -> SocketAddr {
-    let fits = |addr: &SocketAddr| addr.is_ipv4() == observed.is_ipv4();
-    let routes = link.track.lock();
-    [addr].into_iter().chain(routes.routes().map(|(_, slot)| slot.via.remote())).find(fits).unwrap_or(addr)
 }

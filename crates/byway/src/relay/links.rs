@@ -113,7 +113,7 @@ impl Links {
 fn usable(mut relay: PeerAddr, loopback: bool) -> Option<PeerAddr> {
     relay.addrs.retain(|addr| match addr {
         HostAddr::Socket(addr) => is_probeable(*addr, loopback).is_ok(),
-        HostAddr::Name(..) => true,
+        HostAddr::Name(..) | HostAddr::Wss(..) => true,
     });
     (!relay.addrs.is_empty()).then_some(relay)
 }

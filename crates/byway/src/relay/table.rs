@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -20,9 +20,13 @@ use tokio::{
     time,
 };
 
-use super::{client, links::Links};
+use super::{client, links::Links, tls::ClientTls};
 use crate::{
-    config::ConfigError, core::Core, dial::Notes, net::track::Track, status::RelayStatus,
+    config::{Config, ConfigError},
+    core::Core,
+    dial::Notes,
+    net::{track::Track, wss::is_virtual},
+    status::RelayStatus,
     switch::Command as SwitchCommand,
 };
 
@@ -36,8 +40,11 @@ const MAX_SPARE: usize = 12;
 const COMMANDS: usize = 64;
 
 /// The relays of a node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Relays {
+    pub(super) tls: ClientTls,
+    /// The last relay was reached over TLS alone: others may be sooner if TLS is begun at once.
+    pub(super) is_udp_blocked: AtomicBool,
     clients: Mutex<BTreeMap<PeerId, Entry>>,
     choice: Mutex<Choice>,
     /// Links whose relays are to be looked at; at most one entry a link.
@@ -109,6 +116,17 @@ impl Shared {
 }
 
 impl Relays {
+    pub(crate) fn new(config: &Config) -> Result<Self, rustls::Error> {
+        Ok(Relays {
+            tls: ClientTls::new(config)?,
+            is_udp_blocked: AtomicBool::new(false),
+            clients: Mutex::default(),
+            choice: Mutex::default(),
+            dirty: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
     /// Replaces the relays to choose from.
     pub(crate) fn set(&self, relays: &[PeerAddr], now: Instant) {
         let mut choice = self.choice();
@@ -189,7 +207,11 @@ impl Relays {
 
     /// Where this node's datagrams come from, as its relays see it.
     pub(crate) fn observed(&self) -> Vec<SocketAddr> {
-        self.clients().values().filter_map(|entry| entry.shared.lock().observed).collect()
+        self.clients()
+            .values()
+            .filter_map(|entry| entry.shared.lock().observed)
+            .filter(|addr| !is_virtual(*addr))
+            .collect()
     }
 
     /// Where peers find this node, for a ticket: the relays where it is registered, and the one that would take a place.
@@ -227,13 +249,19 @@ impl Relays {
             .iter()
             .map(|(id, entry)| {
                 let state = entry.shared.lock();
+                let over_tls = state.addr.is_some_and(is_virtual);
+                let words = match over_tls && state.registered {
+                    true => "registered over TLS, for UDP gets no answer there".into(),
+                    false => state.words.clone(),
+                };
                 let status = RelayStatus {
                     id: *id,
-                    addr: state.addr,
+                    addr: state.addr.map(|addr| core.mux.sockets.wss().behind(addr)),
                     home: state.home,
+                    over_tls,
                     registered: state.registered,
-                    observed: state.observed,
-                    state: state.words.clone(),
+                    observed: state.observed.filter(|_| !over_tls),
+                    state: words,
                     rtt: None,
                 };
                 (status, state.alias)

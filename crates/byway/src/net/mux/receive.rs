@@ -28,7 +28,9 @@ use crate::{
     net::{
         UdpSocket,
         routes::{Via, is_alias},
+        sockets::Which,
         track::{State, Track},
+        wss::is_virtual,
     },
 };
 
@@ -79,9 +81,10 @@ impl Mux {
             let turn = self.turn.fetch_add(1, Ordering::Relaxed);
             let mut idle = true;
             let added = self.sockets.added(); // before they are looked at: those that are added from now on wake us
-            let own = [&self.sockets.v4, &self.sockets.v6];
-            for socket in [own[turn % 2], own[(turn + 1) % 2]].into_iter().flatten() {
-                match self.receive_from((SocketId::MAIN, &**socket), cx, bufs, meta) {
+            let mut main = self.sockets.main();
+            main.rotate_left(turn % 3);
+            for socket in main.into_iter().flatten() {
+                match self.receive_from(socket, cx, bufs, meta) {
                     Received::Nothing => {}
                     Received::Kept(0) => idle = false,
                     Received::Kept(kept) => return Poll::Ready(Ok(kept)),
@@ -109,7 +112,7 @@ impl Mux {
         for _ in 0..self.sockets.count() {
             let Some((id, socket)) = self.sockets.after(last) else { break };
             last = id;
-            if let received @ Received::Kept(_) = self.receive_from((id, &*socket), cx, bufs, meta) {
+            if let received @ Received::Kept(_) = self.receive_from((Which::Further(id), &*socket), cx, bufs, meta) {
                 self.further.store(id.0, Ordering::Relaxed);
                 return received;
             }
@@ -119,14 +122,14 @@ impl Mux {
 
     fn receive_from(
         &self,
-        (id, socket): (SocketId, &dyn UdpSocket),
+        (which, socket): (Which, &dyn UdpSocket),
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Received {
         match socket.poll_recv(cx, bufs, meta) {
             Poll::Pending => Received::Nothing,
-            Poll::Ready(Ok(count)) => Received::Kept(self.sort(id, bufs, meta, count)),
+            Poll::Ready(Ok(count)) => Received::Kept(self.sort(which, bufs, meta, count)),
             Poll::Ready(Err(error)) => {
                 // An ICMP answer to an earlier datagram, or a passing fault: to QUIC it is loss.
                 tracing::trace!(%error, "receive failed");
@@ -137,11 +140,11 @@ impl Mux {
     }
 
     /// Sorts received buffers: QUIC's stay, with aliases as sources, at the front of `bufs`; returns how many.
-    fn sort(&self, id: SocketId, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta], count: usize) -> usize {
+    fn sort(&self, which: Which, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta], count: usize) -> usize {
         let now = self.clock.now();
         let mut kept = 0;
         for index in 0..count.min(bufs.len()).min(meta.len()) {
-            let Some(run) = self.sort_segments(id, &mut bufs[index], &meta[index], now) else { continue };
+            let Some(run) = self.sort_segments(which, &mut bufs[index], &meta[index], now) else { continue };
             meta[index].addr = run.alias;
             meta[index].len = run.len;
             meta[index].stride = run.stride;
@@ -155,10 +158,11 @@ impl Mux {
     }
 
     /// Sorts the segments of one buffer; those of the first alias stay, moved to the front.
-    fn sort_segments(&self, id: SocketId, buf: &mut [u8], meta: &RecvMeta, now: Instant) -> Option<Run> {
-        let source = canonical(meta.addr);
+    fn sort_segments(&self, which: Which, buf: &mut [u8], meta: &RecvMeta, now: Instant) -> Option<Run> {
+        let (id, source) = (which.id(), canonical(meta.addr));
         let (len, stride) = (meta.len.min(buf.len()), meta.stride.max(1));
-        if is_alias(source) {
+        // Such names are ours to give: nobody outside has one.
+        if is_alias(source) || is_virtual(source) != (which == Which::Wss) {
             self.counters.add(Dropped::ForgedAlias, len.div_ceil(stride) as u64);
             return None;
         }
@@ -369,7 +373,7 @@ impl Mux {
             return None;
         }
         let source = match via {
-            Via::Direct(addr) | Via::Punched(_, addr) => Source::of(addr),
+            Via::Direct(addr) | Via::Punched(_, addr) => Source::of(self.sockets.wss().behind(addr)),
             Via::Relay(relay, id) => Source::relayed(relay, id),
         };
         let admitted = self.gate.lock().unwrap_or_else(PoisonError::into_inner).initial(source, len, now);

@@ -182,7 +182,7 @@ impl Mux {
     fn put(&self, from: SocketId, addr: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> Sent {
         let further = if from == SocketId::MAIN { None } else { self.sockets.further(from) };
         let chosen = match &further {
-            Some(socket) => Some((Which::Further(from), socket)),
+            Some(socket) => Some((Which::Further(from), &**socket)),
             None => self.sockets.towards(addr).filter(|_| from == SocketId::MAIN),
         };
         let Some((which, socket)) = chosen.filter(|_| is_sendable(addr)) else {

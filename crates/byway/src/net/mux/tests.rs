@@ -88,6 +88,16 @@ async fn forged_alias_sources_are_dropped() {
 }
 
 #[tokio::test]
+async fn datagrams_from_the_outside_that_claim_to_come_over_a_websocket_are_dropped() {
+    let bench = Bench::new(Welcome::Everyone);
+    let websocket: SocketAddr = "[100:0:0:1::]:1".parse().unwrap();
+    let _peer = bench.peer(1, &[websocket]);
+    bench.v6.arrive(websocket, 50, &short(1, 50));
+    assert_eq!(bench.receive(), []);
+    assert_eq!(bench.dropped(Dropped::ForgedAlias), 1);
+}
+
+#[tokio::test]
 async fn a_datagram_larger_than_any_peer_sends_is_dropped() {
     let bench = Bench::new(Welcome::Everyone);
     let _peer = bench.peer(1, &[v4(1)]);
