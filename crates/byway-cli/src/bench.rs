@@ -28,7 +28,7 @@ use crate::store::Secret;
 pub(crate) const MAX_SECONDS: u64 = 60;
 
 /// How long the answering side is reserved for one peer that does not say goodbye: both directions, and the rest.
-const RESERVED: Duration = Duration::from_secs(2 * MAX_SECONDS + 30);
+const RESERVED: Duration = Duration::from_secs(4 * MAX_SECONDS);
 
 /// From one echo to the next: two hundred make a percentile in a few seconds.
 pub(crate) const ECHO_INTERVAL: Duration = Duration::from_millis(20);
@@ -59,7 +59,7 @@ pub(crate) enum Word {
     Ask(Option<Claim>),
     Ready,
     Refused(String),
-    /// What I send from now on is to be counted.
+    /// What I send is to be counted from now on: answer with `Ready`, for the load takes another channel.
     Up,
     /// Send to me for so many seconds.
     Down(u64),
@@ -192,7 +192,10 @@ impl Answers {
         match (word, guest) {
             (Word::Echo(n), _) => say(&self.words.0, peer, &Word::Echoed(n)),
             (Word::Ask(claim), _) => self.admit(peer, may_ask(peer, claim)),
-            (Word::Up, Some(guest)) => (guest.received, guest.sent) = (0, None),
+            (Word::Up, Some(guest)) => {
+                (guest.received, guest.sent) = (0, None);
+                say(&self.words.0, peer, &Word::Ready);
+            }
             (Word::Down(seconds), Some(_)) => self.send(peer, Duration::from_secs(seconds.clamp(1, MAX_SECONDS))),
             (Word::Sent(bytes), Some(guest)) => {
                 guest.sent = Some(bytes);

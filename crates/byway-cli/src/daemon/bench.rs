@@ -30,6 +30,9 @@ const IDLE: Duration = Duration::from_secs(2);
 /// How long a peer may take to say what it owes: longer than a failover, and than a full queue takes to drain.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long what is still on its way may take at the end: the queues of both sides over a line of 1 Mbit/s.
+const REST: Duration = Duration::from_secs(60);
+
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -83,6 +86,9 @@ async fn send(
     report: &Report,
 ) -> Result<Direction, Failure> {
     line.say(&Word::Up);
+    if line.hear(Instant::now() + PATIENCE).await != Some(Word::Ready) {
+        return Err(silent(peer));
+    }
     let (load, sent, began) = (line.load(), AtomicU64::new(0), Instant::now());
     {
         let mut loading = std::pin::pin!(load.send(lasts, &sent));
@@ -100,7 +106,7 @@ async fn send(
     }
     let sent = sent.into_inner();
     line.say(&Word::Sent(sent));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + REST;
     loop {
         match line.hear(deadline).await {
             Some(Word::Received(bytes)) if bytes == sent => break,
@@ -120,7 +126,7 @@ async fn receive(
     line.forget_received();
     line.say(&Word::Down(lasts.as_secs()));
     let (began, mut owed) = (Instant::now(), None);
-    let deadline = began + lasts + PATIENCE;
+    let deadline = began + lasts + REST;
     let mut progress = Progress::new("down", peer);
     while owed.is_none_or(|owed| line.received() < owed) {
         if Instant::now() >= deadline {
