@@ -119,7 +119,11 @@ pub(crate) struct Unanswered {
 /// The last datagrams sent, for a replay on another route.
 #[derive(Debug, Default)]
 pub(crate) struct Ring {
+    /// Datagrams that most likely carry data.
     kept: VecDeque<(Instant, Vec<u8>)>,
+    /// The last one that was too small for that. Bare acknowledgements go out all the time while the other side sends, and
+    /// earn no answer by which QUIC would see what is lost.
+    small: Option<(Instant, Vec<u8>)>,
     window_start: Instant,
     window_count: usize,
 }
@@ -354,6 +358,13 @@ impl State {
 impl Ring {
     /// Keeps what a replay may need of the datagrams in `contents`.
     pub(crate) fn keep(&mut self, contents: &[u8], segment: usize, now: Instant) {
+        if contents.len() <= SMALL {
+            let mut copy = self.small.take().map(|(_, bytes)| bytes).unwrap_or_default();
+            copy.clear();
+            copy.extend_from_slice(contents);
+            self.small = Some((now, copy));
+            return;
+        }
         let count = contents.len().div_ceil(segment.max(1));
         if now.since(self.window_start) > RING_WINDOW {
             self.window_start = now;
@@ -373,17 +384,44 @@ impl Ring {
         }
     }
 
-    /// The last `count` datagrams that are younger than `age`, oldest first.
+    /// The last `count` datagrams with data that are younger than `age`, oldest first, and the one without that followed.
     pub(crate) fn last(&self, count: usize, age: Duration, now: Instant) -> impl Iterator<Item = &[u8]> {
         let skip = self.kept.len().saturating_sub(count);
-        self.kept.iter().skip(skip).filter(move |(at, _)| now.since(*at) <= age).map(|(_, bytes)| bytes.as_slice())
+        let latest = self.kept.back().map(|(at, _)| *at);
+        let small = self.small.iter().filter(move |(at, _)| latest.is_none_or(|latest| *at >= latest));
+        let young = move |(at, _): &&(Instant, Vec<u8>)| now.since(*at) <= age;
+        self.kept.iter().skip(skip).chain(small).filter(young).map(|(_, bytes)| bytes.as_slice())
     }
 
-    /// Gives the memory back while the connection is idle, all but the last datagram: a hedge sends it again, and a
-    /// restarted peer answers it with a stateless reset, which no probe of ours gets (RFC 9000 §10.3).
+    /// Gives the memory back while the connection is idle, all but the last datagrams: a hedge sends them again, and a
+    /// restarted peer answers them with a stateless reset, which no probe of ours gets (RFC 9000 §10.3).
     pub(crate) fn shrink(&mut self) {
         if self.kept.len() > 1 {
             self.kept = self.kept.pop_back().into_iter().collect();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acknowledgements_push_no_data_out_of_a_replay() {
+        let (mut ring, now) = (Ring::default(), Instant::after_start(Duration::from_secs(1)));
+        ring.keep(&[1; 2_500], 1_000, now);
+        for n in 0..100 {
+            ring.keep(&[n; SMALL], SMALL, now);
+        }
+        let lengths = |ring: &Ring, count| ring.last(count, Duration::MAX, now).map(<[u8]>::len).collect::<Vec<_>>();
+        assert_eq!(lengths(&ring, usize::MAX), [1_000, 1_000, 500, SMALL]);
+        assert_eq!(lengths(&ring, 1), [500, SMALL]);
+        ring.keep(&[2; 600], 600, now + Duration::from_millis(1));
+        assert_eq!(lengths(&ring, 1), [600], "the acknowledgement is older");
+        ring.shrink();
+        assert_eq!(lengths(&ring, usize::MAX), [600]);
+        ring.keep(&[3; 30], 30, now + Duration::from_millis(2));
+        ring.shrink();
+        assert_eq!(lengths(&ring, usize::MAX), [600, 30], "it may be what QUIC asks with");
     }
 }
