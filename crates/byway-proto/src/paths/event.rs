@@ -297,6 +297,13 @@ pub enum HedgeWhy {
     NetworkChanged,
 }
 
+impl HedgeWhy {
+    /// Whether it follows from silence, which may turn out to be a false alarm.
+    pub(super) fn is_guess(self) -> bool {
+        !matches!(self, HedgeWhy::Established | HedgeWhy::Removed | HedgeWhy::NetworkChanged)
+    }
+}
+
 impl fmt::Display for HedgeWhy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

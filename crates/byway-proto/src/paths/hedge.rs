@@ -186,8 +186,8 @@ impl Paths {
             self.silence = Silence::answered(now);
             return self.outputs.push_back(Output::ClearUnanswered);
         }
-        let is_guess = !matches!(why, HedgeWhy::Established | HedgeWhy::Removed | HedgeWhy::NetworkChanged);
-        let scared = is_guess && self.scares.current(now) > 0;
+
+        let scared = why.is_guess() && self.scares.current(now) > 0;
         let copies_at = scared.then(|| now + selected.rtt() + SCARED_SLACK);
         let next = now + BURST_SPACING;
         self.hedge = Some(Hedge { since: now, why, doubt, next, pings: 0, copies_at, elsewhere: None });
@@ -275,7 +275,7 @@ impl Paths {
     pub(super) fn weigh_pong(&mut self, route: RouteId, sent: Instant, now: Instant) {
         if let Some(hedge) = self.hedge.as_mut().filter(|hedge| sent >= hedge.since) {
             if self.selected == Some(route) {
-                let is_alarm = !matches!(hedge.why, HedgeWhy::Established | HedgeWhy::NetworkChanged);
+                let is_alarm = hedge.why.is_guess();
                 self.end_hedge(now);
                 if is_alarm {
                     self.scares.add(now);

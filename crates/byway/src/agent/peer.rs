@@ -332,9 +332,11 @@ impl AgentPeer {
         }
     }
 
-    /// The relays that lead to the peer.
+    /// The relays to ask: the one that carries the connection, or all that could.
     fn relays(&self) -> Vec<SocketAddr> {
-        self.track.vias().into_iter().filter(|via| via.is_relay()).map(Via::remote).collect()
+        let selected = self.track.via().filter(|via| via.is_relay());
+        let asked = selected.map_or_else(|| self.track.vias(), |via| vec![via]);
+        asked.into_iter().filter(|via| via.is_relay()).map(Via::remote).collect()
     }
 
     fn apply(&mut self, plan: Plan) {
