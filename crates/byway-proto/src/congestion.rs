@@ -11,8 +11,8 @@
 //! queue; and then *cruises*: once in eight round trips it probes for a quarter more, and gives as much back in the next.
 //! Where a probe overflows the queue the following ones are smaller. When the smallest round-trip time has not been seen
 //! for ten seconds the window is halved for 200 ms, to see it again. Where the queue never empties although the flow
-//! drains its own share, somebody fills it by the old rules, and the flow claims its share by those ([`rival`]). More than
-//! a tenth lost while a queue stands is congestion whatever the model says.
+//! drains its own share, somebody fills it by the old rules, and the flow claims its share by those. More than a tenth lost
+//! while a queue stands is congestion whatever the model says.
 //!
 //! What each constant is for stands beside it; what they come to together, `docs/congestion.md` tells with figures.
 
