@@ -292,6 +292,10 @@ impl AgentPeer {
                     self.events.extend(self.told.map(|peer| Event::Stalled { peer, since }));
                 }
                 Output::Resumed => {
+                    if let Some(via) = self.track.via() {
+                        self.track.line.select(via, mux.now());
+                    }
+                    self.track.revived.notify_one();
                     let after = self.stalled.take().map_or(Duration::ZERO, |since| mux.now().since(since));
                     self.events.extend(self.told.map(|peer| Event::Resumed { peer, after }));
                 }

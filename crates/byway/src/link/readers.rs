@@ -21,6 +21,7 @@ use crate::{
     link::queue::FrameQueue,
     net::mux::Mux,
     protocol::{Registered, Registry, STREAM_SHARE},
+    quic::endpoint::CONNECTION_WINDOW,
     stream::{self, STREAM_QUEUE, Stream},
     tasks::Tasks,
 };
@@ -56,10 +57,17 @@ pub(crate) struct Scope {
 
 /// Reads everything that the peer sends until the connection ends or the peer breaks the protocol.
 pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: ControlCodec, scope: Scope) {
+    let mut window = CONNECTION_WINDOW;
     loop {
         tokio::select! {
             biased;
             _ = link.connection.closed() => return,
+            () = link.track.revived.notified() => {
+                // A packet that QUIC makes now, for its window has grown by a byte: its acknowledgement is the first that tells
+                // of the path as it is, and shows that all before are lost. QUIC has no word to ask for one.
+                window = window.saturating_add(1);
+                link.connection.set_receive_window(VarInt::from_u32(window));
+            }
             () = link.track.backlog.notified() => {
                 let taken = link.connection.stats().udp_rx.datagrams;
                 link.track.consumed(taken, scope.mux.now());

@@ -55,6 +55,8 @@ pub(crate) struct Track {
     pub(crate) backlog: Notify,
     /// Told when another route was selected.
     pub(crate) moved: Notify,
+    /// Told when packets arrive again after an outage: QUIC's own next one may be many seconds away.
+    pub(crate) revived: Notify,
     /// Whether a relay's own connection has something unanswered that should have been answered.
     pub(crate) silent: Watched<bool>,
 }
@@ -167,6 +169,7 @@ impl Track {
             line: Arc::default(),
             backlog: Notify::new(),
             moved: Notify::new(),
+            revived: Notify::new(),
             silent: Watched::default(),
         }
     }

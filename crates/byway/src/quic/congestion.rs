@@ -146,7 +146,14 @@ impl Routed {
         }
         let switch = *self.shared.line.switch.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut self.seen, Seen { epoch, switch, at: now }).switch.route;
-        let Some(route) = switch.route.filter(|route| Some(*route) != before) else { return };
+        let Some(route) = switch.route else { return };
+        if before == Some(route) {
+            // It was silent: what was sent meanwhile is lost, and takes no room until QUIC knows that.
+            self.stale = self.in_flight;
+            self.model.park();
+            self.model.resume(now);
+            return self.publish();
+        }
         // The handshake's route is the one that answered it.
         let Some(before) = before else { return };
         self.parked.retain(|parked| parked.route != before && now.since(parked.since) < PARKED_LIFE);
