@@ -81,6 +81,7 @@ enum Table {
         #[arg(long, conflicts_with = "json")]
         markdown: bool,
         /// Fail if a row shows what even a few runs must not: anything lost, doubled or in error, figures twice the gate's
+        #[arg(long)]
         check: bool,
         #[command(flatten)]
         common: Common,
