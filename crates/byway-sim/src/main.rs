@@ -127,16 +127,16 @@ fn main() -> ExitCode {
     match Cli::parse().table {
         Table::Matrix { runs, pair, jobs, markdown, check, common } => {
             let pairs = if pair.is_empty() { Kind::pairs() } else { pair };
-            matrix(&Plan { runs, seed: common.seed, pairs, jobs }, Form { json: common.json, markdown, check })
+            matrix(&Plan { runs, seed: common.seed, pairs, jobs }, &Form { json: common.json, markdown, check })
         }
         Table::Wan { runs, case, jobs, markdown, check, common } => {
             let cases = if case.is_empty() { Case::ALL.to_vec() } else { case };
-            wan(&wan::Plan { runs, seed: common.seed, cases, jobs }, Form { json: common.json, markdown, check })
+            wan(&wan::Plan { runs, seed: common.seed, cases, jobs }, &Form { json: common.json, markdown, check })
         }
         Table::Failover { runs, case, jobs, markdown, check, common } => {
             let cases = if case.is_empty() { failover::Case::ALL.to_vec() } else { case };
             let plan = failover::Plan { runs, seed: common.seed, cases, jobs };
-            failover(&plan, Form { json: common.json, markdown, check })
+            failover(&plan, &Form { json: common.json, markdown, check })
         }
         Table::Soak { hours, nodes, check, common } => {
             match soak::run(hours, nodes, common.seed, |what| eprintln!("soak: {what}")) {
@@ -184,86 +184,75 @@ struct Form {
     check: bool,
 }
 
-fn matrix(plan: &Plan, form: Form) -> ExitCode {
-    if !form.json {
-        print_line(&matrix::Row::heading(form.markdown));
+impl Form {
+    fn head(&self, heading: &str) {
+        if !self.json {
+            print_line(heading);
+        }
     }
+
+    fn row(&self, row: &(impl Serialize + std::fmt::Display), markdown: impl FnOnce() -> String) {
+        if self.markdown {
+            print_line(&markdown());
+        } else {
+            print_row(row, self.json);
+        }
+    }
+
+    /// How the command ends.
+    fn end<E: std::fmt::Display>(
+        &self,
+        name: &str,
+        seed: u64,
+        measured: Result<(), E>,
+        breaches: &[String],
+    ) -> ExitCode {
+        if self.check {
+            breaches.iter().for_each(|breach| eprintln!("{name}, seed {seed}: {breach}"));
+        }
+        match measured {
+            Ok(()) if self.check && !breaches.is_empty() => ExitCode::FAILURE,
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{name}, seed {seed}: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn matrix(plan: &Plan, form: &Form) -> ExitCode {
+    form.head(&matrix::Row::heading(form.markdown));
     let (mut done, mut short, mut breaches) = (0, 0, Vec::new());
     let measured = matrix::run(plan, |row| {
-        if form.markdown {
-            print_line(&row.to_markdown());
-        } else {
-            print_row(row, form.json);
-        }
+        form.row(row, || row.to_markdown());
         breaches.extend(row.breaches().into_iter().map(|breach| format!("{} × {}: {breach}", row.a, row.b)));
         (done, short) = (done + 1, short + usize::from(!row.shortfalls().is_empty()));
         eprintln!("matrix: {done} of {} rows, {short} fall short", plan.pairs.len());
     });
-    if form.check {
-        breaches.iter().for_each(|breach| eprintln!("matrix, seed {}: {breach}", plan.seed));
-    }
-    match measured {
-        Ok(()) if form.check && !breaches.is_empty() => ExitCode::FAILURE,
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("matrix, seed {}: {error}", plan.seed);
-            ExitCode::FAILURE
-        }
-    }
+    form.end("matrix", plan.seed, measured, &breaches)
 }
 
-fn wan(plan: &wan::Plan, form: Form) -> ExitCode {
-    if !form.json {
-        print_line(&wan::Row::heading(form.markdown));
-    }
+fn wan(plan: &wan::Plan, form: &Form) -> ExitCode {
+    form.head(&wan::Row::heading(form.markdown));
     let mut short = Vec::new();
     let measured = wan::run(plan, |row| {
-        if form.markdown {
-            print_line(&row.to_markdown());
-        } else {
-            print_row(row, form.json);
-        }
+        form.row(row, || row.to_markdown());
         short.extend(row.shortfalls().into_iter().map(|shortfall| format!("{}: {shortfall}", row.case)));
     });
-    if form.check {
-        short.iter().for_each(|shortfall| eprintln!("wan, seed {}: {shortfall}", plan.seed));
-    }
-    match measured {
-        Ok(()) if form.check && !short.is_empty() => ExitCode::FAILURE,
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("wan, seed {}: {error}", plan.seed);
-            ExitCode::FAILURE
-        }
-    }
+    form.end("wan", plan.seed, measured, &short)
 }
 
-fn failover(plan: &failover::Plan, form: Form) -> ExitCode {
-    if !form.json {
-        print_line(&failover::Row::heading(form.markdown));
-    }
+fn failover(plan: &failover::Plan, form: &Form) -> ExitCode {
+    form.head(&failover::Row::heading(form.markdown));
     let (mut done, mut breaches) = (0, Vec::new());
     let measured = failover::run(plan, |row| {
-        if form.markdown {
-            print_line(&row.to_markdown());
-        } else {
-            print_row(row, form.json);
-        }
+        form.row(row, || row.to_markdown());
         breaches.extend(row.breaches().into_iter().map(|breach| format!("{}: {breach}", row.case)));
         done += 1;
         eprintln!("failover: {done} of {} cases", plan.cases.len());
     });
-    if form.check {
-        breaches.iter().for_each(|breach| eprintln!("failover, seed {}: {breach}", plan.seed));
-    }
-    match measured {
-        Ok(()) if form.check && !breaches.is_empty() => ExitCode::FAILURE,
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("failover, seed {}: {error}", plan.seed);
-            ExitCode::FAILURE
-        }
-    }
+    form.end("failover", plan.seed, measured, &breaches)
 }
 
 fn parse_pair(text: &str) -> Result<(Kind, Kind), String> {

@@ -27,10 +27,9 @@ impl<T> Watched<T> {
     }
 
     /// Changes the value in place.
-    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
-        let result = change(&mut self.read());
+    pub(crate) fn change(&self, change: impl FnOnce(&mut T)) {
+        change(&mut self.read());
         self.changed.notify_waiters();
-        result
     }
 
     /// Waits until `find` finds something in the value.

@@ -9,17 +9,13 @@ mod gate;
 mod kind;
 mod watch;
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use serde::Serialize;
 
 use self::dial::Outcome;
 pub use self::{dial::MatrixError, gate::Gate, kind::Kind};
+use super::in_threads;
 use crate::noise::Noise;
 
 /// What to measure.
@@ -72,34 +68,10 @@ pub struct Row {
 /// If a node does not start.
 pub fn run(plan: &Plan, mut row: impl FnMut(&Row)) -> Result<(), MatrixError> {
     for &(a, b) in &plan.pairs {
-        let outcomes = dial_all(plan, a, b)?;
+        let outcomes = in_threads(plan.jobs, plan.runs, |run| dial::run(a, b, seed_of(plan.seed, a, b, run)))?;
         row(&Row::of(a, b, &outcomes));
     }
     Ok(())
-}
-
-/// The outcomes of all runs of a pair, from several threads.
-fn dial_all(plan: &Plan, a: Kind, b: Kind) -> Result<Vec<Outcome>, MatrixError> {
-    let next = AtomicU64::new(0);
-    let work = || -> Result<Vec<Outcome>, MatrixError> {
-        let mut outcomes = Vec::new();
-        loop {
-            let run = next.fetch_add(1, Ordering::Relaxed);
-            if run >= plan.runs {
-                return Ok(outcomes);
-            }
-            outcomes.push(dial::run(a, b, seed_of(plan.seed, a, b, run))?);
-        }
-    };
-    let done = thread::scope(|scope| {
-        let threads: Vec<_> = (0..plan.jobs.max(1)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a run reports, it does not panic")).collect::<Vec<_>>()
-    });
-    let mut outcomes = Vec::new();
-    for part in done {
-        outcomes.append(&mut part?);
-    }
-    Ok(outcomes)
 }
 
 /// A seed for each run, which does not depend on which others are made.

@@ -2,19 +2,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
-    time::{Duration, Instant, SystemTime},
+    fmt,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use byway::{
-    BindError, Channel, Config, DialError, Identity, Node, PeerEvent, PeerId, Peers, Protocol, Receiver, Sender,
-    Ticket, To, WallClock,
+    BindError, Channel, DialError, Identity, Node, PeerEvent, PeerId, Peers, Protocol, Receiver, Sender, Ticket, To,
 };
 use byway_proto::Rng;
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet, time};
 
+use super::{config, memory_kib};
 use crate::World;
 
 /// Nodes that each node dials.
@@ -112,7 +112,7 @@ pub fn run(nodes: usize, seed: u64, progress: impl Fn(&str)) -> Result<Row, Scal
     let start = Instant::now();
     let mut row = World::run(seed, |world| async move { play(&world, nodes, &progress).await })?;
     row.wall_s = start.elapsed().as_millis() as f64 / 1_000.0;
-    row.rss_mib = peak_rss_mib();
+    row.rss_mib = memory_kib("VmHWM").map(|kib| (kib / 102.4).round() / 10.0);
     Ok(row)
 }
 
@@ -202,10 +202,7 @@ struct Question {
 
 impl Speaker {
     async fn start(world: &World, n: usize, rng: &mut Rng) -> Result<Self, BindError> {
-        let mut config = Config::new(Identity::from_seed(rng.bytes()));
-        config.seed = Some(rng.bytes());
-        let clock = world.clone();
-        config.clock = WallClock::new(move || SystemTime::UNIX_EPOCH + clock.elapsed());
+        let config = config(world, Identity::from_seed(rng.bytes()), rng);
         let node = Node::bind_on(world.host(&format!("node {n}")).net(), config).await?;
         let mut echo = Protocol::new("echo", 1..=1);
         let (questions, answers) = (echo.channel(Channel::new(CHANNELS.0)), echo.channel(Channel::new(CHANNELS.1)));
@@ -271,12 +268,4 @@ impl Question {
         let word = (u64::from(self.asker) << 32 | u64::from(self.number)).to_be_bytes();
         word.iter().copied().cycle().take(MESSAGE).collect()
     }
-}
-
-/// The most memory that this process has ever used (Linux).
-fn peak_rss_mib() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
-    Some((kib / 102.4).round() / 10.0)
 }

@@ -7,19 +7,19 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    fmt,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use byway::{
-    BindError, Channel, Config, DialError, Gone, Identity, Node, PeerAddr, PeerEvent, PeerId, Peers, Protocol,
-    Receiver, RelayConfig, Sender, To, WallClock,
+    BindError, Channel, DialError, Gone, Identity, Node, PeerAddr, PeerEvent, PeerId, Peers, Protocol, Receiver,
+    RelayConfig, Sender, To,
 };
 use byway_proto::Rng;
 use serde::Serialize;
@@ -29,6 +29,7 @@ use tokio::{
 };
 use tracing::debug;
 
+use super::{config, memory_kib};
 use crate::{Host, Link, Mapping, Nat, NatConfig, Ports, World};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -164,7 +165,7 @@ async fn play(world: &World, hours: u64, nodes: usize, progress: &impl Fn(&str))
     let mut memory = Vec::new();
     for hour in 1..hours {
         time::sleep_until(quiet - HOUR * u32::try_from(hours - 1 - hour).unwrap_or(0)).await;
-        memory.extend(rss_kib().filter(|_| hour > WARM).map(|kib| (hour as f64, kib)));
+        memory.extend(memory_kib("VmRSS").filter(|_| hour > WARM).map(|kib| (hour as f64, kib)));
         let (lost, changes) = (counts.lost.load(Ordering::Relaxed), counts.disturbances.load(Ordering::Relaxed));
         progress(&format!("hour {hour}: {changes} disturbances, {lost} connections lost"));
     }
@@ -180,14 +181,6 @@ async fn play(world: &World, hours: u64, nodes: usize, progress: &impl Fn(&str))
         questions: counts.questions.load(Ordering::Relaxed),
         unanswered: counts.unanswered.load(Ordering::Relaxed),
     })
-}
-
-fn config(world: &World, identity: Identity, rng: &mut Rng) -> Config {
-    let mut config = Config::new(identity);
-    config.seed = Some(rng.bytes());
-    let clock = world.clone();
-    config.clock = WallClock::new(move || SystemTime::UNIX_EPOCH + clock.elapsed());
-    config
 }
 
 /// A relay, and the two hosts that it lives on in turns, with one address.
@@ -364,13 +357,6 @@ fn slope(points: &[(f64, f64)]) -> Option<f64> {
     let spread: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
     let slope = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum::<f64>() / spread;
     (points.len() > 2).then_some((slope * 10.0).round() / 10.0)
-}
-
-/// The memory that this process uses now, in KiB (Linux).
-fn rss_kib() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]

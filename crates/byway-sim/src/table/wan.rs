@@ -7,12 +7,7 @@
 mod case;
 mod flow;
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicUsize, Ordering},
-    thread,
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use byway::{BindError, DialError};
 use serde::Serialize;
@@ -20,6 +15,7 @@ use tokio::time::{self, Instant};
 
 pub use self::case::{Case, UnknownCase};
 use self::{case::Beside, flow::Flow};
+use super::in_threads;
 pub use crate::bare::BareError;
 use crate::{Host, World};
 
@@ -114,26 +110,13 @@ pub fn run(plan: &Plan, mut row: impl FnMut(&Row)) -> Result<(), WanError> {
     Ok(())
 }
 
-/// The outcomes of all runs on one line, from several threads.
+/// The outcomes of all runs on one line.
 fn measure_all(plan: &Plan, case: Case, runs: &[(Stack, u64)]) -> Result<Vec<(Stack, Outcome)>, WanError> {
-    let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<(Stack, Outcome)>, WanError> {
-        let mut outcomes = Vec::new();
-        while let Some((stack, run)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let seed = plan.seed.wrapping_add(*run);
-            outcomes.push((*stack, World::run(seed, |world| async move { measure(&world, case, *stack).await })?));
-        }
-        Ok(outcomes)
-    };
-    let done = thread::scope(|scope| {
-        let threads: Vec<_> = (0..plan.jobs.max(1)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a run reports, it does not panic")).collect::<Vec<_>>()
-    });
-    let mut outcomes = Vec::new();
-    for part in done {
-        outcomes.append(&mut part?);
-    }
-    Ok(outcomes)
+    in_threads(plan.jobs, runs.len() as u64, |number| {
+        let (stack, run) = runs[number as usize];
+        let seed = plan.seed.wrapping_add(run);
+        Ok((stack, World::run(seed, |world| async move { measure(&world, case, stack).await })?))
+    })
 }
 
 async fn measure(world: &World, case: Case, stack: Stack) -> Result<Outcome, WanError> {

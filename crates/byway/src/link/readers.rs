@@ -112,7 +112,7 @@ async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
 async fn stripe(link: &Link, mut stream: RecvStream) {
     let Some(first) = varint(&mut stream).await else { return };
     let Some(index) = varint(&mut stream).await else { return };
-    link.stripes.put(first, index, stream); // one too many is stopped, and its channel gets no further
+    link.stripes.put(first, index, stream);
 }
 
 async fn messages(peer: PeerId, incoming: &mut Incoming<'_>, inbox: &Inbox, frames: &mut Frames) -> Result<(), Gone> {

@@ -1,4 +1,4 @@
-//! One channel over several streams, where the line holds more than one stream's window (`docs/wire.md`, "Channels").
+//! One channel over several streams, where the line holds more than one stream's window (`docs/wire.md`, "Streams").
 //!
 //! A channel's bytes are cut into segments of [`SEGMENT`] bytes. After each stands one byte that names the stripe on which
 //! the next segment lies; stripe 0 is the stream on which the channel began. The reader goes from stream to stream, so the
@@ -168,15 +168,13 @@ fn within(held: &mut VecDeque<Bytes>, limit: usize) -> usize {
 pub(crate) struct Waiting(Watched<BTreeMap<(u64, u64), RecvStream>>);
 
 impl Waiting {
-    /// Keeps a stream for its channel's reader; `false` if [`MAX_WAITING`] wait already.
-    pub(crate) fn put(&self, first: u64, index: u64, stream: RecvStream) -> bool {
+    /// Keeps a stream for its channel's reader, or stops it if [`MAX_WAITING`] wait already.
+    pub(crate) fn put(&self, first: u64, index: u64, stream: RecvStream) {
         self.0.change(|waiting| {
-            let has_room = waiting.len() < MAX_WAITING;
-            if has_room {
+            if waiting.len() < MAX_WAITING {
                 waiting.insert((first, index), stream);
             }
-            has_room
-        })
+        });
     }
 
     /// Waits for a stream, as long as the connection lasts: an outage may hold it up for minutes.

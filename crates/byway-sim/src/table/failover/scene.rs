@@ -3,12 +3,12 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use byway::{
     BindError, Channel, Config, Event, Identity, Node, PathKind, PeerAddr, PeerEvent, Peers, Protocol, Receiver,
-    RelayConfig, Sender, Streams, WallClock,
+    RelayConfig, Sender, Streams,
     tunnel::{Access, Tunnel},
 };
 use byway_proto::Rng;
@@ -19,7 +19,7 @@ use super::{
     flow::{self, Book, FLOWS, Phase, Phases, Voice},
     wire::Wire,
 };
-use crate::{ActiveRule, Host, Link, Nat, NatConfig, Ports, World};
+use crate::{ActiveRule, Host, Link, Nat, NatConfig, Ports, World, table};
 
 /// The port of every node.
 const PORT: u16 = 4_000;
@@ -328,12 +328,9 @@ impl Log {
 }
 
 fn config(world: &World, key: [u8; 32], rng: &mut Rng) -> Config {
-    let mut config = Config::new(Identity::from_seed(key));
-    config.seed = Some(rng.bytes());
+    let mut config = table::config(world, Identity::from_seed(key), rng);
     config.port = PORT;
     config.ipv6 = None;
-    let clock = world.clone();
-    config.clock = WallClock::new(move || SystemTime::UNIX_EPOCH + clock.elapsed());
     config
 }
 

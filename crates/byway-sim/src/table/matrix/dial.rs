@@ -1,14 +1,11 @@
 //! One run: two strangers, one dial.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, SystemTime},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use byway::{
     BindError, Channel, Config, Identity, Node, PeerAddr, PeerEvent, PeerId, Peers, Protocol, Receiver, RelayConfig,
-    Sender, To, WallClock,
+    Sender, To,
 };
 use byway_proto::{Rng, addr::HostAddr};
 use tokio::time::{self, Instant, MissedTickBehavior};
@@ -18,7 +15,7 @@ use super::{
     gate::PATIENCE,
     watch::{MESSAGE, Watch},
 };
-use crate::{Host, Link, StunServer, World};
+use crate::{Host, Link, StunServer, World, table};
 
 /// The relay's port.
 const RELAY_PORT: u16 = 4_000;
@@ -159,11 +156,8 @@ struct Servers {
 }
 
 fn config(world: &World, rng: &mut Rng) -> Config {
-    let mut config = Config::new(Identity::from_seed(rng.bytes()));
-    config.seed = Some(rng.bytes());
+    let mut config = table::config(world, Identity::from_seed(rng.bytes()), rng);
     config.ipv6 = None;
-    let clock = world.clone();
-    config.clock = WallClock::new(move || SystemTime::UNIX_EPOCH + clock.elapsed());
     config
 }
 

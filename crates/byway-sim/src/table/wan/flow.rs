@@ -7,17 +7,18 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use byway::{Channel, Config, Identity, Node, Protocol, WallClock};
+use byway::{Channel, Identity, Node, Protocol};
 use tokio::{task::JoinSet, time};
 
 use super::WanError;
 use crate::{
     Host, World,
     bare::{self, BareError},
+    table,
 };
 
 /// Bytes of a message, or of what is written at once.
@@ -39,10 +40,7 @@ impl Flow {
     pub(super) async fn byway(world: &World, [from, to]: &[Host; 2], name: &str) -> Result<Self, WanError> {
         let mut rng = world.rng(name);
         let mut node = async |host: &Host| {
-            let mut config = Config::new(Identity::from_seed(rng.bytes()));
-            config.seed = Some(rng.bytes());
-            let clock = world.clone();
-            config.clock = WallClock::new(move || SystemTime::UNIX_EPOCH + clock.elapsed());
+            let config = table::config(world, Identity::from_seed(rng.bytes()), &mut rng);
             Node::bind_on(host.net(), config).await
         };
         let (sender, receiver) = (node(from).await?, node(to).await?);
