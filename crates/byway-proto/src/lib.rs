@@ -12,6 +12,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod addr;
+pub mod book;
 pub mod congestion;
 pub mod gate;
 pub mod hello;
@@ -29,4 +30,4 @@ pub use addr::PeerAddr;
 pub use id::{KeyKind, PeerId};
 pub use rng::Rng;
 pub use ticket::Ticket;
-pub use time::Instant;
+pub use time::{Instant, UnixTime};

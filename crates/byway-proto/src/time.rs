@@ -50,3 +50,26 @@ impl Sub<Duration> for Instant {
         Instant(self.0.saturating_sub(rhs))
     }
 }
+
+/// A calendar time in whole seconds since 1970 (UTC), for what outlives the process: bans, and when a peer was seen last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixTime(pub u64);
+
+impl UnixTime {
+    /// The end of time: what lasts until it is taken back.
+    pub const NEVER: UnixTime = UnixTime(u64::MAX);
+
+    /// How much time lies between `earlier` and this time; zero if the clock was set back meanwhile.
+    pub const fn since(self, earlier: UnixTime) -> Duration {
+        Duration::from_secs(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for UnixTime {
+    type Output = UnixTime;
+
+    /// Rounds down to whole seconds.
+    fn add(self, rhs: Duration) -> UnixTime {
+        UnixTime(self.0.saturating_add(rhs.as_secs()))
+    }
+}

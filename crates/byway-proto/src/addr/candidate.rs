@@ -101,7 +101,7 @@ fn refused_ipv6(ip: Ipv6Addr) -> Option<Refused> {
 
 /// The IPv4 destination of a packet to `ip`, where a host or a gateway translates (RFC 4291 §2.5.5, RFC 6052 §2.1, RFC 3056 §2);
 /// not for `::` and `::1`, which are IPv6's own.
-fn embedded_ipv4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+pub(crate) fn embedded_ipv4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let ipv4 = |high: u16, low: u16| Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low));
     match ip.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
