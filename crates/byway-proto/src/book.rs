@@ -27,6 +27,7 @@ pub use ban::{Ban, MAX_BAN_REASON, MAX_BANS};
 pub use choose::{MAX_TELL, Side, Wanted};
 pub use contact::{Contact, MAX_CLAIM_ADDRS, MAX_CLAIM_RELAYS};
 pub use group::{Group, ParseGroupError};
+pub(crate) use record::ContactRow;
 pub use record::{Change, ClaimRecord, Head, Record};
 pub use table::BUCKET;
 use table::{Places, Slot, Table};

@@ -19,6 +19,7 @@ pub mod hello;
 pub mod id;
 pub mod nat;
 pub mod paths;
+pub mod pex;
 pub mod relay;
 pub mod rng;
 pub mod schedule;
