@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Why(WhyArgs),
     /// Print what this node knows and does
     Status,
+    /// Have the running node read its configuration again, and print what has changed
+    Reload,
     /// Relay for others, and print the address to give them
     Relay(RelayArgs),
     /// The web server of the demo

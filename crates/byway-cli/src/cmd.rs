@@ -9,6 +9,7 @@ pub(crate) mod ping;
 pub(crate) mod pipe;
 pub(crate) mod reach;
 pub(crate) mod relay;
+pub(crate) mod reload;
 pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod up;
@@ -57,6 +58,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Check(args) => check::run(shell, args).await,
         Command::Why(args) => why::run(shell, args).await,
         Command::Status => status::run(shell).await,
+        Command::Reload => reload::run(shell).await,
         Command::Relay(args) => relay::run(shell, &args).await,
         Command::DemoHttp(args) => demo_http::run(shell, args.seed).await,
     }

@@ -1,6 +1,7 @@
 //! The configuration file: what a node is told once instead of at every start.
 
 pub(crate) mod nat;
+pub(crate) mod relay;
 pub(crate) mod tls;
 
 use std::{
@@ -10,12 +11,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use byway::{Access, Config, HostAddr, Identity, PeerAddr, PeerId, RelayConfig, TlsConfig, nat::AgentConfig};
+use byway::{Access, Config, HostAddr, Identity, PeerAddr, RelayConfig, TlsConfig, nat::AgentConfig};
 use byway_proto::ticket::is_service_name;
 use serde::{Deserialize, Deserializer, de};
 
 use self::{
     nat::{NatBudget, NatTable},
+    relay::RelayTable,
     tls::TlsTable,
 };
 use crate::{args::ServerChoice, failure::Failure, store, target::Upstream};
@@ -54,27 +56,15 @@ pub(crate) struct FileConfig {
     pub(crate) nat: NatTable,
     /// Look for peers on the local network; unset, yes.
     pub(crate) lan: Option<bool>,
-    /// Whether this node relays for others, and for whom.
-    pub(crate) relay: Option<RelayFor>,
-    /// For whom it relays if that is for friends.
-    #[serde(deserialize_with = "friends")]
-    pub(crate) friends: BTreeSet<PeerId>,
+    /// Whether this node relays for others, for whom, and how much.
+    pub(crate) relay: RelayTable,
     /// How relays are reached over TLS.
     tls: TlsTable,
     /// What `byway up` serves.
     pub(crate) serve: Vec<Served>,
-}
-
-/// For whom a node relays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum RelayFor {
-    /// For nobody.
-    Off,
-    /// For the peers that `friends` lists.
-    Friends,
-    /// For everyone.
-    Everyone,
+    /// Where it was read from.
+    #[serde(skip)]
+    path: Option<PathBuf>,
 }
 
 /// A family's switch: `true`, `false` or an address.
@@ -131,16 +121,40 @@ impl FileConfig {
         };
         let dir = path.parent().unwrap_or(Path::new(""));
         config.tls.read(dir).map_err(|why| Failure::usage(format!("configuration {}: {why}", path.display())))?;
+        config.path = Some(path);
         Ok(config)
     }
 
-    /// For whom a node relays, if it does; `usual` is what counts if the file does not say.
-    fn access(&self, usual: RelayFor) -> Option<Access> {
-        match self.relay.unwrap_or(usual) {
-            RelayFor::Off => None,
-            RelayFor::Friends => Some(Access::Friends(self.friends.clone())),
-            RelayFor::Everyone => Some(Access::Everyone),
-        }
+    /// Reads the same file once more; one that is not there says nothing.
+    pub(crate) fn read_again(&self) -> Result<Self, Failure> {
+        let path = self.path.clone();
+        Self::load(None, || path.ok_or_else(|| Failure::usage("there is no configuration to read again")))
+    }
+
+    /// What differs in another version of the file and can be taken over while the node runs: the key, and how.
+    pub(crate) fn changes(&self, new: &Self) -> Vec<(&'static str, String)> {
+        let ids = |config: &Self| config.relays.iter().map(PeerAddr::to_string).collect();
+        let relays = difference(&ids(self), &ids(new)).map(|what| ("relays", what));
+        relays.into_iter().chain(self.relay.changes(&new.relay)).collect()
+    }
+
+    /// The keys whose change takes effect with the next start only.
+    pub(crate) fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let keys = [
+            ("network", self.network != new.network),
+            ("port", self.port != new.port),
+            ("ipv4", self.ipv4 != new.ipv4),
+            ("ipv6", self.ipv6 != new.ipv6),
+            ("relay_only", self.relay_only != new.relay_only),
+            ("stun", self.stun != new.stun),
+            ("port_mapping", self.port_mapping != new.port_mapping),
+            ("nat_budget", self.nat_budget != new.nat_budget),
+            ("nat", self.nat != new.nat),
+            ("lan", self.lan != new.lan),
+            ("tls", self.tls != new.tls),
+            ("serve", self.serve != new.serve),
+        ];
+        keys.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, Failure> {
@@ -185,8 +199,10 @@ pub(crate) struct Settings {
     tls: TlsConfig,
     /// The command is there to relay for others.
     pub(crate) relay: bool,
-    /// For whom this node relays, if it does.
-    access: Option<Access>,
+    /// How this node relays for others, if it does.
+    relaying: Option<RelayConfig>,
+    /// What the file said.
+    pub(crate) file: FileConfig,
 }
 
 /// Which UDP port a node listens on.
@@ -224,15 +240,15 @@ impl Settings {
             lan: file.lan,
             tls: file.tls.config.clone(),
             relay: false,
-            access: file.access(RelayFor::Off),
+            relaying: file.relay.config(false),
+            file: file.clone(),
         }
     }
 
     /// A node that relays for others, at one address if one is named.
     pub(crate) fn relaying(file: &FileConfig, listen: Option<SocketAddr>) -> Self {
-        // Whoever starts a relay means it, whatever the file says of other commands.
-        let access = file.access(RelayFor::Everyone).or(Some(Access::Everyone));
-        let mut settings = Settings { relay: true, access, ..Settings::new(file, &ServerChoice::default()) };
+        let relaying = file.relay.config(true);
+        let mut settings = Settings { relay: true, relaying, ..Settings::new(file, &ServerChoice::default()) };
         match listen {
             Some(SocketAddr::V4(addr)) => {
                 (settings.ipv4, settings.ipv6) = (Family::At(*addr.ip()), Family::Switch(false));
@@ -246,6 +262,19 @@ impl Settings {
             settings.port = if addr.port() == 0 { Port::Any } else { Port::Exactly(addr.port()) };
         }
         settings
+    }
+
+    /// How a running node is to relay once the file says this: for nobody if it is to stop; `None` if nothing can change, for only
+    /// a node that relays from its start does so.
+    pub(crate) fn relaying_by(&self, file: &FileConfig) -> Option<RelayConfig> {
+        let mut nobody = self.relaying.clone()?;
+        nobody.access = Access::Friends(BTreeSet::new());
+        Some(file.relay.config(self.relay).unwrap_or(nobody))
+    }
+
+    /// Whether the node has to be started anew to relay as the file says.
+    pub(crate) fn needs_restart_to_relay(&self, file: &FileConfig) -> bool {
+        self.relaying.is_none() && file.relay.config(self.relay).is_some()
     }
 
     /// What the library is told.
@@ -262,11 +291,7 @@ impl Settings {
             Port::Usual | Port::Any => (remembered.unwrap_or(0), true),
         };
         config.relays.clone_from(&self.relays);
-        config.relay = self.access.clone().map(|access| {
-            let mut relay = RelayConfig::default();
-            relay.access = access;
-            relay
-        });
+        config.relay.clone_from(&self.relaying);
         config.relay_only = self.relay_only;
         config.stun.clone_from(&self.stun);
         config.port_mapping = self.port_mapping.unwrap_or(config.port_mapping);
@@ -286,6 +311,12 @@ impl<A: Copy> Family<A> {
     }
 }
 
+/// How many entries of a list came, and how many went.
+fn difference<T: Ord>(old: &BTreeSet<T>, new: &BTreeSet<T>) -> Option<String> {
+    let (added, removed) = (new.difference(old).count(), old.difference(new).count());
+    (added + removed > 0).then(|| format!("{added} added, {removed} removed"))
+}
+
 fn relays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PeerAddr>, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
     let parse = |text: &String| {
@@ -295,12 +326,6 @@ fn relays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PeerAddr>, D
             false => Ok(relay),
         }
     };
-    texts.iter().map(parse).collect::<Result<_, _>>().map_err(de::Error::custom)
-}
-
-fn friends<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<PeerId>, D::Error> {
-    let texts = Vec::<String>::deserialize(deserializer)?;
-    let parse = |text: &String| text.parse().map_err(|error| format!("friend {text:?}: {error}"));
     texts.iter().map(parse).collect::<Result<_, _>>().map_err(de::Error::custom)
 }
 
@@ -338,8 +363,7 @@ mod tests {
             relays = ["{id}@relay.example:443"]
             relay_only = true
             lan = false
-            relay = "friends"
-            friends = ["{id}"]
+            relay = {{ access = "friends", friends = ["{id}"], client_mbit_s = 50, clients = 7 }}
             stun = ["stun.example:3478", "192.0.2.9:3478"]
             port_mapping = false
             nat_budget = "low"
@@ -368,9 +392,10 @@ mod tests {
         assert_eq!(config.ipv6, Family::Switch(false));
         assert_eq!(config.relays[0].id, id);
         assert_eq!(config.lan, Some(false));
-        let friends = Some(Access::Friends([id].into()));
-        assert_eq!(config.access(RelayFor::Off), friends);
-        assert_eq!(Settings::relaying(&config, None).access, friends, "a relay for friends is no relay for strangers");
+        let relay = config.relay.config(false).unwrap();
+        assert_eq!((relay.access.clone(), relay.max_clients), (Access::Friends([id].into()), 7));
+        let started = Settings::relaying(&config, None).relaying;
+        assert_eq!(started, Some(relay), "a relay for friends is no relay for strangers");
         assert!(config.relay_only && config.serve[1].open && config.serve[1].hide_addresses);
         assert_eq!(config.serve[0].to, "tcp:127.0.0.1:8080".parse().unwrap());
         assert_eq!(config.stun[0].to_string(), "stun.example:3478");
@@ -386,6 +411,29 @@ mod tests {
             32,
             "a low budget is a quarter"
         );
+    }
+
+    #[test]
+    fn what_a_running_node_takes_over_and_what_it_cannot_are_named() {
+        let id = byway_proto::PeerId::ed25519([7; 32]);
+        let old = parse("network = \"a\"\nrelay.access = \"friends\"\nrelay.clients = 5").unwrap();
+        let new = format!("relays = [\"{id}@a:1\"]\nnetwork = \"b\"\nlan = false\nrelay.friends = [\"{id}\"]");
+        let new = parse(&new).unwrap();
+        assert_eq!(old.needs_restart(&new), ["network", "lan"]);
+        let changes = old.changes(&new);
+        let expected = [
+            ("relays", "1 added, 0 removed"),
+            ("relay.access", "friends -> default"),
+            ("relay.clients", "5 -> default"),
+            ("relay.friends", "1 added, 0 removed"),
+        ];
+        assert_eq!(changes.iter().map(|(key, what)| (*key, &**what)).collect::<Vec<_>>(), expected);
+        let started = Settings::new(&old, &ServerChoice::default());
+        let nobody = started.relaying_by(&new).unwrap().access;
+        assert_eq!(nobody, Access::Friends(BTreeSet::new()), "a node may stop relaying while it runs");
+        let started = Settings::new(&new, &ServerChoice::default());
+        assert!(started.needs_restart_to_relay(&old) && started.relaying_by(&old).is_none());
+        assert!(new.changes(&new.clone()).is_empty() && new.needs_restart(&new.clone()).is_empty());
     }
 
     #[test]
@@ -413,7 +461,12 @@ mod tests {
             ("relays = [\"abc@1.2.3.4:5\"]", "truncated"),
             ("stun = [\"stun.example\"]", "no port"),
             ("relay = true", "relay = true"),
-            ("friends = [\"abc\"]", "friend"),
+            ("relay.friends = [\"abc\"]", "friend"),
+            (
+                "[relay]\nclients = 1\nclient_mbit_s = 0",
+                "line 3 (client_mbit_s = 0): 0 is out of its range, 1 to 100000",
+            ),
+            ("relay.clients = -1", "-1 is out of its range"),
             ("nat_budget = \"none\"", "`normal`, `low`, `off`"),
             ("[nat]\nmappings = 257", "nat.mappings is 257, but its range is 0 to 256"),
             ("[nat]\nchallenge_interval_ms = 1", "nat.challenge_interval_ms is 1ms, but its range is 10 ms to 10 s"),
@@ -461,7 +514,8 @@ mod tests {
     #[test]
     fn a_missing_file_is_the_default_unless_it_was_named() {
         let nowhere = PathBuf::from("/nonexistent/byway.toml");
-        assert_eq!(FileConfig::load(None, || Ok(nowhere.clone())), Ok(FileConfig::default()));
+        let usual = FileConfig { path: Some(nowhere.clone()), ..FileConfig::default() };
+        assert_eq!(FileConfig::load(None, || Ok(nowhere.clone())), Ok(usual));
         assert!(FileConfig::load(Some(&nowhere), || Ok(nowhere.clone())).is_err());
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 pub(crate) use event::Event;
 
 /// The version of this protocol; both sides must have the same.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 
 /// The longest line in bytes: the status of 10,000 peers with three routes each.
 const MAX_LINE: usize = 16 << 20;
@@ -144,6 +144,8 @@ pub(crate) enum Request {
     },
     /// Tell once what the node knows and does.
     Status,
+    /// Read the configuration again.
+    Reload,
 }
 
 impl Needs {

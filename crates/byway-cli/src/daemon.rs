@@ -10,6 +10,7 @@ mod check;
 mod ping;
 mod pipe;
 mod reach;
+mod reload;
 mod serve;
 mod status;
 mod why;
@@ -30,7 +31,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 use self::board::Board;
 use crate::{
     bench::{self as line, Answers, Bench},
-    config::Settings,
+    config::{FileConfig, Settings},
     control::{
         event::{Path, Process, Reaching, Serving},
         local,
@@ -65,6 +66,8 @@ pub(crate) struct Daemon {
     net: Arc<dyn Net>,
     dir: DataDir,
     settings: Settings,
+    /// The configuration that is in force, as the file had it.
+    file: Mutex<FileConfig>,
     /// The configured relays, then those that commands brought.
     relays: Mutex<Vec<PeerAddr>>,
     /// The configured STUN servers, then those that commands brought.
@@ -105,6 +108,7 @@ impl Running {
             dir,
             relays: Mutex::new(settings.relays.clone()),
             stun: Mutex::new(settings.stun.clone()),
+            file: Mutex::new(settings.file.clone()),
             settings,
             grants: Mutex::new(grants),
             known: Mutex::new(known),
@@ -114,6 +118,9 @@ impl Running {
             end: watch::Sender::new(None),
         });
         let mut attached = JoinSet::new();
+        if matches!(command, "up" | "relay") {
+            attached.spawn(reload::watch(Arc::clone(&daemon))); // others end with their terminal
+        }
         attached.spawn(take_commands(Arc::clone(&daemon), listener, command.to_owned()));
         attached.spawn(answer_measurements(Arc::clone(&daemon), answers));
         Ok(Running { daemon, attached, _lock: lock })

@@ -108,6 +108,7 @@ fn describe(event: &Event) -> Words {
             let times = [min_ms, mean_ms, max_ms].map(|ms| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}")));
             return Words::Result(format!("{answered} of {sent} answered; least, mean, most: {} ms", times.join(", ")));
         }
+        Event::Reloaded(reloaded) => return Words::Result(cmd::reload::describe(reloaded)),
         Event::Measured(measured) => return Words::Result(cmd::bench::describe(measured)),
         Event::Status(_) | Event::Check(_) | Event::Why(_) | Event::Done | Event::Error(_) => return Words::None, // each has a place of its own
         other => note(other),

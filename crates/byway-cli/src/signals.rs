@@ -34,6 +34,34 @@ impl Stop {
     }
 }
 
+/// Tells when the process was asked to read its configuration again (SIGHUP).
+#[derive(Debug)]
+pub(crate) struct Hangups {
+    #[cfg(unix)]
+    signal: Option<tokio::signal::unix::Signal>,
+}
+
+impl Hangups {
+    /// Listens from now on; where there is no such signal, for nothing.
+    pub(crate) fn listen() -> Self {
+        #[cfg(unix)]
+        return Hangups { signal: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok() };
+        #[cfg(not(unix))]
+        Hangups {}
+    }
+
+    /// Waits for the next request.
+    pub(crate) async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Some(signal) = &mut self.signal
+            && signal.recv().await.is_some()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
 #[cfg(unix)]
 async fn signal() {
     use tokio::signal::unix::{SignalKind, signal};

@@ -182,6 +182,56 @@ fn a_check_that_nobody_answers_ends_in_time_and_says_so() {
 }
 
 #[test]
+fn a_running_relay_follows_its_configuration_and_keeps_the_last_good_one() {
+    let scratch = Scratch::new("reload");
+    let file = scratch.0.join("loopback.toml");
+    let base = fs::read_to_string(&file).unwrap();
+    let write = |more: &str| fs::write(&file, format!("{base}{more}")).unwrap();
+    let reload = || {
+        let output = scratch.run("relay", &["reload"]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap(), stderr)
+    };
+    assert_eq!(scratch.run("relay", &["reload"]).status.code(), Some(3), "there is no node yet");
+    let mut relay = scratch.start("relay", &["relay", "--listen", "127.0.0.1:0"]);
+    let address = relay.event("relay")["address"].as_str().unwrap().to_owned();
+    let mut client = scratch.start("client", &["serve", "echo", "tcp:127.0.0.1:1", "--relay", &address]);
+    client.event("relay_up");
+    let id = scratch.json("client", &["id"])["id"].as_str().unwrap().to_owned();
+
+    write(&format!("relay = {{ access = \"friends\", friends = [\"{id}\"], client_mbit_s = 5 }}\n"));
+    let (code, told, _) = reload();
+    let keys: Vec<_> =
+        told["changed"].as_array().unwrap().iter().map(|change| change["key"].as_str().unwrap()).collect();
+    assert_eq!((code, keys), (Some(0), vec!["relay.access", "relay.client_mbit_s", "relay.friends"]), "{told}");
+    assert_eq!(told["changed"][1]["what"], "default -> 5");
+
+    write("relay.client_mbit_s = 0\n");
+    let (code, told, stderr) = reload();
+    assert_eq!((code, told["code"].as_u64()), (Some(2), Some(2)), "{told}");
+    for part in ["loopback.toml, line 3", "out of its range, 1 to 100000", "goes on with the configuration that it had"]
+    {
+        assert!(stderr.contains(part), "{stderr}");
+    }
+    assert_eq!(scratch.json("relay", &["status"])["relaying"]["clients"], 1, "the friend has stayed");
+
+    write("port = 9\n");
+    #[cfg(unix)]
+    {
+        let pid = relay.child.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+        let began = Instant::now();
+        while reload().1["changed"] != Value::Array(Vec::new()) {
+            assert!(began.elapsed() < SOON, "the signal was not followed");
+        }
+    }
+    assert_eq!(reload().1["restart"], serde_json::json!(["port"]), "until it is started anew");
+    write("relay.access = \"friends\"\n");
+    reload();
+    assert!(client.event("relay_down")["message"].as_str().unwrap().contains("serves its friends only"));
+}
+
+#[test]
 fn a_bench_measures_both_directions_and_a_stranger_is_refused() {
     let scratch = Scratch::new("bench");
     let echo = Echo::start();

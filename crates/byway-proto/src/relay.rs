@@ -6,15 +6,17 @@
 //! it, never answers it, and forwards nothing that does not come from the address of an authenticated client.
 
 mod clients;
+mod config;
 mod fair;
 mod held;
 pub mod homes;
 mod server;
 mod ways;
 
-use alloc::{collections::BTreeSet, vec::Vec};
+use alloc::vec::Vec;
 use core::{net::SocketAddr, time::Duration};
 
+pub use config::{Access, RelayConfig, RelayConfigError};
 pub use held::{MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION, MAX_HELD_PER_CLIENT};
 pub use server::RelayServer;
 pub use ways::{Opener, ways};
@@ -53,69 +55,6 @@ pub const CLIENT_BURST: u64 = 1_000_000;
 
 /// Links from one source, an IPv4 address or an IPv6 /64: a carrier's NAT has many customers behind one.
 pub const MAX_CLIENTS_PER_SOURCE: usize = 1_000;
-
-/// For whom a relay forwards.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Access {
-    /// For everyone.
-    #[default]
-    Everyone,
-    /// For these peers; both ends of what is forwarded must be among them.
-    Friends(BTreeSet<PeerId>),
-}
-
-impl Access {
-    /// Whether a peer may register.
-    pub fn admits(&self, peer: &PeerId) -> bool {
-        match self {
-            Access::Everyone => true,
-            Access::Friends(friends) => friends.contains(peer),
-        }
-    }
-}
-
-/// The limits of a [`RelayServer`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct RelayConfig {
-    /// For whom it forwards.
-    pub access: Access,
-    /// Links from one source, an IPv4 address or an IPv6 /64.
-    pub max_clients_per_source: usize,
-    /// Bytes a second of all clients together, shared among them by max-min fairness; `None` for no such limit.
-    pub total_rate: Option<u64>,
-    /// Links, and clients that are remembered.
-    pub max_clients: usize,
-    /// Allocations that one client may have opened.
-    pub max_allocations_per_client: usize,
-    /// Allocations in all.
-    pub max_allocations: usize,
-    /// After how long without data an allocation is forgotten.
-    pub allocation_idle: Duration,
-    /// Bytes a second that one client may send, prefixes included, both for itself and in answer to others.
-    pub client_rate: u64,
-    /// Bytes that one client may send at once.
-    pub client_burst: u64,
-    /// Another port that answers STUN, as clients are told; the node sets it to the one that it opened.
-    pub stun_port: Option<u16>,
-}
-
-impl Default for RelayConfig {
-    fn default() -> Self {
-        RelayConfig {
-            access: Access::Everyone,
-            max_clients_per_source: MAX_CLIENTS_PER_SOURCE,
-            total_rate: None,
-            max_clients: MAX_CLIENTS,
-            max_allocations_per_client: MAX_ALLOCATIONS_PER_CLIENT,
-            max_allocations: MAX_ALLOCATIONS,
-            allocation_idle: ALLOCATION_IDLE,
-            client_rate: CLIENT_RATE,
-            client_burst: CLIENT_BURST,
-            stun_port: None,
-        }
-    }
-}
 
 /// What happens to a relay, apart from data.
 ///
@@ -159,8 +98,9 @@ pub enum Input {
         /// After how long all links are closed.
         within: Duration,
     },
-    /// From now on it forwards for these; the others' links are closed.
-    Access(Access),
+    /// From now on it has these settings; links of those whom it no longer serves are closed, all others stay, whatever a limit says.
+    /// Its other port for STUN stays as it is.
+    Configure(RelayConfig),
     /// The time that [`RelayServer::poll_timeout`] named has come.
     Timeout,
 }

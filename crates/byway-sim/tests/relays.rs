@@ -251,8 +251,42 @@ fn a_relay_for_friends_tells_strangers_that_it_is_one() {
         time::sleep(secs(5)).await;
         let relays = stranger.node.status().await.relays;
         assert!(!relays[0].registered && relays[0].state.contains("serves its friends only"), "{relays:#?}");
-        node.set_relay_access(Access::Everyone);
+        node.set_relay(RelayConfig::default()).unwrap();
         settles(&stranger, 1).await;
         assert_eq!(node.status().await.serving.unwrap().clients, 2);
+    });
+}
+
+#[test]
+fn a_changed_rate_takes_hold_on_a_live_client() {
+    scenario(1, secs(60), |world| async move {
+        let relays = relays(&world, &[0]).await;
+        let all: Vec<_> = relays.iter().collect();
+        let (mut a, mut b) = (on_line(&world, 1, &all, 0.0).await, on_line(&world, 2, &all, 0.0).await);
+        connected(&mut a, &mut b).await;
+        let (to, tx) = (b.node.id(), a.tx.clone());
+        let flood = tokio::spawn(async move { while tx.send_wait(to, vec![0; 10_000].into()).await.is_ok() {} });
+        let drain = tokio::spawn(async move { while b.rx.recv().await.is_some() {} });
+        let relay = &relays[0].node;
+        let bytes = async || relay.status().await.serving.unwrap().bytes;
+        let mut per_second = Vec::new();
+        for rate in [1_000_000, 100_000] {
+            let mut limits = RelayConfig::default();
+            (limits.client_rate, limits.client_burst) = (rate, 1 << 16);
+            relay.set_relay(limits).unwrap();
+            time::sleep(secs(3)).await;
+            let before = bytes().await;
+            time::sleep(secs(5)).await;
+            per_second.push((bytes().await - before) / 5);
+        }
+        println!("{per_second:?} bytes a second");
+        assert!((500_000..1_100_000).contains(&per_second[0]), "{per_second:?}");
+        assert!((50_000..120_000).contains(&per_second[1]), "{per_second:?}");
+        assert_eq!(relay.status().await.serving.unwrap().clients, 2, "nobody was dropped");
+        let mut nonsense = RelayConfig::default();
+        nonsense.client_burst = 1;
+        assert!(relay.set_relay(nonsense).unwrap_err().to_string().contains("client_burst is 1"));
+        flood.abort();
+        drain.abort();
     });
 }

@@ -13,7 +13,7 @@ use byway_proto::{
     gate::GateConfig,
     nat::{AgentConfig, AgentConfigError},
     paths::PathsConfig,
-    relay::{RelayConfig, homes::MAX_RELAYS},
+    relay::{RelayConfig, RelayConfigError, homes::MAX_RELAYS},
 };
 
 pub use self::tls::{Certificate, HttpProxy, ParseProxyError, PemError, Roots, TlsConfig};
@@ -137,6 +137,7 @@ impl Config {
             return Err(ConfigError::TooManyStun(self.stun.len()));
         }
         self.nat.check()?;
+        self.relay.as_ref().map_or(Ok(()), RelayConfig::check)?;
         if self.relay_only && self.relays.is_empty() && self.relay.is_some() {
             return Err(ConfigError::RelayOnlyRelay);
         }
@@ -169,6 +170,9 @@ pub enum ConfigError {
     /// A setting of the looking for direct paths is out of its range.
     #[error(transparent)]
     Nat(#[from] AgentConfigError),
+    /// A setting of the relay is out of its range.
+    #[error(transparent)]
+    Relay(#[from] RelayConfigError),
     /// A relay that may not be reached directly.
     #[error("a relay cannot be `relay_only` itself; switch one of the two off")]
     RelayOnlyRelay,

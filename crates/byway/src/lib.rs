@@ -51,7 +51,7 @@ pub use byway_proto::{
     hello::Refusal,
     nat,
     paths::PathsConfig,
-    relay::{Access, RelayConfig, homes::MAX_RELAYS},
+    relay::{Access, RelayConfig, RelayConfigError, homes::MAX_RELAYS},
     schedule::{Class, Share},
 };
 

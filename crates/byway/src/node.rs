@@ -15,7 +15,7 @@ use byway_proto::{
     addr::HostAddr,
     gate::Gate,
     nat::Explanation,
-    relay::{Access, homes::MAX_RELAYS},
+    relay::{RelayConfig, homes::MAX_RELAYS},
 };
 use quinn::VarInt;
 use tokio::time::Instant;
@@ -341,11 +341,14 @@ impl Node {
         Ok(())
     }
 
-    /// Relays for these from now on; links of clients that are not among them are closed. Nothing if the node is no relay.
-    pub fn set_relay_access(&self, access: Access) {
+    /// Gives this node's relay other settings: limits hold for new clients, rates for all at once, and links of those whom it no
+    /// longer serves are closed. Nothing if the node is no relay; it becomes one only by [`Config::relay`].
+    pub fn set_relay(&self, config: RelayConfig) -> Result<(), ConfigError> {
+        config.check()?;
         if let Some(shell) = &self.core.serving {
-            shell.set_access(&self.core, access);
+            shell.configure(&self.core, config);
         }
+        Ok(())
     }
 
     /// Tells the clients of a relay that it will stop within `deadline`, and takes no new ones.

@@ -107,7 +107,7 @@ async fn a_node_that_only_dials_does_not_answer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slowed_client_of_a_relay_does_not_delay_a_direct_path() {
     let mut slow = RelayConfig::default();
-    (slow.client_rate, slow.client_burst) = (50_000, 20_000);
+    (slow.client_rate, slow.client_burst) = (50_000, 1 << 16);
     let (relay, at) = common::relay(9, slow).await;
     let (mut a, mut b) = connected(V4).await;
     b.node.add_relay(&at).unwrap();

@@ -86,6 +86,8 @@ pub(crate) enum Event {
     Why(Box<Why>),
     /// What the node knows and does.
     Status(Box<Status>),
+    /// The configuration was read again.
+    Reloaded(Reloaded),
     /// The work is done. Never printed.
     Done,
     /// The command fails.
@@ -229,6 +231,23 @@ pub(crate) struct Relaying {
     pub(crate) allocations: u64,
     pub(crate) bytes: u64,
     pub(crate) datagrams: u64,
+}
+
+/// What became of a configuration that was read again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reloaded {
+    /// What has changed and holds from now on.
+    pub(crate) changed: Vec<Change>,
+    /// Keys that have changed and take effect with the next start only.
+    pub(crate) restart: Vec<String>,
+}
+
+/// A key of the configuration that has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Change {
+    pub(crate) key: String,
+    /// How: the value before and after, or how many entries of a list came and went.
+    pub(crate) what: String,
 }
 
 /// A process that uses the node.

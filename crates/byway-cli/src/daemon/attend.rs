@@ -97,6 +97,10 @@ fn job(daemon: &Arc<Daemon>, request: Request, report: Report) -> BoxFuture<'sta
             report.tell(Event::Status(Box::new(status::read(&daemon).await)));
             Ok(())
         }),
+        Request::Reload => Box::pin(async move {
+            report.tell(Event::Reloaded(daemon.reload()?));
+            Ok(())
+        }),
         Request::Serve { name, to, open, hide_addresses } => {
             let offer = serve::Offer { name, to, open, hide_addresses };
             Box::pin(serve::run(daemon, offer, report))

@@ -96,6 +96,10 @@ impl Clients {
         self.slots.get_mut(slot.0)?.as_mut()
     }
 
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut Client> {
+        self.slots.iter_mut().flatten()
+    }
+
     /// Remembers a client whose peer is not in the table.
     pub(super) fn insert(&mut self, client: Client) -> Slot {
         let peer = client.peer;

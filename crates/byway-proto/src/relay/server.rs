@@ -129,7 +129,7 @@ impl RelayServer {
             Input::Control { conn, message: Control::Open { alloc, peer } } => self.open(conn, alloc, peer, now),
             Input::Control { .. } => self.counters.control_ignored += 1,
             Input::Drain { within } => self.drain(within, now),
-            Input::Access(access) => self.set_access(access, now),
+            Input::Configure(config) => self.configure(config, now),
             Input::Timeout => {}
         }
         self.on_time(now);

@@ -10,7 +10,7 @@ use std::{
 
 use byway_proto::{
     nat::SocketId,
-    relay::{Access, CloseReason, Input, Output, RelayConfig, RelayServer},
+    relay::{CloseReason, Input, Output, RelayConfig, RelayServer},
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -160,9 +160,9 @@ impl RelayShell {
         core.retire(&link.track);
     }
 
-    /// Relays for these from now on.
-    pub(crate) fn set_access(&self, core: &Core, access: Access) {
-        self.input(core, Input::Access(access));
+    /// Has these settings from now on.
+    pub(crate) fn configure(&self, core: &Core, config: RelayConfig) {
+        self.input(core, Input::Configure(config));
     }
 
     /// Tells all clients that the relay will stop, and stops within `deadline`.

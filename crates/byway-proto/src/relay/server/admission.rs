@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use super::{Link, RelayServer};
 use crate::{
     gate::Source,
-    relay::{Access, CloseReason, Output},
+    relay::{CloseReason, Output, RelayConfig, fair::Fair},
+    schedule::Bucket,
     time::Instant,
 };
 
@@ -58,13 +59,30 @@ impl RelayServer {
         }
     }
 
-    /// Serves others from now on; the links of those who may not stay are closed.
-    pub(super) fn set_access(&mut self, access: Access, now: Instant) {
-        self.config.access = access;
-        let strangers = self.links.iter().filter(|(_, link)| !self.config.access.admits(&link.peer));
+    /// Has other limits and serves others from now on; links of those who may not stay are closed.
+    pub(super) fn configure(&mut self, config: RelayConfig, now: Instant) {
+        let stun_port = self.config.stun_port;
+        let old = core::mem::replace(&mut self.config, RelayConfig { stun_port, ..config });
+        let config = &self.config;
+        if old.total_rate != config.total_rate {
+            self.fair = config.total_rate.map(|rate| Fair::new(rate, now));
+        }
+        let strangers = self.links.iter().filter(|(_, link)| !config.access.admits(&link.peer));
         let strangers: Vec<u64> = strangers.map(|(conn, _)| *conn).collect();
+        let (rate, burst) = (config.client_rate, config.client_burst);
+        let is_other_rate = (old.client_rate, old.client_burst) != (rate, burst);
         for conn in strangers {
             self.close(conn, CloseReason::Stranger, now);
+        }
+        if !is_other_rate {
+            return;
+        }
+        for client in self.clients.all_mut() {
+            client.bytes = Bucket::new(rate, burst, now);
+        }
+        let registered = self.clients.all_mut().filter_map(|client| client.conn.zip(client.addr()));
+        for (conn, addr) in registered.collect::<Vec<_>>() {
+            self.tell_registered(conn, addr);
         }
     }
 }

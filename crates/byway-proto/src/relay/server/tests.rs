@@ -3,7 +3,7 @@
 mod bench;
 mod model;
 
-use alloc::vec;
+use alloc::{string::ToString, vec};
 use core::net::Ipv4Addr;
 
 use proptest::prelude::*;
@@ -292,10 +292,53 @@ fn a_relay_for_friends_refuses_strangers_by_name() {
     assert_eq!(relay.connect(3, 3, 100), [Output::Close { conn: 3, reason: CloseReason::Stranger }]);
     relay.open(1, ID, 2);
     assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
-    let closed = relay.input(Input::Access(Access::Friends([peer(1), peer(3)].into())));
+    let access = Access::Friends([peer(1), peer(3)].into());
+    let closed = relay.input(Input::Configure(RelayConfig { access, ..RelayConfig::default() }));
     assert_eq!(closed, [Output::Close { conn: 2, reason: CloseReason::Stranger }]);
     assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::PeerAbsent));
     assert_eq!(relay.connect(3, 3, 100), []);
+}
+
+#[test]
+fn other_limits_hold_at_once_and_drop_nobody() {
+    let mut relay = Bench::new(RelayConfig { stun_port: Some(9), ..RelayConfig::default() }, &[1, 2]);
+    relay.open(1, ID, 2);
+    let (client_rate, client_burst) = (1_200, 2_400);
+    let config = RelayConfig { client_rate, client_burst, max_clients: 1, ..RelayConfig::default() };
+    let told = |n: u8| {
+        let message = Control::Registered { observed: addr(n), max_rate: client_rate, stun_port: Some(9) };
+        Output::Send { conn: n.into(), message }
+    };
+    assert_eq!(relay.input(Input::Configure(config.clone())), [told(1), told(2)]);
+    let sent = (0..10).filter(|_| relay.data(1, ID) == Forward::To(addr(2))).count();
+    assert_eq!(sent, 2, "the new burst");
+    relay.wait(Duration::from_secs(1));
+    let sent = (0..10).filter(|_| relay.data(1, ID) == Forward::To(addr(2))).count();
+    assert_eq!(sent, 1, "the new rate");
+    assert_eq!(relay.connect(3, 3, 100), [Output::Close { conn: 3, reason: CloseReason::Full }]);
+    let shared = RelayConfig { total_rate: Some(12_000), ..config };
+    assert_eq!(relay.input(Input::Configure(shared)), [], "with the same rate there is nothing to tell");
+    relay.wait(Duration::from_secs(1));
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::RateLimited), "the rate that all share holds as well");
+}
+
+#[test]
+fn limits_out_of_their_range_are_named() {
+    RelayConfig::default().check().unwrap();
+    for (config, key) in [
+        (
+            RelayConfig { client_burst: 65_535, ..RelayConfig::default() },
+            "client_burst is 65535, but its range is 65536 to",
+        ),
+        (RelayConfig { client_rate: 0, ..RelayConfig::default() }, "client_rate"),
+        (RelayConfig { total_rate: Some(1), ..RelayConfig::default() }, "total_rate"),
+        (RelayConfig { max_clients: 0, ..RelayConfig::default() }, "max_clients is 0"),
+        (RelayConfig { allocation_idle: Duration::ZERO, ..RelayConfig::default() }, "allocation_idle"),
+    ] {
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
 }
 
 #[test]
