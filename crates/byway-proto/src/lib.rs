@@ -23,6 +23,7 @@ pub mod pex;
 pub mod relay;
 pub mod rng;
 pub mod schedule;
+pub mod switch;
 pub mod ticket;
 pub mod time;
 pub mod wire;
