@@ -24,6 +24,7 @@ pub mod relay;
 pub mod rng;
 pub mod schedule;
 pub mod switch;
+pub mod text;
 pub mod ticket;
 pub mod time;
 pub mod wire;

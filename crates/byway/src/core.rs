@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     event::Events,
     gone::Gone,
-    link::{establish, readers::Scope},
+    link::{Link, establish, readers::Scope},
     metrics::Dropped,
     net::{Interface, InterfaceKind, Net, lan::LanRef, mux::Mux, portmap::PortMappings, track::Track},
     protocol::{MAX_MESSAGE, Registry},
@@ -73,6 +73,13 @@ impl Core {
             protocols: self.registry.announced(),
             limits: Limits { max_message: MAX_MESSAGE as u64, max_streams: u64::from(MAX_STREAMS) },
         }
+    }
+
+    /// What this node says to a connected peer: the protocols that failed with it are spoken no more.
+    pub(crate) fn hello_to(&self, link: &Link) -> Hello {
+        let mut hello = self.hello(false);
+        hello.protocols.retain(|protocol| !link.withdrawn().contains(&protocol.id));
+        hello
     }
 
     /// What a peer needs to know for a direct path.

@@ -38,6 +38,15 @@ pub enum Event {
         /// The reason.
         reason: Gone,
     },
+    /// A protocol's task for a peer failed ([`Peers::run`](crate::Peers::run)).
+    ProtocolFailed {
+        /// The peer.
+        peer: PeerId,
+        /// The protocol's name.
+        protocol: String,
+        /// The error, or the panic's message.
+        why: String,
+    },
     /// A way to a peer has answered, for the first time or again.
     PathUp {
         /// The peer.

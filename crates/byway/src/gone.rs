@@ -11,6 +11,10 @@ const SELF: u32 = 19;
 const REPLACED: u32 = 20;
 const RESTARTED: u32 = 21;
 const UNSERVED: u32 = 22;
+const FAILED: u32 = 23;
+
+/// The first code of an application's own reasons.
+const DISMISSED: u32 = 1 << 16;
 
 /// Why a connection to a peer ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +50,20 @@ pub enum Gone {
     /// One side broke the protocol.
     #[error("the protocol was broken: {0}")]
     Misbehaved(String),
+    /// A protocol of this name failed at one side, which gave the peer up for that.
+    #[error("protocol {0:?} failed and ended the connection")]
+    Failed(String),
+    /// An application ended it ([`Node::disconnect`](crate::Node::disconnect)).
+    #[error("ended by the application with code {code}: {why}")]
+    Dismissed {
+        /// The application's code.
+        code: u16,
+        /// Its reason.
+        why: String,
+    },
+    /// The connection goes on; only the protocol is not spoken any more.
+    #[error("the protocol is not spoken any more")]
+    Unregistered,
     /// QUIC gave the connection up.
     #[error("the connection was lost: {0}")]
     Lost(String),
@@ -62,7 +80,9 @@ impl Gone {
             Gone::SelfDial => (SELF, String::new()),
             Gone::Replaced => (REPLACED, String::new()),
             Gone::Restarted => (RESTARTED, String::new()),
-            Gone::Closed | Gone::Busy | Gone::TimedOut | Gone::Lost(_) => (CLOSED, String::new()),
+            Gone::Failed(protocol) => (FAILED, protocol.clone()),
+            Gone::Dismissed { code, why } => (DISMISSED + u32::from(*code), why.clone()),
+            Gone::Unregistered | Gone::Closed | Gone::Busy | Gone::TimedOut | Gone::Lost(_) => (CLOSED, String::new()),
         };
         Goodbye { code, detail }
     }
@@ -76,6 +96,12 @@ impl Gone {
             SELF => Gone::SelfDial,
             REPLACED => Gone::Replaced,
             RESTARTED => Gone::Restarted,
+            FAILED => Gone::Failed(goodbye.detail.clone()),
+            code if code >= DISMISSED
+                && let Ok(code) = u16::try_from(code - DISMISSED) =>
+            {
+                Gone::Dismissed { code, why: goodbye.detail.clone() }
+            }
             code => match Refusal::from_goodbye(goodbye) {
                 Some(refusal) => Gone::Refused(refusal),
                 None => Gone::Lost(format!("closed by the peer with code {code}")),

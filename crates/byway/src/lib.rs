@@ -65,12 +65,14 @@ pub use self::{
     gone::Gone,
     identity::{Identity, IdentityError},
     metrics::Dropped,
-    node::{BindError, Node, PingError, Pong},
+    node::{BindError, MAX_WHY, Node, PingError, Pong},
     protocol::{
-        Channel, DEFAULT_WEIGHT, MAX_CHANNELS, MAX_MESSAGE, OpenError, PeerEvent, Peers, PeersHandle, Protocol,
-        Receiver, RegisterError, STREAM_BACKLOG, SendError, Sender, Sent, Streams, To,
+        Channel, DEFAULT_WEIGHT, MAX_ABOUT, MAX_CHANNELS, MAX_MESSAGE, OnFailure, OpenError, PeerEvent, Peers,
+        PeersHandle, Protocol, Receiver, RegisterError, STREAM_BACKLOG, SendError, Sender, Sent, Slot, Streams, To,
     },
     quic::endpoint::EndpointError,
-    status::{MappingStatus, NatStatus, NodeStatus, PeerStatus, RelayServerStatus, RelayStatus, RouteReport},
+    status::{
+        MappingStatus, NatStatus, NodeStatus, PeerStatus, ProtocolStatus, RelayServerStatus, RelayStatus, RouteReport,
+    },
     stream::{ReadHalf, Stream, WriteHalf},
 };

@@ -8,7 +8,10 @@ pub(crate) mod readers;
 pub(crate) mod stripe;
 pub(crate) mod writer;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use byway_proto::{
@@ -48,6 +51,8 @@ pub(crate) struct Link {
     pub(crate) stripes: stripe::Waiting,
     /// The relays at which the peer said that it is registered, once it has.
     relays: Mutex<Option<Vec<PeerAddr>>>,
+    /// Our numbers of registered protocols that are not spoken with this peer, for they failed.
+    withdrawn: Mutex<BTreeSet<u32>>,
     /// Why this side closed the connection, if it did.
     ended: Mutex<Option<Gone>>,
 }
@@ -59,6 +64,10 @@ impl Link {
 
     pub(crate) fn relays(&self) -> MutexGuard<'_, Option<Vec<PeerAddr>>> {
         self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn withdrawn(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a message on the control stream; `false` if the peer has not read for so long that there is no room.

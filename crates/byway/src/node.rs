@@ -16,6 +16,7 @@ use byway_proto::{
     gate::Gate,
     nat::Explanation,
     relay::{RelayConfig, homes::MAX_RELAYS},
+    text::prefix,
 };
 use quinn::VarInt;
 use tokio::time::Instant;
@@ -51,6 +52,9 @@ use crate::{
 
 /// How long closing a node waits for its goodbyes to leave, and then for its tasks to end.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Bytes in the reason of [`Node::disconnect`]: with the rest of its frame it fits a packet (RFC 9000 §19.19).
+pub const MAX_WHY: usize = byway_proto::hello::MAX_DETAIL;
 
 /// How long a ping waits for its pong.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -254,10 +258,33 @@ impl Node {
         if self.life.closed.load(Ordering::Relaxed) {
             return Err(RegisterError::Closed);
         }
-        let peers = self.core.registry.register(protocol)?;
+        let core = &self.core;
+        let registered = core.registry.register(protocol)?;
+        self.announce();
+        Ok(Peers::new(registered, Arc::clone(&core.registry), core.tasks.clone(), core.switch.clone()))
+    }
+
+    /// Ends a protocol: its receivers and peers end, what was queued is still sent, connected peers learn that it is spoken
+    /// no longer. `false` if none of this name is registered.
+    pub fn unregister(&self, protocol: &str) -> bool {
+        let was_there = self.core.registry.unregister(protocol);
+        if was_there {
+            self.announce();
+        }
+        was_there
+    }
+
+    fn announce(&self) {
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move { core.switch.send(Command::Announce).await });
-        Ok(peers)
+    }
+
+    /// Ends the connection to a peer, which is told [`Gone::Dismissed`] with this code and reason; of the reason at most
+    /// [`MAX_WHY`] bytes. `false` if the peer is not connected.
+    pub fn disconnect(&self, peer: PeerId, code: u16, why: &str) -> bool {
+        let why = prefix(why, MAX_WHY).to_owned();
+        let link = self.core.switch.link(peer);
+        link.map(|link| link.close(Gone::Dismissed { code, why })).is_some()
     }
 
     /// The node's events from now on.
@@ -310,6 +337,7 @@ impl Node {
                 rtt: selected.and_then(|route| route.rtt),
                 connected: link.since.elapsed(),
                 dialled: link.dialled,
+                protocols: core.registry.status(Some(link.peer)),
                 routes,
             });
         }
@@ -321,6 +349,7 @@ impl Node {
             uptime: self.started.elapsed(),
             relays: core.relays.status(core).await,
             mappings: core.port_mappings.status(core.mux.now()),
+            protocols: core.registry.status(None),
             peers,
             nat: core.agent.nat().await,
             serving: core.serving.as_ref().map(|shell| shell.status()),

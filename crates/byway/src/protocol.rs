@@ -1,6 +1,9 @@
 //! Protocols: what two peers speak over their one connection, each with channels and byte streams of its own.
 
+mod peers;
 mod registry;
+mod run;
+mod slot;
 
 use std::{
     collections::VecDeque,
@@ -18,7 +21,13 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::registry::STREAM_SHARE;
 pub(crate) use self::registry::{Member, Registered, Registry};
-pub use self::registry::{OpenError, PeerEvent, Peers, PeersHandle, RegisterError};
+use self::slot::PerPeer;
+pub use self::{
+    peers::{OpenError, PeerEvent, Peers, PeersHandle},
+    registry::RegisterError,
+    run::OnFailure,
+    slot::Slot,
+};
 use crate::{
     link::{inbox::Inbox, outbox::Pushed},
     stream::Stream,
@@ -36,14 +45,21 @@ pub const DEFAULT_WEIGHT: u16 = 16;
 /// Byte streams that peers opened and nobody has accepted yet, for one protocol.
 pub const STREAM_BACKLOG: usize = 64;
 
+/// The most bytes of what a protocol says about itself or a peer in the node's status.
+pub const MAX_ABOUT: usize = 1_024;
+
+/// What a protocol says about itself, or about a peer.
+pub(crate) type About = Box<dyn Fn(Option<PeerId>) -> String + Send + Sync>;
+
 /// A protocol's name, versions, channels and streams, before it is registered at a node.
-#[derive(Debug)]
 pub struct Protocol {
     pub(crate) name: String,
     pub(crate) versions: RangeInclusive<u32>,
     pub(crate) required: bool,
     pub(crate) channels: Vec<(Channel, Arc<Inbox>)>,
     pub(crate) streams: Option<mpsc::Sender<(PeerId, Stream)>>,
+    pub(crate) slots: Vec<Arc<dyn PerPeer>>,
+    pub(crate) about: Option<About>,
     pub(crate) registered: Arc<OnceLock<Arc<Registered>>>,
 }
 
@@ -103,6 +119,8 @@ impl Protocol {
             required: false,
             channels: Vec::new(),
             streams: None,
+            slots: Vec::new(),
+            about: None,
             registered: Arc::default(),
         }
     }
@@ -126,6 +144,26 @@ impl Protocol {
         let (sender, receiver) = mpsc::channel(STREAM_BACKLOG);
         self.streams = Some(sender);
         Streams(receiver)
+    }
+
+    /// Keeps state about each peer, made by `make` when it comes.
+    pub fn slot<T: Send + 'static>(&mut self, make: impl Fn(PeerId) -> T + Send + Sync + 'static) -> Slot<T> {
+        let slot = Slot::new(make);
+        self.slots.push(slot.states());
+        slot
+    }
+
+    /// What the node's status says of the protocol (asked with `None`) and of each peer that speaks it, in up to
+    /// [`MAX_ABOUT`] bytes; `about` must not wait.
+    pub fn about(mut self, about: impl Fn(Option<PeerId>) -> String + Send + Sync + 'static) -> Self {
+        self.about = Some(Box::new(about));
+        self
+    }
+}
+
+impl fmt::Debug for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Protocol").field("name", &self.name).field("versions", &self.versions).finish_non_exhaustive()
     }
 }
 
@@ -254,7 +292,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Waits for the next message; `None` once the node is closed and everything was read. Cancelling it loses nothing.
+    /// Waits for the next message; `None` once the protocol is unregistered or the node closed, and everything was read. Cancelling it loses nothing.
     pub async fn recv(&mut self) -> Option<(PeerId, Bytes)> {
         loop {
             if let Some(message) = self.turn.pop_front() {
@@ -284,7 +322,7 @@ impl Drop for Receiver {
 pub struct Streams(mpsc::Receiver<(PeerId, Stream)>);
 
 impl Streams {
-    /// Waits for the next stream; `None` once the node is closed.
+    /// Waits for the next stream; `None` once the protocol is unregistered or the node closed.
     pub async fn accept(&mut self) -> Option<(PeerId, Stream)> {
         self.0.recv().await
     }

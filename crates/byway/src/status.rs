@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -33,6 +34,8 @@ pub struct NodeStatus {
     pub relays: Vec<RelayStatus>,
     /// The node's port at each gateway that was asked for it.
     pub mappings: Vec<MappingStatus>,
+    /// The protocols it speaks, in the order of their registration.
+    pub protocols: Vec<ProtocolStatus>,
     /// The peers it is connected to, in the order of their ids.
     pub peers: Vec<PeerStatus>,
     /// What stands between it and the core, and what the looking for direct paths has cost.
@@ -117,8 +120,22 @@ pub struct PeerStatus {
     pub connected: Duration,
     /// Whether this node dialled.
     pub dialled: bool,
+    /// The protocols that both speak.
+    pub protocols: Vec<ProtocolStatus>,
     /// Every route to it.
     pub routes: Vec<RouteReport>,
+}
+
+/// A protocol of a node, or as it is spoken with one peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProtocolStatus {
+    /// Its name.
+    pub name: String,
+    /// The versions that this node speaks; with a peer the one that both do.
+    pub versions: RangeInclusive<u32>,
+    /// What it says ([`Protocol::about`](crate::Protocol::about)); empty if it says nothing.
+    pub about: String,
 }
 
 /// One route to a peer.

@@ -12,11 +12,12 @@ use byway_proto::{
     gate::{ACCEPT_QUEUE, HANDSHAKE_TOTAL},
     hello::{Candidates, Control, Hello, agree},
 };
+use quinn::VarInt;
 use tokio::{
     sync::{mpsc, oneshot},
     time,
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::{
     agent::Command as AgentCommand,
@@ -24,8 +25,15 @@ use crate::{
     dial::{self, DialError, Target},
     event::Event,
     gone::Gone,
-    link::{Link, establish::Established, readers, writer},
+    link::{
+        Link,
+        establish::Established,
+        outbox::End,
+        readers::{self, UNKNOWN},
+        writer,
+    },
     net::track::Track,
+    protocol::OnFailure,
 };
 
 /// Requests that may wait; whoever sends the next one waits.
@@ -71,6 +79,8 @@ pub(crate) enum Command {
         link: Arc<Link>,
         reason: Gone,
     },
+    /// A protocol's task for a peer failed.
+    Failed(Failure),
     /// The node's protocols or addresses have changed.
     Announce,
     /// The node is registered at other relays.
@@ -80,6 +90,14 @@ pub(crate) enum Command {
         peer: PeerId,
         instance: u64,
     },
+}
+
+/// A protocol's task for a link's peer failed.
+pub(crate) struct Failure {
+    pub(crate) link: Arc<Link>,
+    pub(crate) protocol: u32,
+    pub(crate) why: String,
+    pub(crate) on_failure: OnFailure,
 }
 
 /// Reaches the switch from any task.
@@ -209,6 +227,7 @@ impl Switch {
             Command::Dialled { peer, number, result } => self.dialled(peer, number, result),
             Command::Vet { peer, instance, reply } => drop(reply.send(self.vet(peer, instance))),
             Command::Ended { link, reason } => self.ended(&link, reason),
+            Command::Failed(failure) => self.failed(failure),
             Command::Announce => self.announce(),
             Command::TellRelays => {
                 let relays = Control::Relays(self.core.relays.registered());
@@ -296,7 +315,7 @@ impl Switch {
 
     /// Takes a link in, in the place of an older one to the same peer.
     fn up(&mut self, established: Established) {
-        let Established { link, recv, codec } = established;
+        let Established { link, recv, codec, announced } = established;
         let peer = link.peer;
         let core = Arc::clone(&self.core);
         if let Some(old) = core.switch.link(peer) {
@@ -306,6 +325,8 @@ impl Switch {
             self.ended(&old, reason);
         }
         core.switch.links.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Arc::clone(&link));
+        // Before the first message can come in, so that each protocol's state of the peer is there.
+        core.registry.agreed(&link, &link.agreed.read());
         core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox), Arc::clone(&link.track.line)));
         core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
         let (watched, watcher) = (Arc::clone(&link), Arc::clone(&core));
@@ -314,8 +335,11 @@ impl Switch {
             watcher.switch.send(Command::Ended { link: watched, reason }).await;
         });
         info!(peer = ?peer, dialled = link.dialled, "peer connected");
-        core.registry.agreed(&link, &link.agreed.read());
         core.events.send(Event::PeerUp { peer });
+        if announced != core.registry.announced() {
+            link.control(&Control::Hello(core.hello_to(&link))); // a protocol came or went during the handshake
+            self.agree(&link);
+        }
         self.tell_candidates(&link);
         link.control(&Control::Relays(core.relays.registered()));
         self.resolve(peer);
@@ -366,6 +390,26 @@ impl Switch {
         }
     }
 
+    fn failed(&self, failure: Failure) {
+        let Failure { link, protocol, why, on_failure } = failure;
+        let Some(protocol) = self.core.registry.by_id(protocol) else { return };
+        warn!(peer = ?link.peer, protocol = protocol.name, why, "a protocol's task failed");
+        let reason = Gone::Failed(protocol.name.clone());
+        self.core.events.send(Event::ProtocolFailed { peer: link.peer, protocol: protocol.name.clone(), why });
+        match on_failure {
+            OnFailure::DropPeer => link.close(reason),
+            OnFailure::DropProtocol => {
+                let mut withdrawn = link.withdrawn();
+                withdrawn.retain(|id| self.core.registry.by_id(*id).is_some()); // as many as are registered at most
+                withdrawn.insert(protocol.id);
+                drop(withdrawn);
+                protocol.leave(&link, &reason, End::Reset(VarInt::from_u32(UNKNOWN)));
+                link.control(&Control::Hello(self.core.hello_to(&link)));
+                self.agree(&link);
+            }
+        }
+    }
+
     /// A peer has registered or unregistered a protocol.
     fn hello(&self, link: &Arc<Link>, hello: Hello) {
         if hello.instance != link.hello().instance {
@@ -377,7 +421,7 @@ impl Switch {
 
     fn agree(&self, link: &Arc<Link>) {
         let theirs = link.hello().clone();
-        match agree(&self.core.hello(false), &theirs) {
+        match agree(&self.core.hello_to(link), &theirs) {
             Ok(agreed) => {
                 self.core.registry.agreed(link, &agreed);
                 link.agreed.set(agreed);
@@ -389,7 +433,7 @@ impl Switch {
     /// Tells every peer what this node speaks, and where it may be reached, now.
     fn announce(&mut self) {
         for link in self.core.switch.links() {
-            link.control(&Control::Hello(self.core.hello(false)));
+            link.control(&Control::Hello(self.core.hello_to(&link)));
             self.agree(&link);
             self.tell_candidates(&link);
         }

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time,
+};
 
 use crate::watched::Watched;
 
@@ -26,10 +29,14 @@ impl Tasks {
 
     /// Runs `future` until it ends or the node's tasks are aborted.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_abortable(future);
+    }
+
+    /// As [`spawn`](Self::spawn); what ends the task earlier, unless the node stops and it was not begun.
+    pub(crate) fn spawn_abortable(&self, future: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
         let mut set = lock(&self.set);
-        if !*self.stop.read() {
-            set.spawn(future);
-        }
+        let stopped = *self.stop.read();
+        (!stopped).then(|| set.spawn(future))
     }
 
     /// Runs `future` even while stopping: the QUIC endpoint still says goodbye then.

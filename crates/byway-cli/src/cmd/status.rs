@@ -62,14 +62,14 @@ fn describe(status: &Status) -> String {
 }
 
 fn head(status: &Status) -> String {
-    let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
+    let addresses: Vec<String> = status.node.addresses.iter().map(ToString::to_string).collect();
     let processes: Vec<String> = status.processes.iter().map(|one| format!("{} ({})", one.command, one.pid)).collect();
     let mut rows = vec![
-        ["node".into(), status.id.clone()],
-        ["version".into(), status.version.clone()],
-        ["network".into(), status.network.clone()],
-        ["data".into(), status.data_dir.clone()],
-        ["up for".into(), format!("{:.0} s", status.uptime_s)],
+        ["node".into(), status.node.id.clone()],
+        ["version".into(), status.node.version.clone()],
+        ["network".into(), status.node.network.clone()],
+        ["data".into(), status.node.data_dir.clone()],
+        ["up for".into(), format!("{:.0} s", status.node.uptime_s)],
         ["listens on".into(), addresses.join(", ")],
         ["NAT".into(), line(&status.nat.families)],
         ["used by".into(), processes.join(", ")],
@@ -144,16 +144,19 @@ pub(super) fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::event::{Registration, Serving, nat::Nat};
+    use crate::control::event::{Own, Registration, Serving, nat::Nat};
 
     fn status() -> Status {
         Status {
-            id: "ahlvvgabqkyq".into(),
-            version: "0.1.0".into(),
-            network: "byway".into(),
-            data_dir: "/d".into(),
-            uptime_s: 3.2,
-            addresses: vec!["127.0.0.1:9".parse().unwrap()],
+            node: Own {
+                id: "ahlvvgabqkyq".into(),
+                version: "0.1.0".into(),
+                network: "byway".into(),
+                data_dir: "/d".into(),
+                uptime_s: 3.2,
+                addresses: vec!["127.0.0.1:9".parse().unwrap()],
+                protocols: Vec::new(),
+            },
             relays: Vec::new(),
             peers: Vec::new(),
             nat: Nat::default(),

@@ -107,12 +107,8 @@ pub(crate) enum Path {
 /// What a node knows and does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
-    pub(crate) id: String,
-    pub(crate) version: String,
-    pub(crate) network: String,
-    pub(crate) data_dir: String,
-    pub(crate) uptime_s: f64,
-    pub(crate) addresses: Vec<SocketAddr>,
+    #[serde(flatten)]
+    pub(crate) node: Own,
     pub(crate) relays: Vec<Registration>,
     pub(crate) peers: Vec<Peer>,
     /// How the NATs behave, and what the looking for direct paths has cost.
@@ -126,6 +122,19 @@ pub(crate) struct Status {
     pub(crate) dropped: BTreeMap<String, u64>,
     /// The processes that use this node; the first one runs it.
     pub(crate) processes: Vec<Process>,
+}
+
+/// The node itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Own {
+    pub(crate) id: String,
+    pub(crate) version: String,
+    pub(crate) network: String,
+    pub(crate) data_dir: String,
+    pub(crate) uptime_s: f64,
+    pub(crate) addresses: Vec<SocketAddr>,
+    #[serde(default)]
+    pub(crate) protocols: Vec<Spoken>,
 }
 
 /// A relay that the node uses.
@@ -153,7 +162,20 @@ pub(crate) struct Peer {
     pub(crate) path: Option<Path>,
     pub(crate) rtt_ms: Option<f64>,
     pub(crate) connected_s: f64,
+    /// What both speak.
+    #[serde(default)]
+    pub(crate) protocols: Vec<Spoken>,
     pub(crate) routes: Vec<Route>,
+}
+
+/// A protocol, as the node speaks it, or with one peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spoken {
+    pub(crate) name: String,
+    pub(crate) versions: [u32; 2],
+    /// What the protocol says of itself, or of the peer.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) about: String,
 }
 
 /// One way to a connected peer.

@@ -6,14 +6,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use byway::{Event as NodeEvent, MappingStatus, NatStatus, NodeStatus, PeerId, PeerStatus, RelayStatus, RouteReport};
+use byway::{
+    Event as NodeEvent, MappingStatus, NatStatus, NodeStatus, PeerId, PeerStatus, ProtocolStatus, RelayStatus,
+    RouteReport,
+};
 
 use super::{Daemon, attend::Report};
 use crate::{
     control::{
         Event,
         event::{
-            Peer, Registration, Relaying, Route, Status, milliseconds,
+            Own, Peer, Registration, Relaying, Route, Spoken, Status, milliseconds,
             nat::{Family, Mapping, Nat},
         },
     },
@@ -23,13 +26,17 @@ use crate::{
 /// Reads the state of everything.
 pub(super) async fn read(daemon: &Daemon) -> Status {
     let node: NodeStatus = daemon.node.status().await;
-    Status {
+    let own = Own {
         id: node.id.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
         network: node.network,
         data_dir: daemon.dir.path().display().to_string(),
         uptime_s: seconds(node.uptime),
         addresses: node.addrs,
+        protocols: node.protocols.into_iter().map(spoken).collect(),
+    };
+    Status {
+        node: own,
         relays: node.relays.iter().map(registration).collect(),
         peers: node.peers.into_iter().map(peer).collect(),
         nat: nat(&node.nat),
@@ -89,7 +96,16 @@ fn peer(peer: PeerStatus) -> Peer {
         path: peer.path.map(Into::into),
         rtt_ms: peer.rtt.map(milliseconds),
         connected_s: seconds(peer.connected),
+        protocols: peer.protocols.into_iter().map(spoken).collect(),
         routes: peer.routes.into_iter().map(route).collect(),
+    }
+}
+
+fn spoken(protocol: ProtocolStatus) -> Spoken {
+    Spoken {
+        name: protocol.name,
+        versions: [*protocol.versions.start(), *protocol.versions.end()],
+        about: printable(&protocol.about),
     }
 }
 

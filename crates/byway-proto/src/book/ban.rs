@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeMap, string::String};
 
 use super::Contact;
-use crate::{PeerId, UnixTime};
+use crate::{PeerId, UnixTime, text::prefix};
 
 /// Bans kept at once; past that the one that ends first gives way. Keys cost an attacker nothing, so a longer list would
 /// not stop it, and limits by prefix do.
@@ -25,8 +25,7 @@ pub struct Ban {
 
 impl Ban {
     pub(super) fn new(until: UnixTime, why: &str, contact: Option<Contact>) -> Self {
-        let end = (0..=MAX_BAN_REASON.min(why.len())).rev().find(|end| why.is_char_boundary(*end));
-        Ban { until, why: why.get(..end.unwrap_or(0)).unwrap_or_default().into(), contact }
+        Ban { until, why: prefix(why, MAX_BAN_REASON).into(), contact }
     }
 }
 

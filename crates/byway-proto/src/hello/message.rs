@@ -12,6 +12,7 @@ use super::{
 use crate::{
     addr::{PeerAddr, decode_socket_addr, encode_socket_addr},
     id::PeerId,
+    text::prefix,
     wire::relay_data::AllocId,
 };
 
@@ -117,7 +118,7 @@ impl Frame {
                 Body::Candidates(CandidateList { addrs, generation: *generation })
             }
             Control::Goodbye(Goodbye { code, detail }) => {
-                Body::Goodbye(Leave { code: *code, detail: cut(detail).into() })
+                Body::Goodbye(Leave { code: *code, detail: prefix(detail, MAX_DETAIL).into() })
             }
             Control::Register => Body::Register(Empty {}),
             Control::Registered { observed, max_rate, stun_port } => Body::Registered(Registered {
@@ -162,7 +163,9 @@ impl Frame {
                 let addrs = addrs.iter().map(|addr| read_addr(addr)).collect::<Result<_, _>>()?;
                 Control::Candidates(Candidates { addrs, generation })
             }
-            Body::Goodbye(Leave { code, detail }) => Control::Goodbye(Goodbye { code, detail: cut(&detail).into() }),
+            Body::Goodbye(Leave { code, detail }) => {
+                Control::Goodbye(Goodbye { code, detail: prefix(&detail, MAX_DETAIL).into() })
+            }
             Body::Register(Empty {}) => Control::Register,
             Body::Registered(Registered { observed, max_rate, stun_port }) => {
                 let stun_port = u16::try_from(stun_port).ok().filter(|port| *port != 0);
@@ -220,11 +223,6 @@ fn read_relays(relays: &[Vec<u8>]) -> Result<Vec<PeerAddr>, ControlError> {
 fn read_addr(bytes: &[u8]) -> Result<SocketAddr, ControlError> {
     let (addr, _later) = decode_socket_addr(bytes).ok_or(ControlError::PeerMisbehaved(Garbled::Address))?;
     Ok(addr)
-}
-
-fn cut(detail: &str) -> &str {
-    let end = (0..=MAX_DETAIL.min(detail.len())).rev().find(|end| detail.is_char_boundary(*end));
-    end.and_then(|end| detail.get(..end)).unwrap_or_default()
 }
 
 fn write_reason(reason: OpenFailure) -> u32 {

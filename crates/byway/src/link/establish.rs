@@ -1,11 +1,11 @@
 //! From a QUIC connection to a link: the hellos of both sides, then the link's tasks.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use byway_proto::{
     PeerId,
     gate::HANDSHAKE_IDLE,
-    hello::{Agreed, Control, ControlCodec, Hello, agree},
+    hello::{Agreed, Announced, Control, ControlCodec, Hello, agree},
     schedule::{Class, Share},
     wire::probe,
 };
@@ -32,18 +32,20 @@ pub(crate) struct ControlStream {
     send: SendStream,
     pub(crate) recv: RecvStream,
     pub(crate) codec: ControlCodec,
+    /// The protocols in our hello.
+    announced: Vec<Announced>,
 }
 
 impl ControlStream {
     /// The dialling side opens it; it is the connection's first stream.
     pub(crate) async fn open(connection: &Connection) -> Result<Self, Gone> {
         let (send, recv) = time::timeout(HELLO_TIMEOUT, connection.open_bi()).await.map_err(|_| Gone::TimedOut)??;
-        Ok(ControlStream { send, recv, codec: ControlCodec::new() })
+        Ok(ControlStream { send, recv, codec: ControlCodec::new(), announced: Vec::new() })
     }
 
     pub(crate) async fn accept(connection: &Connection) -> Result<Self, Gone> {
         let (send, recv) = time::timeout(HELLO_TIMEOUT, connection.accept_bi()).await.map_err(|_| Gone::TimedOut)??;
-        Ok(ControlStream { send, recv, codec: ControlCodec::new() })
+        Ok(ControlStream { send, recv, codec: ControlCodec::new(), announced: Vec::new() })
     }
 
     pub(crate) async fn say(&mut self, hello: Hello) -> Result<(), Gone> {
@@ -53,6 +55,9 @@ impl ControlStream {
     pub(crate) async fn tell(&mut self, messages: &[Control]) -> Result<(), Gone> {
         let mut frames = Vec::new();
         for message in messages {
+            if let Control::Hello(hello) = message {
+                self.announced = hello.protocols.clone();
+            }
             frames.extend(message.to_frame().map_err(|error| Gone::Lost(error.to_string()))?);
         }
         let said = time::timeout(HELLO_TIMEOUT, self.send.write_all(&frames)).await;
@@ -98,6 +103,8 @@ pub(crate) struct Established {
     pub(crate) link: Arc<Link>,
     pub(crate) recv: RecvStream,
     pub(crate) codec: ControlCodec,
+    /// The protocols that the peer was told of.
+    pub(crate) announced: Vec<Announced>,
 }
 
 impl Established {
@@ -126,9 +133,11 @@ impl Established {
             agreed: Watched::new(agreed),
             stripes: Waiting::default(),
             relays: None.into(),
+            withdrawn: BTreeSet::new().into(),
             ended: None.into(),
         };
-        Some(Established { link: Arc::new(link), recv: control.recv, codec: control.codec })
+        let ControlStream { recv, codec, announced, .. } = control;
+        Some(Established { link: Arc::new(link), recv, codec, announced })
     }
 }
 

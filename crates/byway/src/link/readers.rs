@@ -201,7 +201,7 @@ async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream
         let _ = send.reset(VarInt::from_u32(UNKNOWN));
         return;
     };
-    let Some(streams) = &protocol.streams else {
+    let Some(streams) = protocol.streams() else {
         let _ = recv.stop(VarInt::from_u32(UNKNOWN));
         let _ = send.reset(VarInt::from_u32(UNKNOWN));
         return;

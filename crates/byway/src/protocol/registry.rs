@@ -2,7 +2,11 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use bytes::{Bytes, BytesMut};
@@ -10,34 +14,39 @@ use byway_proto::{
     PeerId,
     hello::{Agreed, Announced, MAX_NAME, MAX_PROTOCOLS},
     schedule::{ChannelKey, Share},
+    text::prefix,
 };
+use quinn::VarInt;
 use tokio::sync::{Notify, mpsc};
 
-use super::{Channel, MAX_CHANNELS, MAX_MESSAGE, Protocol};
+use super::{About, Channel, MAX_ABOUT, MAX_CHANNELS, MAX_MESSAGE, PeerEvent, Protocol, slot::PerPeer};
 use crate::{
     gone::Gone,
     link::{
         Link,
         inbox::Inbox,
-        outbox::{Outlet, Pushed},
+        outbox::{End, Outlet, Pushed},
         queue::{FrameQueue, put_varint},
+        readers::UNKNOWN,
     },
+    status::ProtocolStatus,
     stream::Stream,
 };
 
 /// A registered protocol.
-#[derive(Debug)]
 pub(crate) struct Registered {
     pub(crate) id: u32,
-    name: String,
+    pub(crate) name: String,
     min: u32,
     max: u32,
     required: bool,
     channels: BTreeMap<u32, (Channel, Arc<Inbox>)>,
-    pub(crate) streams: Option<mpsc::Sender<(PeerId, Stream)>>,
+    streams: Mutex<Option<mpsc::Sender<(PeerId, Stream)>>>,
+    slots: Vec<Arc<dyn PerPeer>>,
+    about: Option<About>,
     members: RwLock<BTreeMap<PeerId, Member>>,
     events: Mutex<VecDeque<PeerEvent>>,
-    changed: Notify,
+    pub(super) changed: Notify,
 }
 
 /// A connected peer that speaks a protocol.
@@ -45,51 +54,11 @@ pub(crate) struct Registered {
 pub(crate) struct Member {
     pub(crate) link: Arc<Link>,
     /// Our own number of the protocol, which our streams carry.
-    ours: u32,
-    version: u32,
-}
-
-/// A peer came or went.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PeerEvent {
-    /// The peer is connected and speaks the protocol.
-    Up {
-        /// The peer.
-        peer: PeerId,
-        /// The version both sides speak.
-        version: u32,
-    },
-    /// The peer is gone.
-    Down {
-        /// The peer.
-        peer: PeerId,
-        /// The reason.
-        reason: Gone,
-    },
-}
-
-/// The peers that speak a registered protocol.
-#[derive(Debug)]
-pub struct Peers {
-    protocol: Arc<Registered>,
-    closed: Arc<Notify>,
-    registry: Arc<Registry>,
-}
-
-/// Why a byte stream cannot be opened.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The peer is not connected, or does not speak the protocol.
-    #[error("{0} is not connected or does not speak the protocol; dial it first")]
-    Absent(PeerId),
-    /// The connection ended meanwhile.
-    #[error("the connection ended: {0}")]
-    Gone(Gone),
-    /// The link has as many streams as it may have.
-    #[error("too many streams to {0} are open; close some")]
-    TooMany(PeerId),
+    pub(super) ours: u32,
+    pub(super) version: u32,
+    /// The first number of the lanes of its channels: of its own for each time that the peer joins, for the lanes of the time
+    /// before may still be ending.
+    lanes: u32,
 }
 
 /// Why a protocol cannot be registered.
@@ -127,6 +96,10 @@ pub enum RegisterError {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     protocols: RwLock<BTreeMap<u32, Arc<Registered>>>,
+    /// The last numbers given to a protocol, and to a member's lanes; none is given twice, for streams of what had it may still
+    /// be on their way. 0 is the control stream's.
+    last: AtomicU32,
+    last_lanes: AtomicU32,
     closed: Mutex<Option<Arc<Notify>>>,
 }
 
@@ -140,7 +113,7 @@ impl Registry {
     }
 
     /// Adds a protocol; the caller tells the peers.
-    pub(crate) fn register(self: &Arc<Self>, protocol: Protocol) -> Result<Peers, RegisterError> {
+    pub(crate) fn register(&self, protocol: Protocol) -> Result<Arc<Registered>, RegisterError> {
         check(&protocol)?;
         let mut protocols = self.write();
         if protocols.len() >= MAX_PROTOCOLS {
@@ -149,8 +122,7 @@ impl Registry {
         if protocols.values().any(|known| known.name == protocol.name) {
             return Err(RegisterError::Taken(protocol.name));
         }
-        // Lane (0, 0) is the control stream's, so protocols count from 1.
-        let id = protocols.last_key_value().map_or(1, |(last, _)| last + 1);
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let registered = Arc::new(Registered {
             id,
             name: protocol.name,
@@ -158,7 +130,9 @@ impl Registry {
             max: *protocol.versions.end(),
             required: protocol.required,
             channels: protocol.channels.into_iter().map(|(channel, inbox)| (channel.id, (channel, inbox))).collect(),
-            streams: protocol.streams,
+            streams: Mutex::new(protocol.streams),
+            slots: protocol.slots,
+            about: protocol.about,
             members: RwLock::default(),
             events: Mutex::default(),
             changed: Notify::new(),
@@ -166,10 +140,30 @@ impl Registry {
         protocols.insert(id, Arc::clone(&registered));
         // A protocol is registered once: `register` takes it by value.
         let _ = protocol.registered.set(Arc::clone(&registered));
-        drop(protocols);
+        Ok(registered)
+    }
+
+    /// What is told when the node closes.
+    pub(crate) fn closed(&self) -> Arc<Notify> {
         let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
-        let closed = Arc::clone(closed.get_or_insert_default());
-        Ok(Peers { protocol: registered, closed, registry: Arc::clone(self) })
+        Arc::clone(closed.get_or_insert_default())
+    }
+
+    /// Removes a protocol, what was queued on its channels is still sent; `false` if there is none of this name. The caller
+    /// tells the peers.
+    pub(crate) fn unregister(&self, name: &str) -> bool {
+        let mut protocols = self.write();
+        let Some(id) = protocols.values().find(|known| known.name == name).map(|known| known.id) else { return false };
+        let removed = protocols.remove(&id);
+        drop(protocols);
+        if let Some(protocol) = removed {
+            let links: Vec<_> = protocol.members().values().map(|member| Arc::clone(&member.link)).collect();
+            for link in links {
+                protocol.leave(&link, &Gone::Unregistered, End::Finish);
+            }
+            protocol.end();
+        }
+        true
     }
 
     /// What a hello says of the protocols.
@@ -191,10 +185,10 @@ impl Registry {
 
     /// Brings the protocols' members up to what was agreed with a peer.
     pub(crate) fn agreed(&self, link: &Arc<Link>, agreed: &Agreed) {
-        let protocols = self.read();
-        for spoken in &agreed.protocols {
-            if let Some(protocol) = protocols.get(&spoken.ours) {
-                protocol.join(link, spoken.ours, spoken.version);
+        for protocol in self.read().values() {
+            match agreed.protocols.iter().find(|spoken| spoken.ours == protocol.id) {
+                Some(spoken) => protocol.join(link, spoken.version, &self.last_lanes),
+                None => protocol.leave(link, &Gone::Unregistered, End::Reset(VarInt::from_u32(UNKNOWN))),
             }
         }
     }
@@ -202,23 +196,36 @@ impl Registry {
     /// Removes a link's peer from all protocols.
     pub(crate) fn gone(&self, link: &Arc<Link>, reason: &Gone) {
         for protocol in self.read().values() {
-            protocol.leave(link, reason);
+            protocol.leave(link, reason, End::Reset(VarInt::from_u32(UNKNOWN)));
         }
+    }
+
+    /// What `status` tells of the protocols, or of those that a peer speaks.
+    pub(crate) fn status(&self, of: Option<PeerId>) -> Vec<ProtocolStatus> {
+        let status = |protocol: &Arc<Registered>| {
+            let spoken = of.map(|peer| protocol.member(peer).map(|member| member.version));
+            let versions = match spoken {
+                None => protocol.min..=protocol.max,
+                Some(version) => version.map(|version| version..=version)?,
+            };
+            let about = protocol.about.as_ref().map_or_else(String::new, |about| about(of));
+            Some(ProtocolStatus { name: protocol.name.clone(), versions, about: prefix(&about, MAX_ABOUT).to_owned() })
+        };
+        let protocols: Vec<_> = self.read().values().cloned().collect();
+        protocols.iter().filter_map(status).collect()
     }
 
     /// Ends all receivers.
     pub(crate) fn close(&self) {
         let protocols = std::mem::take(&mut *self.write());
-        for protocol in protocols.values() {
-            protocol.channels.values().for_each(|(_, inbox)| inbox.close());
-            protocol.changed.notify_waiters();
-        }
+        protocols.values().for_each(|protocol| protocol.end());
         if let Some(closed) = &*self.closed.lock().unwrap_or_else(PoisonError::into_inner) {
             closed.notify_waiters();
         }
     }
 
-    fn has(&self, protocol: &Arc<Registered>) -> bool {
+    /// Whether a protocol is still registered.
+    pub(super) fn has(&self, protocol: &Registered) -> bool {
         self.read().contains_key(&protocol.id)
     }
 }
@@ -271,33 +278,53 @@ impl Registered {
         self.members().values().for_each(&mut act);
     }
 
-    fn members(&self) -> RwLockReadGuard<'_, BTreeMap<PeerId, Member>> {
+    /// What takes the byte streams that peers open, if the protocol does.
+    pub(crate) fn streams(&self) -> Option<mpsc::Sender<(PeerId, Stream)>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn members(&self) -> RwLockReadGuard<'_, BTreeMap<PeerId, Member>> {
         self.members.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, link: &Arc<Link>, ours: u32, version: u32) {
+    fn join(&self, link: &Arc<Link>, version: u32, last_lanes: &AtomicU32) {
         let peer = link.peer;
-        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
-        if members.get(&peer).is_some_and(|member| Arc::ptr_eq(&member.link, link)) {
+        let is_link = |member: &Member| Arc::ptr_eq(&member.link, link);
+        if self.with_member(peer, |member| is_link(member) && member.version == version) == Some(true) {
             return;
         }
-        members.insert(peer, Member { link: Arc::clone(link), ours, version });
-        drop(members);
+        self.leave(link, &Gone::Unregistered, End::Reset(VarInt::from_u32(UNKNOWN))); // it speaks another version now
+        self.slots.iter().for_each(|slot| slot.init(peer));
+        let lanes = last_lanes.fetch_add(1, Ordering::Relaxed) + 1;
+        let member = Member { link: Arc::clone(link), ours: self.id, version, lanes };
+        self.members.write().unwrap_or_else(PoisonError::into_inner).insert(peer, member);
         self.tell(PeerEvent::Up { peer, version });
     }
 
-    fn leave(&self, link: &Arc<Link>, reason: &Gone) {
+    /// Removes a link's peer; its channels' lanes end in this way.
+    pub(crate) fn leave(&self, link: &Arc<Link>, reason: &Gone, end: End) {
         let peer = link.peer;
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         if !members.get(&peer).is_some_and(|member| Arc::ptr_eq(&member.link, link)) {
             return;
         }
-        members.remove(&peer);
+        let member = members.remove(&peer);
         drop(members);
+        for (member, channel) in member.iter().flat_map(|member| self.channels.keys().map(move |id| (member, id))) {
+            link.outbox.end(ChannelKey(member.lanes, *channel), end);
+        }
         self.tell(PeerEvent::Down { peer, reason: reason.clone() });
+        self.slots.iter().for_each(|slot| slot.remove(peer));
     }
 
-    fn events(&self) -> MutexGuard<'_, VecDeque<PeerEvent>> {
+    /// Ends all receivers.
+    fn end(&self) {
+        self.channels.values().for_each(|(_, inbox)| inbox.close());
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.changed.notify_one();
+    }
+
+    pub(super) fn events(&self) -> MutexGuard<'_, VecDeque<PeerEvent>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -317,10 +344,16 @@ impl Registered {
     }
 }
 
+impl fmt::Debug for Registered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registered").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl Member {
     /// Queues a message on a channel to this peer.
     pub(crate) fn push(&self, channel: &Channel, message: &Bytes) -> Pushed {
-        let key = ChannelKey(self.ours, channel.id);
+        let key = ChannelKey(self.lanes, channel.id);
         match self.link.outbox.push(key, message) {
             // The lane is opened by its first message: an idle channel costs nothing.
             Pushed::Closed if self.open_lane(key, channel) => self.link.outbox.push(key, message),
@@ -330,77 +363,15 @@ impl Member {
 
     /// What is told when the channel's queue has room again.
     pub(crate) fn space(&self, channel: &Channel) -> Option<Arc<Notify>> {
-        self.link.outbox.space(ChannelKey(self.ours, channel.id))
+        self.link.outbox.space(ChannelKey(self.lanes, channel.id))
     }
 
     fn open_lane(&self, key: ChannelKey, channel: &Channel) -> bool {
         let mut header = BytesMut::new();
-        put_varint(&mut header, u64::from(key.0));
-        put_varint(&mut header, u64::from(key.1));
+        put_varint(&mut header, u64::from(self.ours));
+        put_varint(&mut header, u64::from(channel.id));
         let queue = FrameQueue::new(channel.queue, channel.queue_bytes);
         self.link.outbox.open(key, channel.share, queue, Outlet::Uni(header.freeze()))
-    }
-}
-
-impl Peers {
-    /// Waits until a peer comes or goes; `None` once the node is closed.
-    pub async fn next(&mut self) -> Option<PeerEvent> {
-        loop {
-            let closed = self.closed.notified();
-            let changed = self.protocol.changed.notified();
-            if let Some(event) = self.protocol.events().pop_front() {
-                return Some(event);
-            }
-            if !self.registry.has(&self.protocol) {
-                return None;
-            }
-            tokio::select! {
-                biased;
-                () = changed => {}
-                () = closed => {}
-            }
-        }
-    }
-
-    /// The peers that speak the protocol now, with the version spoken, in the order of their ids.
-    pub fn list(&self) -> Vec<(PeerId, u32)> {
-        self.protocol.members().iter().map(|(peer, member)| (*peer, member.version)).collect()
-    }
-
-    /// Whether the peer is connected and speaks the protocol.
-    pub fn contains(&self, peer: PeerId) -> bool {
-        self.protocol.members().contains_key(&peer)
-    }
-
-    /// Opens a byte stream to a peer; waits while the peer allows no further one.
-    pub async fn open(&self, peer: PeerId) -> Result<Stream, OpenError> {
-        self.handle().open(peer).await
-    }
-
-    /// What opens streams and tells of peers, for another task.
-    pub fn handle(&self) -> PeersHandle {
-        PeersHandle { protocol: Arc::clone(&self.protocol) }
-    }
-}
-
-/// Opens byte streams from any task.
-#[derive(Debug, Clone)]
-pub struct PeersHandle {
-    protocol: Arc<Registered>,
-}
-
-impl PeersHandle {
-    /// Opens a byte stream to a peer; waits while the peer allows no further one.
-    pub async fn open(&self, peer: PeerId) -> Result<Stream, OpenError> {
-        let member = self.protocol.member(peer).ok_or(OpenError::Absent(peer))?;
-        let mut header = BytesMut::new();
-        put_varint(&mut header, u64::from(member.ours));
-        member.link.open_stream(header.freeze()).await
-    }
-
-    /// Whether the peer is connected and speaks the protocol.
-    pub fn contains(&self, peer: PeerId) -> bool {
-        self.protocol.members().contains_key(&peer)
     }
 }
 

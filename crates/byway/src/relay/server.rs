@@ -115,7 +115,7 @@ impl RelayShell {
 
     /// Takes in a client's link.
     pub(crate) fn accept(self: &Arc<Self>, core: &Arc<Core>, established: Established) {
-        let Established { link, recv, codec } = established;
+        let Established { link, recv, codec, .. } = established;
         let Some(via) = link.track.via() else { return core.retire(&link.track) };
         let conn = {
             let mut links = self.links();
