@@ -1,4 +1,4 @@
-//! The NAT agent: no inputs in any order break its budget, close a socket twice or name a connection that is over.
+//! Two NAT agents between two NATs and a crowd of liars: they meet in time, and break no budget, whatever they are told.
 #![no_main]
 
 #[path = "../../crates/byway-proto/tests/agent/model.rs"]

@@ -17,8 +17,6 @@ mod report;
 mod session;
 mod survey;
 mod turns;
-#[cfg(test)]
-mod two_hosts;
 
 pub use agent::{Agent, AgentConfig, AgentConfigError, BudgetConfig, ChallengeConfig, MAX_LINKS, ScanConfig};
 pub use budget::Counters;
