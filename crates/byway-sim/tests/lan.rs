@@ -123,6 +123,48 @@ fn two_hosts_behind_one_nat_leave_the_relay_a_lan_round_trip_after_the_candidate
 }
 
 #[test]
+fn a_direct_connection_moves_to_the_lan_when_an_address_there_is_told_later() {
+    scenario(1, secs(60), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let mut hairpin = NatConfig::full_cone(); // so that the new address is heard directly before it is told
+        hairpin.hairpin = true;
+        let nat = world.nat("home", hairpin);
+        let hosts = ["a", "b"].map(|name| nat.host(name));
+        hosts.iter().for_each(|host| host.edit_link(|link| link.delay = ms(2)));
+        let (outer, apart) = (nat.addr(), [hosts[0].addr(), hosts[1].addr()]);
+        world.rule(move |packet: &Packet<'_>| match [packet.from.ip(), packet.to.ip()] {
+            [_, to] if to == outer => Verdict::Delay(ms(20)),
+            ips if ips.iter().all(|ip| apart.contains(ip)) => Verdict::Drop,
+            _ => Verdict::Pass,
+        });
+        let [config_a, config_b] = [1, 2].map(|n| {
+            let mut config = config(n).relay_at(addr.clone());
+            config.lan = false;
+            config
+        });
+        let (mut a, mut b) = (peer(&hosts[0], config_a).await, peer(&hosts[1], config_b).await);
+        a.registered().await;
+        b.registered().await;
+        a.node.dial(b.node.ticket()).await.unwrap();
+        a.up().await;
+        b.up().await;
+        a.goes(PathKind::Direct, secs(5)).await;
+        let remote = async |a: &Peer| {
+            let status = a.node.status().await;
+            status.peers[0].routes.iter().find(|route| route.selected).unwrap().remote.ip()
+        };
+        time::sleep(secs(10)).await;
+        assert_eq!(remote(&a).await, outer);
+        let lan = hosts[1].renumber();
+        for _ in 0..50 {
+            exchange(&mut a, &mut b).await;
+            time::sleep(ms(100)).await;
+        }
+        assert_eq!(remote(&a).await, lan);
+    });
+}
+
+#[test]
 fn a_ticket_whose_addresses_are_out_of_date_leads_to_the_peer_on_the_lan() {
     scenario(1, secs(60), |world| async move {
         let (nat, mut a, mut b) = home(&world, config).await;

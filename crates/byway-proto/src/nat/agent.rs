@@ -115,6 +115,7 @@ impl Agent {
             }
             Input::Unused { socket } => self.with_owner(socket, |link, host| link.unused(socket, host)),
             Input::Stun { socket, from, datagram } => {
+                self.host.heard_server(from);
                 let message = StunMessage { socket, from, datagram: &datagram };
                 self.with_owner(socket, |link, host| link.stun(&message, host, now));
             }

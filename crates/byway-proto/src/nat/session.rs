@@ -91,17 +91,15 @@ impl Turn<'_> {
         self.host.outputs.push_back(Output::Signal { link: self.flight.link, signal });
     }
 
-    /// Asks the first servers of the family from `socket`, in the order in which the NAT will count.
+    /// Asks servers of the family from `socket`, in the order in which the NAT will count.
     fn ask(&mut self, socket: SocketId, ipv6: bool) -> Asked {
-        let mut asked = [None; ASKED];
-        let servers = self.host.servers.iter().filter(|server| server.is_ipv6() == ipv6);
-        for (slot, server) in asked.iter_mut().zip(servers) {
-            let txid = self.host.rng.bytes();
+        let requests = self.host.ask_servers::<ASKED>(ipv6).map(|server| {
+            let (to, txid) = (server?, self.host.rng.bytes());
             let datagram = stun::binding_request(txid);
-            self.host.outputs.push_back(Output::Stun { socket, to: *server, datagram });
-            *slot = Some((*server, txid));
-        }
-        Asked { socket, requests: asked }
+            self.host.outputs.push_back(Output::Stun { socket, to, datagram });
+            Some((to, txid))
+        });
+        Asked { socket, requests }
     }
 }
 
@@ -239,6 +237,47 @@ fn earlier(a: Option<Instant>, b: Instant) -> Instant {
 /// An address of the peer's.
 fn at_port(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
+}
+
+/// Attempts of a punch, one after the other.
+#[derive(Debug)]
+struct Tries<A> {
+    limit: u32,
+    spacing: Duration,
+    begun: u32,
+    /// The last attempt, and when it began.
+    current: Option<(Instant, A)>,
+}
+
+impl<A> Tries<A> {
+    fn new(limit: u32, spacing: Duration) -> Self {
+        Tries { limit, spacing, begun: 0, current: None }
+    }
+
+    fn current(&mut self) -> Option<&mut A> {
+        self.current.as_mut().map(|(_, attempt)| attempt)
+    }
+
+    /// The attempt whose turn it is, and its end. A new one begins when the last has had its time, or when it is `overtaken`.
+    fn turn(
+        &mut self,
+        overtaken: impl FnOnce(&A) -> bool,
+        begin: impl FnOnce() -> Option<A>,
+        now: Instant,
+    ) -> Result<(&mut A, Instant), Outcome> {
+        let over = |(began, attempt): &(Instant, A)| now >= *began + self.spacing || overtaken(attempt);
+        if self.begun < self.limit && self.current.as_ref().is_none_or(over) {
+            self.begun += 1;
+            match begin() {
+                Some(attempt) => self.current = Some((now, attempt)),
+                None => self.begun = self.limit,
+            }
+        }
+        let (began, attempt) = self.current.as_mut().ok_or(Outcome::NoBudget)?;
+        let linger = if self.begun < self.limit { Duration::ZERO } else { LINGER };
+        let end = *began + self.spacing + linger;
+        if now >= end { Err(Outcome::NoAnswer) } else { Ok((attempt, end)) }
+    }
 }
 
 /// Packets that leave in rounds: each of several once in a round, with a pause between rounds.

@@ -148,7 +148,8 @@ fn leads_out(ip: &IpAddr, tools: &Tools<'_>) -> bool {
     tools.loopback_only() || is_outward(ip)
 }
 
-fn is_outward(ip: &IpAddr) -> bool {
+/// Whether packets of an interface with this address may leave its link.
+pub(super) fn is_outward(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
         IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),

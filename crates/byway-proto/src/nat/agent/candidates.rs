@@ -53,6 +53,16 @@ impl Candidates {
         self.last = None;
     }
 
+    /// A direct route was found: addresses that were pinged are pinged no more. Others may lead to a better one.
+    pub(super) fn settle(&mut self) {
+        self.challenges.iter_mut().filter(|challenge| challenge.is_begun()).for_each(Challenge::end);
+    }
+
+    /// An answer came from this address.
+    pub(super) fn answered(&mut self, from: SocketAddr) {
+        self.challenges.iter_mut().filter(|challenge| challenge.to == from).for_each(Challenge::end);
+    }
+
     /// Brings the pings in line with what the peer said last: addresses that stay keep their place in the schedule.
     /// Says whether there are new ones.
     pub(super) fn list(&mut self, theirs: Option<&NatReport>, loopback: bool, host: &mut Host, now: Instant) -> bool {

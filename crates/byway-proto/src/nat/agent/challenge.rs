@@ -26,9 +26,19 @@ impl Challenge {
         (self.sent <= config.retries).then_some(self.next)
     }
 
+    /// Whether a ping has left.
+    pub(super) fn is_begun(&self) -> bool {
+        self.sent > 0
+    }
+
+    /// No further ping is of use.
+    pub(super) fn end(&mut self) {
+        self.sent = u32::MAX;
+    }
+
     /// A ping has left.
     pub(super) fn count(&mut self, config: &ChallengeConfig, now: Instant) {
-        self.sent += 1;
+        self.sent = self.sent.saturating_add(1);
         self.next = now + self.interval;
         // `check` keeps it in range; a configuration that nobody checked must not panic here
         let next = self.interval.as_secs_f64() * config.backoff;

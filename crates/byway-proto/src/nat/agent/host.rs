@@ -13,11 +13,20 @@ use crate::{
         FamilyReport, LinkId, NatReport, Output, SocketId, SocketIds,
         budget::{Budget, Denied, Purpose},
         memory::Memory,
+        survey::is_outward,
     },
 };
 
 /// The most servers that are kept: two answers make a verdict, the others stand in for dead ones.
 const MAX_SERVERS: usize = 8;
+
+/// A STUN server.
+#[derive(Debug, Clone, Copy)]
+struct Server {
+    addr: SocketAddr,
+    /// Requests of punches since it last answered.
+    unanswered: u32,
+}
 
 #[derive(Debug)]
 pub(in crate::nat) struct Host {
@@ -29,11 +38,28 @@ pub(in crate::nat) struct Host {
     pub(in crate::nat) owners: BTreeMap<SocketId, LinkId>,
     pub(in crate::nat) report: NatReport,
     pub(in crate::nat) memory: Memory,
-    pub(in crate::nat) servers: Vec<SocketAddr>,
-    /// Whether the node has a socket for IPv4 and for IPv6; until it is told of a network it may.
-    families: [bool; 2],
+    servers: Vec<Server>,
+    /// How far the node's sockets for IPv4 and for IPv6 lead.
+    families: [Reach; 2],
     /// Bounded by what one input can cause: the packets of a second and the sockets of a punch, for the driver drains it.
     pub(in crate::nat) outputs: VecDeque<Output>,
+}
+
+/// How far a socket leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reach {
+    Nowhere,
+    ThisMachine,
+    /// To others; assumed until the node is told of a network.
+    Out,
+}
+
+impl Reach {
+    fn of(ips: &[IpAddr], ipv6: bool) -> Self {
+        let reach = |ip: &IpAddr| if is_outward(ip) { Reach::Out } else { Reach::ThisMachine };
+        let family = ips.iter().map(IpAddr::to_canonical).filter(|ip| ip.is_ipv6() == ipv6);
+        family.map(|ip| reach(&ip)).max().unwrap_or(Reach::Nowhere)
+    }
 }
 
 /// A ping that is to leave.
@@ -60,24 +86,45 @@ impl Host {
             report: NatReport::default(),
             memory: Memory::default(),
             servers: Vec::new(),
-            families: [true; 2],
+            families: [Reach::Out; 2],
             outputs: VecDeque::new(),
         }
     }
 
     pub(super) fn set_servers(&mut self, servers: &[SocketAddr]) {
-        self.servers = servers.iter().copied().take(MAX_SERVERS).collect();
+        let known = |addr: &SocketAddr| self.servers.iter().find(|server| server.addr == *addr).copied();
+        let server = |addr: &SocketAddr| known(addr).unwrap_or(Server { addr: *addr, unanswered: 0 });
+        self.servers = servers.iter().take(MAX_SERVERS).map(server).collect();
+    }
+
+    /// The servers of a family to ask now: those that left the fewest requests unanswered, else in order of preference.
+    pub(in crate::nat) fn ask_servers<const N: usize>(&mut self, ipv6: bool) -> [Option<SocketAddr>; N] {
+        let mut servers: Vec<_> = self.servers.iter_mut().filter(|server| server.addr.is_ipv6() == ipv6).collect();
+        servers.sort_by_key(|server| server.unanswered);
+        let mut servers = servers.into_iter();
+        core::array::from_fn(|_| {
+            let server = servers.next()?;
+            server.unanswered = server.unanswered.saturating_add(1);
+            Some(server.addr)
+        })
+    }
+
+    /// A server has answered.
+    pub(super) fn heard_server(&mut self, from: SocketAddr) {
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        self.servers.iter_mut().filter(|server| server.addr == from).for_each(|server| server.unanswered = 0);
     }
 
     /// Takes in which addresses the node's sockets are bound to.
     pub(super) fn set_families(&mut self, ips: &[IpAddr]) {
-        self.families = [false, true].map(|ipv6| ips.iter().any(|ip| ip.to_canonical().is_ipv6() == ipv6));
+        self.families = [false, true].map(|ipv6| Reach::of(ips, ipv6));
     }
 
     /// Whether the node has a socket that sends there.
     pub(super) fn reaches(&self, addr: SocketAddr) -> bool {
         let [ipv4, ipv6] = self.families;
-        if addr.is_ipv6() { ipv6 } else { ipv4 }
+        let wanted = if addr.ip().is_loopback() { Reach::ThisMachine } else { Reach::Out };
+        wanted <= if addr.is_ipv6() { ipv6 } else { ipv4 }
     }
 
     pub(super) fn family(&self, ipv6: bool) -> Option<&FamilyReport> {

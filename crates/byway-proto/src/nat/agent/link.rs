@@ -109,8 +109,10 @@ impl Link {
         if self.flight.sockets.contains_key(&socket) {
             self.in_use.insert(socket);
         }
-        if self.standing == Standing::Relayed {
-            self.standing = Standing::Found(now);
+        match self.standing {
+            Standing::Relayed => self.standing = Standing::Found(now),
+            Standing::Found(_) => {}
+            Standing::Direct => self.candidates.answered(from),
         }
         self.act(host, now);
     }
@@ -149,6 +151,7 @@ impl Link {
         if self.flight.sockets.contains_key(&socket) {
             self.in_use.insert(socket);
         }
+        self.candidates.settle();
         self.end_pinging(Outcome::Direct, now);
         self.end_search(Outcome::Direct, host, now);
         self.close_unused(host);
@@ -178,8 +181,8 @@ impl Link {
         self.close_unused(host);
         if self.standing != Standing::Direct {
             self.standing = Standing::Relayed;
-            self.restart(host, now);
         }
+        self.restart(host, now); // a direct connection may find a shorter way from here
     }
 
     /// The connection is over.
@@ -200,7 +203,8 @@ impl Link {
             self.standing = Standing::Relayed;
         }
         if self.standing == Standing::Direct {
-            self.due = None;
+            // an address that the peer tells only now may be a better one: its own in the network that both are in
+            self.due = self.candidates.ping(&mut self.flight, host, now).map(|at| (at, "candidate ping"));
             return;
         }
         if self.again.is_some_and(|at| at <= now) {

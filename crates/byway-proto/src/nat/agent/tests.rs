@@ -426,6 +426,53 @@ fn success_closes_every_socket_but_the_one_in_use() {
 }
 
 #[test]
+fn an_address_told_while_direct_is_pinged_and_those_before_are_not() {
+    let mut agent = agent();
+    agent.handle_input(candidates(&["192.0.2.1:5"]), at(0));
+    run(&mut agent, at(10));
+    agent.handle_input(direct(LINK, SocketId::MAIN), at(20));
+    agent.handle_input(candidates(&["192.0.2.1:5", "10.0.0.7:5"]), at(1_000));
+    let sent = run(&mut agent, at(20_000));
+    let later = pings(&sent);
+    assert_eq!((later.len(), later[0].0), (6, at(1_000)));
+    assert!(later.iter().all(|(_, to)| *to == addr("10.0.0.7:5")), "{later:?}");
+}
+
+#[test]
+fn an_address_that_answers_while_direct_becomes_a_route_and_is_left_alone() {
+    let mut agent = agent();
+    agent.handle_input(direct(LINK, SocketId::MAIN), at(0));
+    agent.handle_input(candidates(&["10.0.0.7:5"]), at(0));
+    let sent = run(&mut agent, at(0));
+    let txid = sent.iter().find_map(|(_, output)| match output {
+        Output::Ping { txid, .. } => Some(*txid),
+        _ => None,
+    });
+    let pong = Input::Pong { link: LINK, socket: SocketId::MAIN, from: addr("10.0.0.7:5"), txid: txid.unwrap() };
+    agent.handle_input(pong, at(2));
+    let after = run(&mut agent, at(20_000));
+    assert!(matches!(after[..], [(_, Output::Route { .. })]), "{after:?}");
+    assert!(agent.explain(LINK).unwrap().direct);
+}
+
+#[test]
+fn a_server_that_does_not_answer_gives_way_to_others() {
+    let mut agent = between(AgentConfig::default(), counting(OURS), home(THEIRS));
+    let servers = ["203.0.113.1:1", "203.0.113.1:2", "203.0.113.2:1", "203.0.113.2:2"].map(addr);
+    agent.handle_input(Input::Servers(servers.to_vec()), at(0));
+    let asked = |sent: &[(Instant, Output)]| {
+        let stun = |(_, output): &(Instant, Output)| match output {
+            Output::Stun { to, .. } => Some(*to),
+            _ => None,
+        };
+        sent.iter().filter_map(stun).collect::<Vec<_>>()
+    };
+    let mut sent = asked(&run(&mut agent, at(540)));
+    assert_eq!(sent.split_off(sent.len() - 2), servers[..2]);
+    assert_eq!(asked(&run(&mut agent, at(900))), servers[2..]);
+}
+
+#[test]
 fn a_punch_stops_when_the_relay_begins_to_lose_packets() {
     let mut agent = between(AgentConfig::default(), home(OURS), random(THEIRS));
     let loss =
@@ -641,7 +688,8 @@ fn pings_are_told_as_unanswered_once_no_answer_may_come_any_more() {
 #[test]
 fn an_address_of_a_family_without_a_socket_is_not_pinged() {
     let mut agent = agent();
-    agent.handle_input(Input::Network(vec![addr("192.168.1.2:1").ip(), "127.0.0.1".parse().unwrap()]), at(0));
+    let ips = ["192.168.1.2", "127.0.0.1", "::1", "fe80::2"];
+    agent.handle_input(Input::Network(ips.iter().map(|ip| ip.parse().unwrap()).collect()), at(0));
     let mut theirs = home(THEIRS);
     theirs.ipv6 = Some(FamilyReport { public: Some(addr("[2001:db8::1]:5")), ..FamilyReport::default() });
     agent.handle_input(Input::Theirs { link: LINK, report: theirs }, at(0));

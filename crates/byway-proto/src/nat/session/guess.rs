@@ -9,7 +9,7 @@ use core::{
     time::Duration,
 };
 
-use super::{LINGER, Next, Turn, at_port, earlier};
+use super::{LINGER, Next, Turn, at_port};
 use crate::{
     Instant,
     nat::{
@@ -163,7 +163,7 @@ impl Guess {
     }
 
     fn linger(&self, now: Instant) -> Next {
-        let end = earlier(self.last.map(|last| last + LINGER), now + LINGER);
+        let end = self.last.map_or(now, |last| last + LINGER);
         if now >= end { Next::Over(Outcome::NoAnswer) } else { Next::At(end) }
     }
 }

@@ -9,7 +9,7 @@ use core::{
     time::Duration,
 };
 
-use super::{Asked, LINGER, Next, Rounds, StunMessage, Target, Turn, aimed, at_port, earlier};
+use super::{Asked, Next, Rounds, StunMessage, Target, Tries, Turn, aimed, at_port, earlier};
 use crate::{
     Instant,
     nat::{Outcome, Signal, SocketId, budget::Purpose},
@@ -38,8 +38,7 @@ const ROUND_SPACING: Duration = Duration::from_millis(120);
 #[derive(Debug)]
 pub(in crate::nat) struct Meet {
     target: Target,
-    begun: u32,
-    attempt: Option<Attempt>,
+    tries: Tries<Attempt>,
     /// The attempt, address and port that the peer told last.
     theirs: Option<(u32, IpAddr, Option<u16>)>,
     declined: bool,
@@ -48,7 +47,6 @@ pub(in crate::nat) struct Meet {
 #[derive(Debug)]
 struct Attempt {
     number: u32,
-    began: Instant,
     meter: SocketId,
     asked: Option<Asked>,
     told: bool,
@@ -58,7 +56,7 @@ struct Attempt {
 
 impl Meet {
     pub(in crate::nat) fn new(target: Target) -> Self {
-        Meet { target, begun: 0, attempt: None, theirs: None, declined: false }
+        Meet { target, tries: Tries::new(ATTEMPTS, ATTEMPT_SPACING), theirs: None, declined: false }
     }
 
     /// Where the peer's socket will be.
@@ -78,20 +76,13 @@ impl Meet {
         if self.declined {
             return Next::Over(Outcome::PeerBusy);
         }
-        let ahead = |attempt: &Attempt| self.theirs.is_some_and(|(theirs, ..)| theirs > attempt.number);
-        let done = |attempt: &Attempt| turn.now >= attempt.began + ATTEMPT_SPACING || ahead(attempt);
-        if self.attempt.as_ref().is_none_or(done) && self.begun < ATTEMPTS {
-            self.begun += 1;
-            match Attempt::begin(self.target, self.theirs.map_or(0, |(theirs, ..)| theirs), turn) {
-                Some(attempt) => self.attempt = Some(attempt),
-                None => self.begun = ATTEMPTS,
-            }
-        }
-        let Some(attempt) = &mut self.attempt else { return Next::Over(Outcome::NoBudget) };
-        let end = attempt.began + if self.begun < ATTEMPTS { ATTEMPT_SPACING } else { ATTEMPT_SPACING + LINGER };
-        if turn.now >= end {
-            return Next::Over(Outcome::NoAnswer);
-        }
+        let (target, theirs) = (self.target, self.theirs.map_or(0, |(theirs, ..)| theirs));
+        let now = turn.now;
+        let ahead = |attempt: &Attempt| theirs > attempt.number;
+        let (attempt, end) = match self.tries.turn(ahead, || Attempt::begin(target, theirs, turn), now) {
+            Ok(attempt) => attempt,
+            Err(outcome) => return Next::Over(outcome),
+        };
         let aim = self.theirs.filter(|(theirs, ..)| *theirs == attempt.number);
         let aim = aim.and_then(|(_, ip, port)| Some(at_port(ip, port?)));
         match attempt.act(step, aim, turn) {
@@ -101,7 +92,7 @@ impl Meet {
     }
 
     pub(super) fn stun(&mut self, message: &StunMessage<'_>, turn: &mut Turn<'_>) {
-        let Some(attempt) = self.attempt.as_mut().filter(|attempt| !attempt.told) else { return };
+        let Some(attempt) = self.tries.current().filter(|attempt| !attempt.told) else { return };
         let (Some(asked), Some(step)) = (&attempt.asked, self.target.step) else { return };
         let Some((seen, later)) = asked.answer(message) else { return };
         let Some(base) = aimed(seen.port(), later * i32::from(step)) else { return };
@@ -116,7 +107,6 @@ impl Attempt {
         let number = turn.flight.join_attempt(theirs);
         Some(Attempt {
             number,
-            began: turn.now,
             meter,
             asked: None,
             told: false,

@@ -10,7 +10,7 @@ use core::{
     time::Duration,
 };
 
-use super::{Asked, LINGER, Next, Rounds, StunMessage, Target, Turn, aimed, at_port, earlier};
+use super::{Asked, LINGER, Next, Rounds, StunMessage, Target, Tries, Turn, aimed, at_port, earlier};
 use crate::{
     Instant,
     nat::{
@@ -41,14 +41,12 @@ const MAX_TARGETS: usize = 2;
 #[derive(Debug)]
 pub(in crate::nat) struct Predict {
     target: Target,
-    begun: u32,
-    current: Option<Attempt>,
+    tries: Tries<Attempt>,
 }
 
 #[derive(Debug)]
 struct Attempt {
     number: u32,
-    began: Instant,
     /// Reads the counter; `None` where the NAT keeps the socket's own port.
     meter: Option<SocketId>,
     /// Is to be met.
@@ -60,35 +58,24 @@ struct Attempt {
 
 impl Predict {
     pub(in crate::nat) fn new(target: Target) -> Self {
-        Predict { target, begun: 0, current: None }
+        Predict { target, tries: Tries::new(ATTEMPTS, ATTEMPT_SPACING) }
     }
 
     pub(super) fn act(&mut self, turn: &mut Turn<'_>) -> Next {
-        let now = turn.now;
-        let Some(step) = self.target.step else { return Next::Over(Outcome::NoBudget) };
-        let over = self.current.as_ref().is_none_or(|attempt| now >= attempt.began + ATTEMPT_SPACING);
-        if over && self.begun < ATTEMPTS {
-            match Attempt::begin(step, self.target, turn) {
-                Some(attempt) => {
-                    self.begun += 1;
-                    self.current = Some(attempt);
-                }
-                None => self.begun = ATTEMPTS,
-            }
-        }
-        let Some(attempt) = &mut self.current else { return Next::Over(Outcome::NoBudget) };
-        let end = attempt.began + if self.begun < ATTEMPTS { ATTEMPT_SPACING } else { ATTEMPT_SPACING + LINGER };
-        if now >= end {
-            return Next::Over(Outcome::NoAnswer);
-        }
-        match attempt.act(self.target.public, turn) {
+        let (target, now) = (self.target, turn.now);
+        let Some(step) = target.step else { return Next::Over(Outcome::NoBudget) };
+        let (attempt, end) = match self.tries.turn(|_| false, || Attempt::begin(step, target, turn), now) {
+            Ok(attempt) => attempt,
+            Err(outcome) => return Next::Over(outcome),
+        };
+        match attempt.act(target.public, turn) {
             Ok(next) => Next::At(earlier(next, end)),
             Err(outcome) => Next::Over(outcome),
         }
     }
 
     pub(super) fn stun(&mut self, message: &StunMessage<'_>, turn: &mut Turn<'_>) {
-        let Some(attempt) = self.current.as_mut().filter(|attempt| !attempt.told) else { return };
+        let Some(attempt) = self.tries.current().filter(|attempt| !attempt.told) else { return };
         let (Some(asked), Some(step)) = (&attempt.asked, self.target.step) else { return };
         let Some((seen, later)) = asked.answer(message) else { return };
         // the door's mapping followed those to the servers asked later; one of these may not have been made, and other
@@ -107,7 +94,7 @@ impl Attempt {
         let meter = if step == 0 { None } else { Some(turn.open(ipv6)?) };
         let door = turn.open(ipv6)?;
         let number = turn.flight.next_attempt();
-        Some(Attempt { number, began: turn.now, meter, door, asked: None, told: false, next_opener: turn.now })
+        Some(Attempt { number, meter, door, asked: None, told: false, next_opener: turn.now })
     }
 
     fn act(&mut self, easy: SocketAddr, turn: &mut Turn<'_>) -> Result<Option<Instant>, Outcome> {
