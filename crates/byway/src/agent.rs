@@ -23,6 +23,7 @@ use tokio::{
 };
 use tracing::debug;
 
+pub(crate) use self::traversal::ServerSource;
 use self::{peer::AgentPeer, traversal::Traversal};
 use crate::{
     config::WallClock,
@@ -70,8 +71,8 @@ pub(crate) enum Command {
     Candidates { alias: SocketAddr, addrs: Vec<SocketAddr> },
     /// The peer's part of a punch.
     Signal { alias: SocketAddr, signal: Signal },
-    /// This address answers STUN.
-    Server(SocketAddr),
+    /// These addresses answer STUN, and none that the source has named before.
+    Servers { source: ServerSource, addrs: Vec<SocketAddr> },
     /// The gateway says that this is its own public address.
     External(IpAddr),
     /// Tell why a connection is direct or is not.
@@ -284,7 +285,7 @@ impl Agent {
                 self.traverse_link(alias, |link| nat::Input::Candidates { link, addrs });
             }
             Command::Signal { alias, signal } => self.traverse_link(alias, |link| nat::Input::Signal { link, signal }),
-            Command::Server(addr) => self.add_server(addr),
+            Command::Servers { source, addrs } => self.set_servers(source, addrs),
             Command::External(ip) => self.traverse(nat::Input::External(ip)),
             Command::Explain { alias, reply } => {
                 let link = self.traversal.link(alias);

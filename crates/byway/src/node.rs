@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::{
     accept, agent,
-    agent::PingReport,
+    agent::{PingReport, ServerSource},
     config::{Config, ConfigError},
     core::Core,
     dial::{DialError, Target},
@@ -413,9 +413,8 @@ async fn tell_server(core: &Core, server: &HostAddr) -> io::Result<()> {
         HostAddr::Socket(addr) => vec![*addr],
         HostAddr::Name(name, port) | HostAddr::Wss(name, port) => core.net.resolve(name, *port).await?,
     };
-    for addr in addrs.into_iter().take(MAX_STUN_ADDRS) {
-        core.agent.send(agent::Command::Server(addr)).await;
-    }
+    let (source, addrs) = (ServerSource::Listed, addrs.into_iter().take(MAX_STUN_ADDRS).collect());
+    core.agent.send(agent::Command::Servers { source, addrs }).await;
     Ok(())
 }
 

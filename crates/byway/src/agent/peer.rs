@@ -141,6 +141,19 @@ impl AgentPeer {
         self.track.lock().routes().map(|(_, slot)| slot.via.socket()).filter(|id| *id != SocketId::MAIN).collect()
     }
 
+    /// The routes by sockets of these that are not selected, while the peer was heard elsewhere so much later.
+    pub(super) fn surplus(&self, of: impl Fn(SocketId) -> bool, later: Duration) -> Vec<Via> {
+        let state = self.track.lock();
+        let elsewhere =
+            state.routes().filter(|(_, slot)| !of(slot.via.socket())).filter_map(|(_, slot)| slot.heard).max();
+        let Some(elsewhere) = elsewhere else { return Vec::new() };
+        let surplus = state.routes().filter(|(route, slot)| {
+            let silent = slot.heard.is_none_or(|heard| elsewhere.since(heard) >= later);
+            of(slot.via.socket()) && state.selected != Some(*route) && silent
+        });
+        surplus.map(|(_, slot)| slot.via).collect()
+    }
+
     /// The share of the last four pings that were lost on the relay route which carries the connection, in thousandths; a
     /// single one is none, for every line loses one now and then.
     pub(super) fn relay_loss(&self) -> Option<u16> {

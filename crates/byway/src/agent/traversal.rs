@@ -1,5 +1,7 @@
 //! Carries out what the NAT agent decides: sockets, STUN messages, pings and signals.
 
+mod servers;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
@@ -14,6 +16,8 @@ use byway_proto::{
 };
 use tracing::debug;
 
+pub(crate) use self::servers::ServerSource;
+use self::servers::Servers;
 use super::{Agent, peer::AgentPeer};
 use crate::{
     event::Event,
@@ -22,14 +26,15 @@ use crate::{
     watched::Watched,
 };
 
-/// STUN servers that a node knows at once: its relays, and those that it was told.
-const MAX_SERVERS: usize = 8;
-
 /// How often the NAT machine is told of the relay route's loss.
 const LOSS_SPACING: Duration = Duration::from_secs(1);
 
 /// The first and the longest pause before a survey that nobody answered is made again.
 const RESURVEY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
+
+/// How much later the peer must have been heard elsewhere than on a route whose socket the NAT machine is done with, before that
+/// is given up: a punch may bring several routes, of which both sides have chosen theirs by then.
+const SURPLUS: Duration = Duration::from_secs(10);
 
 /// Keep-alives for each lifetime of a mapping: one may be lost, and the next one still comes in time.
 const KEEP_ALIVES: u32 = 3;
@@ -51,7 +56,7 @@ pub(super) struct Traversal {
     switch: SwitchRef,
     /// What the survey knows, for whoever becomes a peer.
     report: Arc<Watched<NatReport>>,
-    servers: Vec<SocketAddr>,
+    servers: Servers,
     /// The connections to peers whose paths the machine looks for.
     links: BTreeMap<LinkId, (SocketAddr, PeerId)>,
     numbers: BTreeMap<SocketAddr, LinkId>,
@@ -61,14 +66,24 @@ pub(super) struct Traversal {
     closing: BTreeSet<SocketId>,
     /// Whether one of them may have no route any more.
     may_close: bool,
+    /// When those that are still in use are looked at again.
+    look_at_surplus: Option<Instant>,
     /// What carrying out a decision has led to; each decision leads to one input at most.
     inputs: VecDeque<Input>,
     acting: bool,
     /// When the machine was last told of the relay route's loss.
     loss_told: Instant,
-    /// When a survey that nobody answered is made again, and the pause after that.
-    resurvey: Option<Instant>,
-    resurvey_pause: Duration,
+    resurvey: Resurvey,
+}
+
+/// When a survey that nobody answered is made again, and the pause after that.
+struct Resurvey {
+    at: Option<Instant>,
+    pause: Duration,
+}
+
+impl Resurvey {
+    const NONE: Resurvey = Resurvey { at: None, pause: RESURVEY.0 };
 }
 
 impl Traversal {
@@ -83,17 +98,17 @@ impl Traversal {
             net,
             switch,
             report,
-            servers: Vec::new(),
+            servers: Servers::default(),
             links: BTreeMap::new(),
             numbers: BTreeMap::new(),
             numbered: 0,
             closing: BTreeSet::new(),
             may_close: false,
+            look_at_surplus: None,
             inputs: VecDeque::new(),
             acting: false,
             loss_told: Instant::START,
-            resurvey: None,
-            resurvey_pause: RESURVEY.0,
+            resurvey: Resurvey::NONE,
         }
     }
 
@@ -103,16 +118,17 @@ impl Traversal {
 
     /// When time is to pass for the machine.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.machine.poll_timeout().map(|(at, _)| at).into_iter().chain(self.resurvey).min()
+        let machine = self.machine.poll_timeout().map(|(at, _)| at);
+        [machine, self.resurvey.at, self.look_at_surplus].into_iter().flatten().min()
     }
 
     /// Where no server answers in any family, the survey is made again some day: the network may have been away.
     fn plan_resurvey(&mut self, report: &NatReport, now: Instant) {
         let mut known = [&report.ipv4, &report.ipv6].into_iter().flatten().peekable();
         if known.peek().is_some() && known.all(|family| family.public.is_none()) {
-            self.resurvey.get_or_insert(now + self.resurvey_pause);
+            self.resurvey.at.get_or_insert(now + self.resurvey.pause);
         } else {
-            (self.resurvey, self.resurvey_pause) = (None, RESURVEY.0);
+            self.resurvey = Resurvey::NONE;
         }
     }
 
@@ -149,10 +165,14 @@ impl Agent {
             self.traversal.loss_told = now;
             self.traverse_link(alias, |link| Input::RelayLoss { link, per_mille });
         }
-        if self.traversal.resurvey.is_some_and(|at| at <= now) {
-            self.traversal.resurvey = Some(now + self.traversal.resurvey_pause);
-            self.traversal.resurvey_pause = (self.traversal.resurvey_pause * 2).min(RESURVEY.1);
+        let Resurvey { at, pause } = &mut self.traversal.resurvey;
+        if at.is_some_and(|at| at <= now) {
+            *at = Some(now + *pause);
+            *pause = (*pause * 2).min(RESURVEY.1);
             self.network_changed();
+        }
+        if self.traversal.look_at_surplus.take_if(|at| *at <= now).is_some() {
+            self.leave_surplus();
         }
         self.traverse(Input::Timeout);
     }
@@ -279,6 +299,22 @@ impl Agent {
             }
             keep
         });
+        if !closing.is_empty() {
+            self.traversal.look_at_surplus.get_or_insert(self.mux.now() + SURPLUS);
+        }
+    }
+
+    /// Gives up the routes on sockets that the machine is done with and that neither side uses.
+    fn leave_surplus(&mut self) {
+        let closing = &self.traversal.closing;
+        let surplus = |peer: &AgentPeer| peer.surplus(|socket| closing.contains(&socket), SURPLUS);
+        let left: Vec<_> = self.peers.iter().map(|(alias, peer)| (*alias, surplus(peer))).collect();
+        let mux = Arc::clone(&self.mux);
+        for (alias, via) in left.into_iter().flat_map(|(alias, vias)| vias.into_iter().map(move |via| (alias, via))) {
+            self.with(alias, |peer, now| peer.leave(&mux, via, true, now));
+        }
+        self.traversal.may_close = true;
+        self.close_sockets();
     }
 
     /// A route on this socket is gone; others may still use it.
@@ -291,13 +327,14 @@ impl Agent {
         }
     }
 
-    /// One more STUN server.
-    pub(super) fn add_server(&mut self, addr: SocketAddr) {
+    /// These addresses answer STUN, as far as one source says.
+    pub(super) fn set_servers(&mut self, source: ServerSource, addrs: Vec<SocketAddr>) {
         let servers = &mut self.traversal.servers;
-        if !servers.contains(&addr) && servers.len() < MAX_SERVERS && self.mux.sockets.towards(addr).is_some() {
-            servers.push(addr);
-            let servers = servers.clone();
-            self.traverse(Input::Servers(servers));
+        let before = servers.asked();
+        servers.tell(source, addrs.into_iter().filter(|addr| self.mux.sockets.towards(*addr).is_some()));
+        let now = servers.asked();
+        if now != before {
+            self.traverse(Input::Servers(now));
         }
     }
 

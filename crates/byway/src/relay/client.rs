@@ -20,7 +20,7 @@ use tracing::{debug, info};
 use self::allocations::Allocation;
 use super::table::{Command, Shared};
 use crate::{
-    agent::Command as AgentCommand,
+    agent::{Command as AgentCommand, ServerSource},
     core::Core,
     event::Event,
     gone::Gone,
@@ -105,7 +105,7 @@ impl Client {
             let Err(why) = outcome else {
                 self.lost("not in use".into());
                 if self.core.relays.remove(self.relay.id, &self.commands) {
-                    return;
+                    return self.name_servers(Vec::new()).await;
                 }
                 continue;
             };
@@ -128,7 +128,7 @@ impl Client {
             let given_up =
                 tokio::select! { biased; () = tasks.stopped() => return, given_up = self.wait(wake) => given_up };
             if given_up && self.core.relays.remove(self.relay.id, &self.commands) {
-                return;
+                return self.name_servers(Vec::new()).await;
             }
         }
     }
@@ -280,15 +280,20 @@ impl Client {
         self.settle(link, *addr).await;
     }
 
+    /// The relay answers STUN at these addresses, and at no other.
+    async fn name_servers(&self, addrs: Vec<SocketAddr>) {
+        let home = self.shared.lock().home;
+        let source = if home { ServerSource::Home } else { ServerSource::Foreign }(self.relay.id);
+        self.core.agent.send(AgentCommand::Servers { source, addrs }).await;
+    }
+
     /// The relay tells a survey how this node's NATs behave.
     async fn tell_servers(&self, addr: SocketAddr, stun_port: Option<u16>) {
         if self.core.config.relay_only || is_virtual(addr) {
             return; // over TLS no NAT is seen
         }
         let second = stun_port.map(|port| SocketAddr::new(addr.ip(), port));
-        for server in [Some(addr), second].into_iter().flatten() {
-            self.core.agent.send(AgentCommand::Server(server)).await;
-        }
+        self.name_servers([Some(addr), second].into_iter().flatten().collect()).await;
     }
 
     async fn serve(

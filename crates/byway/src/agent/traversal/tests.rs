@@ -79,3 +79,31 @@ async fn what_a_punch_leaves_is_closed_but_for_the_sockets_in_use() {
     agent.close_sockets();
     assert_eq!((agent.mux.sockets.count(), agent.mux.sockets.further(SOCKET).is_some()), (1, true));
 }
+
+#[tokio::test]
+async fn a_route_that_a_punch_left_over_is_given_up_once_the_peer_is_heard_elsewhere() {
+    let mut agent = agent();
+    assert!(agent.mux.sockets.add(SOCKET, socket()));
+    let alias = peer(&mut agent, &[1, 2]);
+    agent.traverse_by(Output::Close { socket: SOCKET });
+    agent.close_sockets();
+    let track = Arc::clone(&agent.peers[&alias].track);
+    let main = track.lock().add(Via::Direct(([192, 0, 2, 1], 3).into()), true).unwrap();
+    let hear = |port, secs| {
+        let mut state = track.lock();
+        let route = state.routes().find(|(_, slot)| slot.via.remote().port() == port).unwrap().0;
+        state.slot_mut(route).unwrap().heard = Some(Instant::after_start(Duration::from_secs(secs)));
+    };
+    let left = |agent: &mut Agent| {
+        agent.leave_surplus();
+        track.vias().iter().map(|via| via.remote().port()).collect::<Vec<_>>()
+    };
+    track.lock().selected = Some(main);
+    hear(1, 5);
+    assert_eq!(left(&mut agent), [1, 2, 3], "the peer may be idle");
+    hear(3, 14);
+    assert_eq!(left(&mut agent), [1, 3], "the peer was heard here of late");
+    assert!(agent.traversal.look_at_surplus.is_some());
+    hear(3, 15);
+    assert_eq!((left(&mut agent), agent.mux.sockets.count()), (vec![3], 0));
+}

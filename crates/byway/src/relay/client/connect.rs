@@ -17,7 +17,6 @@ use tracing::debug;
 
 use super::{super::table::Shared, Client, line::Line};
 use crate::{
-    agent::Command as AgentCommand,
     core::Core,
     dial,
     gone::Gone,
@@ -93,9 +92,7 @@ impl Client {
             && !core.config.relay_only
         {
             // Over TLS the relay sees no NAT, but the survey learns from its silence that UDP is blocked.
-            for addr in &ways.udp {
-                core.agent.send(AgentCommand::Server(*addr)).await;
-            }
+            self.name_servers(ways.udp.clone()).await;
         }
         if result.is_err() {
             core.retire(&track);
