@@ -73,7 +73,8 @@ fn plain(agreed: &Agreed) -> (bool, Vec<Row<'_>>) {
 
 /// A hello that shares its network, and one protocol, with hellos that are easy to find.
 fn common_hello() -> Hello {
-    let protocol = Announced { id: 1, name: "a".into(), min: 1, max: 2, required: true };
+    let (streams, datagrams) = (vec![1], vec![2]);
+    let protocol = Announced { id: 1, name: "a".into(), min: 1, max: 2, required: true, streams, datagrams };
     Hello {
         agent: String::new(),
         network: String::new(),

@@ -25,6 +25,9 @@ pub const MAX_PROTOCOLS: usize = 64;
 /// Bytes in the name of a protocol or a network.
 pub const MAX_NAME: usize = 64;
 
+/// Channels in one hello, over all protocols: as many as a link has lanes; they fill another third of a control frame.
+pub const MAX_DECLARED: usize = 1_024;
+
 /// Bytes in the name and version of the software.
 pub const MAX_AGENT: usize = 128;
 
@@ -69,6 +72,12 @@ pub struct Announced {
     /// Whether a peer that does not speak it is of no use.
     #[prost(bool, tag = "5")]
     pub required: bool,
+    /// Its channels that are delivered in order and whole; with `datagrams`, each number once.
+    #[prost(uint32, repeated, tag = "6")]
+    pub streams: Vec<u32>,
+    /// Its channels whose messages may be lost or overtaken.
+    #[prost(uint32, repeated, tag = "7")]
+    pub datagrams: Vec<u32>,
 }
 
 /// What a peer accepts from the other side.
@@ -94,6 +103,10 @@ impl Hello {
         if self.protocols.len() > MAX_PROTOCOLS {
             return Err(HelloFault::TooManyProtocols(self.protocols.len()));
         }
+        let declared = self.protocols.iter().map(|protocol| protocol.channels().count()).sum();
+        if declared > MAX_DECLARED {
+            return Err(HelloFault::TooManyChannels(declared));
+        }
         let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
         for (index, protocol) in self.protocols.iter().enumerate() {
             let name = &protocol.name;
@@ -109,6 +122,10 @@ impl Hello {
             if !ids.insert(protocol.id) {
                 return Err(HelloFault::DuplicateId(protocol.id));
             }
+            let mut channels = BTreeSet::new();
+            if let Some(channel) = protocol.channels().find(|channel| !channels.insert(*channel)) {
+                return Err(HelloFault::DuplicateChannel { name: name.clone(), channel });
+            }
         }
         Ok(())
     }
@@ -118,6 +135,16 @@ impl Announced {
     /// The versions spoken.
     pub fn versions(&self) -> Versions {
         Versions { min: self.min, max: self.max }
+    }
+
+    fn channels(&self) -> impl Iterator<Item = u32> {
+        self.streams.iter().chain(&self.datagrams).copied()
+    }
+
+    /// The lowest channel that is delivered as datagrams here and as a stream there.
+    fn datagrams_but_streams_of(&self, other: &Announced) -> Option<u32> {
+        let streams: BTreeSet<u32> = other.streams.iter().copied().collect();
+        self.datagrams.iter().copied().filter(|channel| streams.contains(channel)).min()
     }
 }
 
@@ -192,15 +219,27 @@ fn agree_on(name: &str, sides: (Option<&Announced>, Option<&Announced>)) -> Resu
         }
         _ => return Ok(None),
     };
+    let required = ours.required || theirs.required;
     let version = ours.max.min(theirs.max);
-    if version >= ours.min.max(theirs.min) {
-        Ok(Some(AgreedProtocol { name: name.into(), version, ours: ours.id, theirs: theirs.id }))
-    } else if ours.required || theirs.required {
+    if version < ours.min.max(theirs.min) {
         let (ours, theirs) = (ours.versions(), theirs.versions());
-        Err(Refusal::NoCommonVersion { name: name.into(), ours, theirs })
-    } else {
-        Ok(None)
+        return if required { Err(Refusal::NoCommonVersion { name: name.into(), ours, theirs }) } else { Ok(None) };
     }
+    if let Some((channel, datagrams_at)) = differing_delivery(ours, theirs) {
+        return if required {
+            Err(Refusal::OtherDelivery { name: name.into(), channel, datagrams_at })
+        } else {
+            Ok(None)
+        };
+    }
+    Ok(Some(AgreedProtocol { name: name.into(), version, ours: ours.id, theirs: theirs.id }))
+}
+
+/// The lowest channel that the two sides deliver differently, and the side at which it is delivered as datagrams.
+fn differing_delivery(ours: &Announced, theirs: &Announced) -> Option<(u32, Side)> {
+    let here = ours.datagrams_but_streams_of(theirs).map(|channel| (channel, Side::Ours));
+    let there = theirs.datagrams_but_streams_of(ours).map(|channel| (channel, Side::Theirs));
+    here.into_iter().chain(there).min_by_key(|(channel, _)| *channel)
 }
 
 /// Visible ASCII has no spaces, which lets a refusal list names in one line of text.
@@ -252,6 +291,20 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_channel_that_the_sides_deliver_differently_parts_them() {
+        let ours = hello(&[("chat", 1, 1), ("game", 1, 1)]);
+        let mut theirs = ours.clone();
+        theirs.protocols[1].streams = vec![1, 9]; // channels that only one side has hurt nobody
+        theirs.protocols[1].datagrams = vec![2, 3];
+        let agreed = agree(&ours, &theirs).unwrap();
+        assert_eq!(agreed.protocols.iter().map(|it| &it.name[..]).collect::<Vec<_>>(), ["chat"]);
+        theirs.protocols[1].required = true;
+        let refusal = |datagrams_at| Refusal::OtherDelivery { name: "game".into(), channel: 2, datagrams_at };
+        assert_eq!(agree(&ours, &theirs), Err(refusal(Side::Theirs)));
+        assert_eq!(agree(&theirs, &ours), Err(refusal(Side::Ours)));
+    }
+
+    #[test]
     fn a_relay_serves_other_networks_without_their_protocols() {
         let mut client = hello(&[("chat", 1, 1)]);
         client.protocols[0].required = true;
@@ -273,6 +326,10 @@ pub(crate) mod tests {
         let long = "x".repeat(MAX_NAME + 1);
         let mut same_id = hello(&[("a", 1, 1), ("b", 1, 1)]);
         same_id.protocols[1].id = 0;
+        let (mut twice, mut channels) = (good.clone(), good.clone());
+        twice.protocols[0].datagrams = vec![2];
+        channels.protocols[0].streams = (1..=MAX_DECLARED as u32).collect();
+        channels.protocols[0].datagrams = vec![0];
         let versions = |min, max| HelloFault::BadVersions { name: "a".into(), versions: Versions { min, max } };
         for (bad, fault) in [
             (hello(&[("a", 1, 1), ("a", 2, 2)]), HelloFault::DuplicateName("a".into())),
@@ -285,6 +342,8 @@ pub(crate) mod tests {
             (hello(&[("a b", 1, 1)]), HelloFault::BadName { index: 0 }),
             (Hello { network: "a b".into(), ..good.clone() }, HelloFault::BadNetwork),
             (Hello { agent: "x".repeat(MAX_AGENT + 1), ..good.clone() }, HelloFault::BadAgent),
+            (twice, HelloFault::DuplicateChannel { name: "chat".into(), channel: 2 }),
+            (channels, HelloFault::TooManyChannels(MAX_DECLARED + 1)),
         ] {
             assert_eq!(agree(&good, &bad), Err(Refusal::PeerMisbehaved(fault.clone())));
             assert_eq!(agree(&bad, &good), Err(Refusal::ApiMisuse(fault)));
@@ -327,6 +386,8 @@ pub(crate) mod tests {
             min: *min,
             max: *max,
             required: false,
+            streams: vec![1, 2],
+            datagrams: vec![3],
         };
         Hello {
             agent: "byway/test".into(),
@@ -340,10 +401,14 @@ pub(crate) mod tests {
 
     /// Hellos that mostly agree, sometimes not, and are sometimes malformed.
     pub(crate) fn any_hello() -> impl Strategy<Value = Hello> {
-        let protocol = (0u32..50, "[a-d]{1,2}", 0u32..6, 0u32..6, prop::bool::weighted(0.2));
-        let protocol = protocol.prop_map(|(id, name, min, more, required)| {
+        let channels = prop::collection::btree_map(0u32..4, prop::bool::weighted(0.8), 0..3);
+        let protocol = (0u32..50, "[a-d]{1,2}", 0u32..6, 0u32..6, prop::bool::weighted(0.2), channels);
+        let protocol = protocol.prop_map(|(id, name, min, more, required, channels)| {
             let min = if id == 0 { 0 } else { min.max(1) };
-            Announced { id, name, min, max: min + more, required }
+            let (streams, datagrams): (Vec<_>, Vec<_>) = channels.into_iter().partition(|(_, stream)| *stream);
+            let [streams, datagrams] =
+                [streams, datagrams].map(|of| of.into_iter().map(|(channel, _)| channel).collect());
+            Announced { id, name, min, max: min + more, required, streams, datagrams }
         });
         let network = prop_oneof![9 => Just("net"), 1 => Just(""), 1 => Just("a b")];
         (prop::collection::vec(protocol, 0..5), network, any::<bool>(), any::<u64>(), any::<(u64, u64)>()).prop_map(

@@ -67,8 +67,9 @@ pub use self::{
     metrics::Dropped,
     node::{BindError, MAX_WHY, Node, PingError, Pong},
     protocol::{
-        Channel, DEFAULT_WEIGHT, MAX_ABOUT, MAX_CHANNELS, MAX_MESSAGE, OnFailure, OpenError, PeerEvent, Peers,
-        PeersHandle, Protocol, Receiver, RegisterError, STREAM_BACKLOG, SendError, Sender, Sent, Slot, Streams, To,
+        Channel, DEFAULT_WEIGHT, Delivery, LARGEST_DATAGRAM, MAX_ABOUT, MAX_CHANNELS, MAX_DATAGRAM, MAX_MESSAGE,
+        OnFailure, OpenError, PeerEvent, Peers, PeersHandle, Protocol, Receiver, RegisterError, STREAM_BACKLOG,
+        SendError, Sender, Sent, Slot, Streams, To,
     },
     quic::endpoint::EndpointError,
     status::{

@@ -1,5 +1,6 @@
 //! One connection to one peer: a writer that owns what is sent, and readers of what comes in.
 
+pub(crate) mod datagrams;
 pub(crate) mod establish;
 pub(crate) mod inbox;
 pub(crate) mod outbox;

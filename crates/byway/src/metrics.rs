@@ -56,11 +56,17 @@ pub enum Dropped {
     NoRoom,
     /// Too many STUN requests to answer them all.
     StunRate,
+    /// A datagram of a channel that this node does not have, or whose protocol the peer has not announced yet.
+    UnknownChannel,
+    /// A datagram of a channel whose receiver is behind.
+    ChannelFull,
+    /// A datagram of a channel that no longer fit the connection's packets when its turn came.
+    DatagramTooLarge,
 }
 
 impl Dropped {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Dropped; 25] = [
+    pub const ALL: [Dropped; 28] = [
         Dropped::Junk,
         Dropped::ForgedAlias,
         Dropped::NoSocket,
@@ -86,6 +92,9 @@ impl Dropped {
         Dropped::BadProbe,
         Dropped::NoRoom,
         Dropped::StunRate,
+        Dropped::UnknownChannel,
+        Dropped::ChannelFull,
+        Dropped::DatagramTooLarge,
     ];
 
     /// The reason's name in `status --json`.
@@ -116,6 +125,9 @@ impl Dropped {
             Dropped::BadProbe => "bad_probe",
             Dropped::NoRoom => "no_room_for_route",
             Dropped::StunRate => "stun_rate",
+            Dropped::UnknownChannel => "unknown_channel",
+            Dropped::ChannelFull => "channel_full",
+            Dropped::DatagramTooLarge => "datagram_too_large",
         }
     }
 }

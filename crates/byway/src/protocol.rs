@@ -29,7 +29,9 @@ pub use self::{
     slot::Slot,
 };
 use crate::{
-    link::{inbox::Inbox, outbox::Pushed},
+    link::{datagrams, inbox::Inbox, outbox::Pushed, queue::MAX_HEADER},
+    net::track::MIN_MTU,
+    quic::endpoint::MAX_MTU,
     stream::Stream,
 };
 
@@ -38,6 +40,12 @@ pub const MAX_CHANNELS: usize = 64;
 
 /// The largest message in bytes that a channel may be set to.
 pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// The largest message in bytes that a datagram carries on every path; up to [`LARGEST_DATAGRAM`] may fit as well.
+pub const MAX_DATAGRAM: usize = datagrams::SURE - 2 * MAX_HEADER;
+
+/// The largest message in bytes that a datagram carries on a path with the largest packets, 1,443 bytes.
+pub const LARGEST_DATAGRAM: usize = MAX_DATAGRAM + (MAX_MTU - MIN_MTU) as usize;
 
 /// A channel's weight unless it says otherwise: 64 KiB a turn, so that a lone channel costs few turns.
 pub const DEFAULT_WEIGHT: u16 = 16;
@@ -69,6 +77,8 @@ pub struct Protocol {
 pub struct Channel {
     /// Its number within the protocol.
     pub id: u32,
+    /// Whether its messages arrive in order and whole, or each by itself or never.
+    pub delivery: Delivery,
     /// Its class and its weight within the class.
     pub share: Share,
     /// Messages that may wait, per peer and direction.
@@ -79,16 +89,47 @@ pub struct Channel {
     pub queue_bytes: usize,
 }
 
+/// How the messages of a channel are delivered; both sides have to say the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// In order, each once, as long as the connection lasts; a full receiver makes the sender wait.
+    #[default]
+    Stream,
+    /// Each by itself: in any order, once or never, and never repeated. A message is lost with its packet, and dropped
+    /// where the receiver's queue is full.
+    Datagram,
+}
+
 impl Channel {
     /// A bulk channel for messages of up to 1 MiB, of which 1,024 or 4 MiB may wait.
     pub fn new(id: u32) -> Self {
         Channel {
             id,
+            delivery: Delivery::Stream,
             share: Share { class: Class::Bulk, weight: DEFAULT_WEIGHT },
             queue: 1_024,
             max_message: 1 << 20,
             queue_bytes: 4 << 20,
         }
+    }
+
+    /// Changes how messages are delivered; datagrams limit [`Channel::max_message`] to [`MAX_DATAGRAM`].
+    ///
+    /// ```
+    /// use byway::{Channel, Class, Delivery, Protocol};
+    ///
+    /// let mut game = Protocol::new("game", 1..=1);
+    /// let positions = Channel::new(1).delivery(Delivery::Datagram).share(Class::Interactive, 1).queue(32);
+    /// let (tx, rx) = game.channel(positions); // a position that is late is worth nothing
+    /// let (orders, results) = game.channel(Channel::new(2));
+    /// ```
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        if delivery == Delivery::Datagram {
+            self.max_message = self.max_message.min(MAX_DATAGRAM);
+        }
+        self
     }
 
     /// Changes the class and the weight within it.
@@ -103,7 +144,7 @@ impl Channel {
         self
     }
 
-    /// Changes the largest message in bytes; at most [`MAX_MESSAGE`].
+    /// Changes the largest message in bytes; at most [`MAX_MESSAGE`], of datagrams [`LARGEST_DATAGRAM`].
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.max_message = bytes;
         self
@@ -191,7 +232,7 @@ impl From<PeerId> for To {
 pub struct Sent {
     /// Peers for which it was queued.
     pub queued: usize,
-    /// Peers for which it was not, because their queue is full.
+    /// Peers for which it was not, because their queue is full or the message too large.
     pub full: usize,
     /// Peers for which it was not, because they are not connected or do not speak the protocol.
     pub absent: usize,
@@ -201,7 +242,7 @@ impl Sent {
     fn count(&mut self, pushed: Pushed) {
         match pushed {
             Pushed::Queued => self.queued += 1,
-            Pushed::Full => self.full += 1,
+            Pushed::Full | Pushed::TooLarge(_) => self.full += 1,
             Pushed::Closed => self.absent += 1,
         }
     }
@@ -214,12 +255,15 @@ pub enum SendError {
     /// The peer is not connected, or does not speak the protocol.
     #[error("{0} is not connected or does not speak the protocol; dial it first")]
     Absent(PeerId),
-    /// The message is larger than the channel allows.
-    #[error("a message of {len} bytes is too large for the channel's {max}; raise `max_message` on both sides")]
+    /// The message is larger than the channel allows, or, on a channel of datagrams, than the connection's packets hold.
+    #[error(
+        "a message of {len} bytes is too large, at most {max} fit now; raise `max_message` on both sides, and send by \
+         stream what no packet holds"
+    )]
     TooLarge {
         /// The message's length.
         len: usize,
-        /// The channel's limit.
+        /// The limit, which for datagrams follows the path.
         max: usize,
     },
 }
@@ -247,9 +291,6 @@ impl Sender {
 
     /// Queues a message for one peer, waiting while its queue is full.
     pub async fn send_wait(&self, peer: PeerId, message: Bytes) -> Result<(), SendError> {
-        if message.len() > self.channel.max_message {
-            return Err(SendError::TooLarge { len: message.len(), max: self.channel.max_message });
-        }
         let absent = || SendError::Absent(peer);
         let protocol = self.protocol.get().ok_or_else(absent)?;
         loop {
@@ -265,7 +306,11 @@ impl Sender {
                     continue;
                 }
             }
-            return if pushed == Pushed::Queued { Ok(()) } else { Err(absent()) };
+            return match pushed {
+                Pushed::Queued => Ok(()),
+                Pushed::TooLarge(max) => Err(SendError::TooLarge { len: message.len(), max }),
+                Pushed::Full | Pushed::Closed => Err(absent()),
+            };
         }
     }
 
@@ -274,7 +319,8 @@ impl Sender {
     }
 
     fn push_to(&self, member: &Member, message: &Bytes) -> Pushed {
-        if message.len() > self.channel.max_message { Pushed::Full } else { member.push(&self.channel, message) }
+        let max = self.channel.max_message;
+        if message.len() > max { Pushed::TooLarge(max) } else { member.push(&self.channel, message) }
     }
 }
 

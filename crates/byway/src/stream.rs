@@ -111,7 +111,7 @@ impl WriteHalf {
             let space = space.notified_owned();
             match self.outbox.push_raw(self.key, bytes) {
                 Pushed::Queued => return Poll::Ready(Ok(bytes.len())),
-                Pushed::Closed => return Poll::Ready(Err(gone())),
+                Pushed::Closed | Pushed::TooLarge(_) => return Poll::Ready(Err(gone())),
                 Pushed::Full => self.waiting = Some(Box::pin(space)),
             }
         }

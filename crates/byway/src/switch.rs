@@ -327,7 +327,7 @@ impl Switch {
         core.switch.links.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Arc::clone(&link));
         // Before the first message can come in, so that each protocol's state of the peer is there.
         core.registry.agreed(&link, &link.agreed.read());
-        core.tasks.spawn(writer::run(link.connection.clone(), Arc::clone(&link.outbox), Arc::clone(&link.track.line)));
+        core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux)));
         core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
         let (watched, watcher) = (Arc::clone(&link), Arc::clone(&core));
         core.tasks.spawn(async move {

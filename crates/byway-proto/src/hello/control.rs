@@ -326,9 +326,10 @@ mod tests {
         assert_eq!(relays[6..], [&PeerId::ed25519([9; 32]).to_wire()[..], b"\x04\xc0\0\x02\x01\0\x09"].concat());
         let goodbye = Control::Goodbye(Goodbye { code: 2, detail: "chat".into() });
         assert_eq!(goodbye.to_frame().unwrap(), *b"\0\x0a\x1a\x08\x08\x02\x12\x04chat");
-        let announced = b"\x2a\x0a\x08\x01\x12\x02ab\x18\x01\x20\x02";
-        let hello = [b"\0\x1c\x0a\x1a\x12\x01n\x19\x07\0\0\0\0\0\0\0", &announced[..], b"\x32\0"].concat();
-        let announced = Announced { id: 1, name: "ab".into(), min: 1, max: 2, required: false };
+        let announced = b"\x2a\x12\x08\x01\x12\x02ab\x18\x01\x20\x02\x32\x02\x01\x02\x3a\x02\xac\x02";
+        let hello = [b"\0\x24\x0a\x22\x12\x01n\x19\x07\0\0\0\0\0\0\0", &announced[..], b"\x32\0"].concat();
+        let (streams, datagrams) = (vec![1, 2], vec![300]);
+        let announced = Announced { id: 1, name: "ab".into(), min: 1, max: 2, required: false, streams, datagrams };
         let control = Hello { network: "n".into(), instance: 7, protocols: vec![announced], ..Hello::default() };
         assert_eq!(Control::Hello(control).to_frame().unwrap(), hello);
     }

@@ -8,7 +8,7 @@ use core::{fmt, str::FromStr};
 
 use thiserror::Error;
 
-use super::{Goodbye, MAX_AGENT, MAX_NAME, MAX_PROTOCOLS};
+use super::{Goodbye, MAX_AGENT, MAX_DECLARED, MAX_NAME, MAX_PROTOCOLS};
 
 /// Why the two hellos do not make a link.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -40,6 +40,19 @@ pub enum Refusal {
         /// The other side's versions.
         theirs: Versions,
     },
+    /// Both speak a required protocol, but disagree on how one of its channels is delivered.
+    #[error(
+        "channel {channel} of protocol {name:?} is delivered as datagrams by {datagrams_at} and as a stream by the other: \
+         declare the same delivery on both sides"
+    )]
+    OtherDelivery {
+        /// The protocol's name.
+        name: String,
+        /// The channel's number.
+        channel: u32,
+        /// Who delivers it as datagrams.
+        datagrams_at: Side,
+    },
     /// The other side's hello is malformed.
     #[error("the peer misbehaved, its hello {0}: report it to the makers of the peer's software")]
     PeerMisbehaved(HelloFault),
@@ -56,6 +69,12 @@ impl Refusal {
             Refusal::MissingProtocol { name, required_by: Side::Ours } => (MISSING_AT_READER, name.clone()),
             Refusal::MissingProtocol { name, required_by: Side::Theirs } => (MISSING_AT_WRITER, name.clone()),
             Refusal::NoCommonVersion { name, ours, theirs } => (NO_COMMON_VERSION, format!("{name} {ours} {theirs}")),
+            Refusal::OtherDelivery { name, channel, datagrams_at: Side::Ours } => {
+                (DATAGRAMS_AT_WRITER, format!("{name} {channel}"))
+            }
+            Refusal::OtherDelivery { name, channel, datagrams_at: Side::Theirs } => {
+                (DATAGRAMS_AT_READER, format!("{name} {channel}"))
+            }
             Refusal::PeerMisbehaved(fault) => (READER_MISBEHAVED, fault.to_text()),
             Refusal::ApiMisuse(fault) => (WRITER_MISBEHAVED, fault.to_text()),
         };
@@ -78,6 +97,11 @@ impl Refusal {
                 let (ours, theirs) = (ours.parse().ok()?, theirs.parse().ok()?);
                 Refusal::NoCommonVersion { name: name.into(), ours, theirs }
             }
+            DATAGRAMS_AT_WRITER | DATAGRAMS_AT_READER => {
+                let (name, channel) = detail.split_once(' ')?;
+                let datagrams_at = if goodbye.code == DATAGRAMS_AT_WRITER { Side::Ours } else { Side::Theirs };
+                Refusal::OtherDelivery { name: name.into(), channel: channel.parse().ok()?, datagrams_at }
+            }
             READER_MISBEHAVED => Refusal::PeerMisbehaved(HelloFault::from_text(detail)?),
             WRITER_MISBEHAVED => Refusal::ApiMisuse(HelloFault::from_text(detail)?),
             _ => return None,
@@ -90,14 +114,13 @@ impl Refusal {
         match self {
             Refusal::OtherNetwork { ours, theirs } => Refusal::OtherNetwork { ours: theirs, theirs: ours },
             Refusal::MissingProtocol { name, required_by } => {
-                let required_by = match required_by {
-                    Side::Ours => Side::Theirs,
-                    Side::Theirs => Side::Ours,
-                };
-                Refusal::MissingProtocol { name, required_by }
+                Refusal::MissingProtocol { name, required_by: required_by.other() }
             }
             Refusal::NoCommonVersion { name, ours, theirs } => {
                 Refusal::NoCommonVersion { name, ours: theirs, theirs: ours }
+            }
+            Refusal::OtherDelivery { name, channel, datagrams_at } => {
+                Refusal::OtherDelivery { name, channel, datagrams_at: datagrams_at.other() }
             }
             Refusal::PeerMisbehaved(fault) => Refusal::ApiMisuse(fault),
             Refusal::ApiMisuse(fault) => Refusal::PeerMisbehaved(fault),
@@ -113,6 +136,15 @@ pub enum Side {
     Ours,
     /// The other side.
     Theirs,
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Side::Ours => Side::Theirs,
+            Side::Theirs => Side::Ours,
+        }
+    }
 }
 
 impl fmt::Display for Side {
@@ -187,6 +219,17 @@ pub enum HelloFault {
     /// Two protocols have the same number.
     #[error("uses number {0} for two protocols")]
     DuplicateId(u32),
+    /// There are more channels than allowed.
+    #[error("declares {0} channels, more than {MAX_DECLARED}")]
+    TooManyChannels(usize),
+    /// A protocol declares a channel twice.
+    #[error("declares channel {channel} of protocol {name:?} twice")]
+    DuplicateChannel {
+        /// The protocol's name.
+        name: String,
+        /// The channel's number.
+        channel: u32,
+    },
 }
 
 impl HelloFault {
@@ -199,6 +242,8 @@ impl HelloFault {
             HelloFault::BadVersions { name, versions } => format!("versions {versions} {name}"),
             HelloFault::DuplicateName(name) => format!("same-name {name}"),
             HelloFault::DuplicateId(id) => format!("same-id {id}"),
+            HelloFault::TooManyChannels(count) => format!("channels {count}"),
+            HelloFault::DuplicateChannel { name, channel } => format!("same-channel {channel} {name}"),
         }
     }
 
@@ -215,6 +260,11 @@ impl HelloFault {
             }
             "same-name" => HelloFault::DuplicateName(rest.into()),
             "same-id" => HelloFault::DuplicateId(rest.parse().ok()?),
+            "channels" => HelloFault::TooManyChannels(rest.parse().ok()?),
+            "same-channel" => {
+                let (channel, name) = rest.split_once(' ')?;
+                HelloFault::DuplicateChannel { name: name.to_string(), channel: channel.parse().ok()? }
+            }
             _ => return None,
         })
     }
@@ -227,6 +277,8 @@ const MISSING_AT_WRITER: u32 = 3;
 const NO_COMMON_VERSION: u32 = 4;
 const READER_MISBEHAVED: u32 = 5;
 const WRITER_MISBEHAVED: u32 = 6;
+const DATAGRAMS_AT_READER: u32 = 7;
+const DATAGRAMS_AT_WRITER: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -250,6 +302,10 @@ mod tests {
             Refusal::PeerMisbehaved(HelloFault::BadVersions { name: "a".into(), versions }),
             Refusal::PeerMisbehaved(HelloFault::DuplicateName("a".into())),
             Refusal::PeerMisbehaved(HelloFault::DuplicateId(9)),
+            Refusal::PeerMisbehaved(HelloFault::TooManyChannels(9)),
+            Refusal::PeerMisbehaved(HelloFault::DuplicateChannel { name: "a".into(), channel: 9 }),
+            Refusal::OtherDelivery { name: "chat".into(), channel: 3, datagrams_at: Side::Ours },
+            Refusal::OtherDelivery { name: "chat".into(), channel: 3, datagrams_at: Side::Theirs },
         ] {
             assert_eq!(Refusal::from_goodbye(&refusal.to_goodbye()), Some(refusal.clone().mirrored()));
             assert_eq!(refusal.clone().mirrored().mirrored(), refusal);

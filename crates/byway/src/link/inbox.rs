@@ -80,6 +80,27 @@ impl Inbox {
         true
     }
 
+    /// Puts a message in without waiting; `false` if the peer's queue is full, or nobody will read it.
+    pub(crate) fn offer(&self, peer: PeerId, message: Bytes) -> bool {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if state.closed {
+            return false;
+        }
+        let queue = state.peers.entry(peer).or_default();
+        queue.orphaned = false;
+        if queue.messages.len() >= self.max_messages || queue.bytes >= self.max_bytes {
+            return false;
+        }
+        queue.bytes += message.len();
+        queue.messages.push_back(message);
+        if queue.messages.len() == 1 {
+            state.ready.push_back(peer);
+            self.readable.notify_one();
+        }
+        true
+    }
+
     /// Takes the messages of the peer whose turn it is; waits for one, and `None` once the inbox is closed and empty.
     pub(crate) async fn take(&self, out: &mut VecDeque<(PeerId, Bytes)>) -> Option<()> {
         loop {
@@ -154,6 +175,19 @@ mod tests {
 
     fn batch(n: usize) -> VecDeque<Bytes> {
         (0..n).map(|i| Bytes::from(vec![i as u8])).collect()
+    }
+
+    #[test]
+    fn what_finds_no_room_and_must_not_wait_is_refused() {
+        let inbox = Inbox::new(2, 1 << 20);
+        let offered = |n| inbox.offer(peer(n), Bytes::from_static(b"x"));
+        assert!(offered(1) && offered(1) && !offered(1));
+        assert!(offered(2), "another peer's queue is another one");
+        let mut out = VecDeque::new();
+        assert!(inbox.try_take(&mut out) && out.len() == 2);
+        assert!(offered(1));
+        inbox.close();
+        assert!(!offered(2));
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use byway_proto::schedule::{ChannelKey, Class, Schedule, Share};
 use quinn::{SendStream, VarInt};
 use tokio::sync::Notify;
 
-use super::queue::FrameQueue;
+use super::queue::{FrameQueue, Queue};
 
 /// The lane of the control stream.
 pub(crate) const CONTROL: ChannelKey = ChannelKey(0, 0);
@@ -39,10 +39,10 @@ struct State {
     next_stream: u32,
 }
 
-/// One stream's queue.
+/// What waits for one stream, or for one channel of datagrams.
 #[derive(Debug)]
 struct Lane {
-    queue: FrameQueue,
+    queue: Queue,
     end: Option<End>,
     stream: Option<Outlet>,
     class: Class,
@@ -58,6 +58,8 @@ pub(crate) enum Outlet {
     Open(SendStream),
     /// A stream of one direction, which the writer opens when there is something to send; it begins with these bytes.
     Uni(Bytes),
+    /// Datagrams.
+    Datagrams,
 }
 
 /// How a lane ends once its queue is empty, or at once.
@@ -74,6 +76,8 @@ pub(crate) enum End {
 pub(crate) enum Pushed {
     Queued,
     Full,
+    /// It fits no packet of the connection; so many bytes do.
+    TooLarge(usize),
     Closed,
 }
 
@@ -96,13 +100,13 @@ impl Outbox {
     }
 
     /// Adds a lane; `false` if the link is closed or has [`MAX_LANES`].
-    pub(crate) fn open(&self, key: ChannelKey, share: Share, queue: FrameQueue, outlet: Outlet) -> bool {
+    pub(crate) fn open(&self, key: ChannelKey, share: Share, queue: impl Into<Queue>, outlet: Outlet) -> bool {
         let mut state = self.lock();
         if state.closed || state.lanes.len() >= MAX_LANES || state.schedule.add(key, share).is_err() {
             return false;
         }
         let lane = Lane {
-            queue,
+            queue: queue.into(),
             end: None,
             stream: Some(outlet),
             class: share.class,
@@ -137,7 +141,7 @@ impl Outbox {
         self.put(key, |queue| queue.push_raw(bytes))
     }
 
-    fn put(&self, key: ChannelKey, push: impl FnOnce(&mut FrameQueue) -> bool) -> Pushed {
+    fn put(&self, key: ChannelKey, push: impl FnOnce(&mut Queue) -> bool) -> Pushed {
         let mut state = self.lock();
         let Some(lane) = state.lanes.get_mut(&key).filter(|lane| lane.end.is_none()) else { return Pushed::Closed };
         if !push(&mut lane.queue) {

@@ -4,17 +4,76 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::datagrams::DatagramQueue;
+
 /// Messages up to this many bytes are copied next to each other: cheaper than a chunk of their own.
 const INLINE: usize = 1_024;
 
 /// Memory that small messages share, one behind the other: a chunk ends with it, or where the writer took what was there.
-const CHUNK: usize = 16 << 10;
+pub(super) const CHUNK: usize = 16 << 10;
 
 /// As [`CHUNK`], while nothing else waits: all that a quiet lane keeps.
-const QUIET_CHUNK: usize = 2 << 10;
+pub(super) const QUIET_CHUNK: usize = 2 << 10;
 
 /// The most bytes in front of a message: a variable-length integer (RFC 9000 §16).
 pub(crate) const MAX_HEADER: usize = 8;
+
+/// What waits in a lane, in the form in which it leaves.
+#[derive(Debug)]
+pub(crate) enum Queue {
+    /// For a stream.
+    Frames(FrameQueue),
+    /// For datagrams.
+    Datagrams(DatagramQueue),
+}
+
+impl From<FrameQueue> for Queue {
+    fn from(queue: FrameQueue) -> Self {
+        Queue::Frames(queue)
+    }
+}
+
+impl Queue {
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Queue::Frames(queue) => queue.is_empty(),
+            Queue::Datagrams(queue) => queue.is_empty(),
+        }
+    }
+
+    /// Whether one more message finds room.
+    pub(super) fn has_room(&self) -> bool {
+        match self {
+            Queue::Frames(queue) => queue.has_room(),
+            Queue::Datagrams(queue) => queue.has_room(),
+        }
+    }
+
+    /// Appends a message; `false` if there is no room.
+    pub(super) fn push(&mut self, message: &Bytes) -> bool {
+        match self {
+            Queue::Frames(queue) => queue.push(message),
+            Queue::Datagrams(queue) => queue.push(message),
+        }
+    }
+
+    /// Appends bytes without a length in front; `false` if there is no room.
+    pub(super) fn push_raw(&mut self, bytes: &Bytes) -> bool {
+        match self {
+            Queue::Frames(queue) => queue.push_raw(bytes),
+            Queue::Datagrams(queue) => queue.push(bytes),
+        }
+    }
+
+    /// Takes about `budget` bytes from the front.
+    pub(super) fn take(&mut self, budget: usize, out: &mut VecDeque<Bytes>) {
+        match self {
+            Queue::Frames(queue) => drop(queue.take(budget, out)),
+            Queue::Datagrams(queue) => queue.take(budget, out),
+        }
+    }
+}
 
 /// A bounded queue of framed messages: length, then content.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use quinn::{RecvStream, SendStream, VarInt};
 use tokio::{sync::mpsc, time};
 
 use super::{
-    Link, establish,
+    Link, datagrams, establish,
     inbox::Inbox,
     queue,
     stripe::{Incoming, STRIPE},
@@ -20,7 +20,7 @@ use crate::{
     gone::Gone,
     link::queue::FrameQueue,
     net::mux::Mux,
-    protocol::{Registered, Registry, STREAM_SHARE},
+    protocol::{Delivery, Registered, Registry, STREAM_SHARE},
     quic::endpoint::CONNECTION_WINDOW,
     stream::{self, STREAM_QUEUE, Stream},
     tasks::Tasks,
@@ -58,6 +58,7 @@ pub(crate) struct Scope {
 /// Reads everything that the peer sends until the connection ends or the peer breaks the protocol.
 pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: ControlCodec, scope: Scope) {
     let mut window = CONNECTION_WINDOW;
+    let mut datagrams = datagrams::Incoming::new(&link, &scope);
     loop {
         tokio::select! {
             biased;
@@ -83,6 +84,11 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
             Ok((send, recv)) = link.connection.accept_bi() => {
                 scope.tasks.spawn(byte_stream(Arc::clone(&link), send, recv, scope.clone()));
             }
+            Ok(datagram) = link.connection.read_datagram() => {
+                if let Err(gone) = datagrams.take(datagram) {
+                    return link.close(gone);
+                }
+            }
         }
     }
 }
@@ -95,7 +101,8 @@ async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
     }
     let Some(protocol) = protocol(&link, theirs, &mut stream, &scope).await else { return };
     let Some(id) = varint(&mut stream).await.and_then(|id| u32::try_from(id).ok()) else { return };
-    let Some((channel, inbox)) = protocol.channel(id) else {
+    let Some((channel, inbox)) = protocol.channel(id).filter(|(channel, _)| channel.delivery == Delivery::Stream)
+    else {
         let _ = stream.stop(VarInt::from_u32(UNKNOWN));
         return;
     };

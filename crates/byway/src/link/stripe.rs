@@ -119,6 +119,11 @@ impl Stripes {
         Poll::Ready(Ok(()))
     }
 
+    /// The stream on which the next bytes go, if it is open.
+    pub(super) fn current(&mut self) -> Option<&mut SendStream> {
+        self.streams.get_mut(self.current)
+    }
+
     pub(super) fn streams(&mut self) -> &mut [SendStream] {
         &mut self.streams
     }

@@ -1,7 +1,7 @@
 //! The one task that sends to a peer: it owns every stream's sending half, and decides what goes next.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     future::{Future, poll_fn},
     pin::pin,
     sync::Arc,
@@ -15,10 +15,12 @@ use quinn::{Connection, SendStream, WriteError};
 use tokio::time::Instant;
 
 use super::{
+    Link,
+    datagrams::Outgoing,
     outbox::{End, Outbox, Outlet, Turn},
     stripe::{self, Stripes},
 };
-use crate::quic::{congestion::Line, endpoint::SEND_WINDOW};
+use crate::{net::mux::Mux, quic::endpoint::SEND_WINDOW};
 
 /// Turns before the writer lets other tasks run.
 const TURNS: usize = 64;
@@ -35,18 +37,20 @@ const URGENT_WINDOW: u64 = 64 << 20;
 /// A bulk lane that holds no more than this is no bulk now: its next bytes go past what others have inside QUIC.
 const SPARSE: usize = 4 << 10;
 
-/// Sends what the outbox holds until the connection or the outbox is closed.
-pub(crate) async fn run(connection: Connection, outbox: Arc<Outbox>, line: Arc<Line>) {
+/// Sends what the link's outbox holds until the connection or the outbox is closed.
+pub(crate) async fn run(link: Arc<Link>, mux: Arc<Mux>) {
+    let connection = link.connection.clone();
     let mut writer = Writer {
-        outbox,
-        line,
+        connection: connection.clone(),
+        outbox: Arc::clone(&link.outbox),
+        link,
+        mux,
         lanes: BTreeMap::new(),
-        blocked: BTreeSet::new(),
+        blocked: Vec::new(),
         scratch: VecDeque::new(),
         window: SEND_WINDOW,
         fitted: Instant::now(),
         stripes: 1,
-        connection: connection.clone(),
     };
     let mut closed = pin!(connection.closed());
     poll_fn(|cx| match writer.poll(cx) {
@@ -60,10 +64,12 @@ pub(crate) async fn run(connection: Connection, outbox: Arc<Outbox>, line: Arc<L
 struct Writer {
     connection: Connection,
     outbox: Arc<Outbox>,
-    line: Arc<Line>,
+    link: Arc<Link>,
+    mux: Arc<Mux>,
     lanes: BTreeMap<ChannelKey, Lane>,
-    /// Lanes whose turn has not ended because QUIC took no more.
-    blocked: BTreeSet<ChannelKey>,
+    /// Lanes whose turn has not ended because QUIC took no more, in the order of their turns: out of order, a lane would
+    /// get its next turn while another still waits with its last.
+    blocked: Vec<ChannelKey>,
     scratch: VecDeque<Bytes>,
     window: u64,
     fitted: Instant,
@@ -71,7 +77,7 @@ struct Writer {
     stripes: usize,
 }
 
-/// A stream, and what the lane's last turn left unsent because the stream could take no more.
+/// Where a lane leads, and what the lane's last turn left unsent because the stream could take no more.
 struct Lane {
     class: Class,
     stream: Stream,
@@ -84,6 +90,7 @@ enum Stream {
     /// A byte stream, or the control stream.
     Single(SendStream),
     Channel(Stripes),
+    Datagrams(Outgoing),
 }
 
 /// How far a lane got.
@@ -99,7 +106,7 @@ enum Progress {
 impl Writer {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.fit_window();
-        for key in self.blocked.clone() {
+        for key in std::mem::take(&mut self.blocked) {
             self.write(key, cx);
         }
         for _ in 0..TURNS {
@@ -123,6 +130,7 @@ impl Writer {
                 Outlet::Uni(header) => {
                     Stream::Channel(Stripes::new(self.connection.clone(), header, priority(turn.class)))
                 }
+                Outlet::Datagrams => Stream::Datagrams(Outgoing::new(self.connection.clone(), Arc::clone(&self.mux))),
             };
             let lane = Lane { class: turn.class, stream, held: VecDeque::new(), sent: 0, end: None };
             self.lanes.insert(turn.key, lane);
@@ -145,9 +153,13 @@ impl Writer {
             lane.end = self.outbox.end_of(key);
         }
         let stripes = if lane.class == Class::Bulk { self.stripes } else { 1 };
+        let is_datagrams = matches!(lane.stream, Stream::Datagrams(_));
+        if is_datagrams && lane.is_bulk() && self.is_window_awaited(cx) {
+            return self.blocked.push(key);
+        }
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
         let mut progress = lane.poll(stripes, cx);
-        let held: usize = lane.held.iter().map(Bytes::len).sum();
-        if matches!(progress, Progress::Blocked) && (lane.class != Class::Bulk || held <= SPARSE) {
+        if matches!(progress, Progress::Blocked) && !is_datagrams && !lane.is_bulk() {
             // What is urgent, or little, must not wait for bulk that is inside QUIC already, least of all where the line has
             // just become another one; and bulk must not slip in behind it.
             self.connection.set_send_window(URGENT_WINDOW);
@@ -155,19 +167,28 @@ impl Writer {
             self.connection.set_send_window(self.window);
         }
         match progress {
-            Progress::Sent(bytes) => {
-                self.blocked.remove(&key);
-                self.outbox.done(key, bytes);
-            }
-            Progress::Blocked => {
-                self.blocked.insert(key);
-            }
+            Progress::Sent(bytes) => self.outbox.done(key, bytes),
+            Progress::Blocked => self.blocked.push(key),
             Progress::Ended => {
-                self.blocked.remove(&key);
                 self.lanes.remove(&key);
                 self.outbox.remove(key);
             }
         }
+    }
+
+    /// Whether a bulk stream waits for room inside QUIC: it had its turn before, and bulk datagrams, for which QUIC has room
+    /// of its own, would else take the whole line. A stream that waits for its reader does not count.
+    fn is_window_awaited(&mut self, cx: &mut Context<'_>) -> bool {
+        let waits = |lane: &Lane| lane.is_bulk() && !matches!(lane.stream, Stream::Datagrams(_));
+        let waiting: Vec<_> = self.blocked.iter().filter(|key| self.lanes.get(key).is_some_and(waits)).collect();
+        if waiting.is_empty() {
+            return false;
+        }
+        self.connection.set_send_window(URGENT_WINDOW);
+        let mut lanes = waiting.into_iter();
+        let awaited = lanes.any(|key| self.lanes.get_mut(key).is_some_and(|lane| lane.stream.has_credit(cx)));
+        self.connection.set_send_window(self.window);
+        awaited
     }
 
     /// Lets as much sit inside QUIC as fills the line, and little enough that the schedule decides what goes next.
@@ -177,8 +198,8 @@ impl Writer {
             return;
         }
         self.fitted = now;
-        self.stripes = stripe::wanted(self.line.window());
-        let window = self.line.send_window().clamp(MIN_WINDOW, URGENT_WINDOW - 1);
+        self.stripes = stripe::wanted(self.link.track.line.window());
+        let window = self.link.track.line.send_window().clamp(MIN_WINDOW, URGENT_WINDOW - 1);
         if window.abs_diff(self.window) > self.window / 8 {
             self.window = window;
             self.connection.set_send_window(window);
@@ -187,6 +208,11 @@ impl Writer {
 }
 
 impl Lane {
+    /// Whether it has so much to send that it has to wait for its turn inside QUIC, too.
+    fn is_bulk(&self) -> bool {
+        self.class == Class::Bulk && self.held.iter().map(Bytes::len).sum::<usize>() > SPARSE
+    }
+
     fn poll(&mut self, stripes: usize, cx: &mut Context<'_>) -> Progress {
         while !self.held.is_empty() {
             match self.stream.poll_write(&mut self.held, stripes, cx) {
@@ -212,13 +238,25 @@ impl Stream {
         match self {
             Stream::Single(stream) => stripe::write(stream, held, usize::MAX, cx),
             Stream::Channel(channel) => channel.poll_write(held, stripes, cx),
+            Stream::Datagrams(datagrams) => datagrams.poll_write(held, cx),
         }
+    }
+
+    /// Whether the peer lets it send more now.
+    fn has_credit(&mut self, cx: &mut Context<'_>) -> bool {
+        let stream = match self {
+            Stream::Single(stream) => Some(stream),
+            Stream::Channel(channel) => channel.current(),
+            Stream::Datagrams(_) => None,
+        };
+        stream.is_some_and(|stream| matches!(pin!(stream.write(&[])).poll(cx), Poll::Ready(Ok(_))))
     }
 
     fn end(&mut self, end: End) {
         let streams = match self {
             Stream::Single(stream) => std::slice::from_mut(stream),
             Stream::Channel(channel) => channel.streams(),
+            Stream::Datagrams(_) => &mut [],
         };
         for stream in streams {
             // An error says that the stream is over already.

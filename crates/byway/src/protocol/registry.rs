@@ -9,24 +9,28 @@ use std::{
     },
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use byway_proto::{
     PeerId,
-    hello::{Agreed, Announced, MAX_NAME, MAX_PROTOCOLS},
+    hello::{Agreed, Announced, MAX_DECLARED, MAX_NAME, MAX_PROTOCOLS},
     schedule::{ChannelKey, Share},
     text::prefix,
 };
 use quinn::VarInt;
 use tokio::sync::{Notify, mpsc};
 
-use super::{About, Channel, MAX_ABOUT, MAX_CHANNELS, MAX_MESSAGE, PeerEvent, Protocol, slot::PerPeer};
+use super::{
+    About, Channel, Delivery, LARGEST_DATAGRAM, MAX_ABOUT, MAX_CHANNELS, MAX_DATAGRAM, MAX_MESSAGE, PeerEvent,
+    Protocol, slot::PerPeer,
+};
 use crate::{
     gone::Gone,
     link::{
         Link,
+        datagrams::{self, DatagramQueue},
         inbox::Inbox,
         outbox::{End, Outlet, Pushed},
-        queue::{FrameQueue, put_varint},
+        queue::{FrameQueue, Queue},
         readers::UNKNOWN,
     },
     status::ProtocolStatus,
@@ -85,7 +89,7 @@ pub enum RegisterError {
         what: &'static str,
     },
     /// Too many protocols or channels.
-    #[error("a node has at most {MAX_PROTOCOLS} protocols of {MAX_CHANNELS} channels each")]
+    #[error("a node has at most {MAX_PROTOCOLS} protocols of {MAX_CHANNELS} channels each, and {MAX_DECLARED} in all")]
     TooMany,
     /// The node is closed.
     #[error("the node is closed")]
@@ -116,7 +120,8 @@ impl Registry {
     pub(crate) fn register(&self, protocol: Protocol) -> Result<Arc<Registered>, RegisterError> {
         check(&protocol)?;
         let mut protocols = self.write();
-        if protocols.len() >= MAX_PROTOCOLS {
+        let declared: usize = protocols.values().map(|known| known.channels.len()).sum();
+        if protocols.len() >= MAX_PROTOCOLS || declared + protocol.channels.len() > MAX_DECLARED {
             return Err(RegisterError::TooMany);
         }
         if protocols.values().any(|known| known.name == protocol.name) {
@@ -168,12 +173,20 @@ impl Registry {
 
     /// What a hello says of the protocols.
     pub(crate) fn announced(&self) -> Vec<Announced> {
-        let announce = |p: &Arc<Registered>| Announced {
-            id: p.id,
-            name: p.name.clone(),
-            min: p.min,
-            max: p.max,
-            required: p.required,
+        let announce = |p: &Arc<Registered>| {
+            let delivered = |as_: Delivery| {
+                let channels = p.channels.values().filter(move |(channel, _)| channel.delivery == as_);
+                channels.map(|(channel, _)| channel.id).collect()
+            };
+            Announced {
+                id: p.id,
+                name: p.name.clone(),
+                min: p.min,
+                max: p.max,
+                required: p.required,
+                streams: delivered(Delivery::Stream),
+                datagrams: delivered(Delivery::Datagram),
+            }
         };
         self.read().values().map(announce).collect()
     }
@@ -248,6 +261,9 @@ fn check(protocol: &Protocol) -> Result<(), RegisterError> {
         }
         if channel.max_message > MAX_MESSAGE {
             return wrong("`max_message` is above 16 MiB; use a byte stream for larger things");
+        }
+        if channel.delivery == Delivery::Datagram && channel.max_message > LARGEST_DATAGRAM {
+            return wrong("its messages fit no datagram; lower `max_message`, or deliver it as a stream");
         }
         if channel.queue == 0 || channel.queue_bytes == 0 {
             return wrong("its queue has no room; give it at least one message and one byte");
@@ -354,6 +370,13 @@ impl Member {
     /// Queues a message on a channel to this peer.
     pub(crate) fn push(&self, channel: &Channel, message: &Bytes) -> Pushed {
         let key = ChannelKey(self.lanes, channel.id);
+        if channel.delivery == Delivery::Datagram && message.len() > MAX_DATAGRAM {
+            let fits = self.link.connection.max_datagram_size().unwrap_or(0);
+            let fits = fits.saturating_sub(datagrams::header(self.ours, channel.id).len());
+            if message.len() > fits {
+                return Pushed::TooLarge(fits);
+            }
+        }
         match self.link.outbox.push(key, message) {
             // The lane is opened by its first message: an idle channel costs nothing.
             Pushed::Closed if self.open_lane(key, channel) => self.link.outbox.push(key, message),
@@ -367,11 +390,15 @@ impl Member {
     }
 
     fn open_lane(&self, key: ChannelKey, channel: &Channel) -> bool {
-        let mut header = BytesMut::new();
-        put_varint(&mut header, u64::from(self.ours));
-        put_varint(&mut header, u64::from(channel.id));
-        let queue = FrameQueue::new(channel.queue, channel.queue_bytes);
-        self.link.outbox.open(key, channel.share, queue, Outlet::Uni(header.freeze()))
+        let (header, outbox) = (datagrams::header(self.ours, channel.id), &self.link.outbox);
+        let (messages, bytes) = (channel.queue, channel.queue_bytes);
+        match channel.delivery {
+            Delivery::Stream => outbox.open(key, channel.share, FrameQueue::new(messages, bytes), Outlet::Uni(header)),
+            Delivery::Datagram => {
+                let queue = Queue::Datagrams(DatagramQueue::new(header, messages, bytes));
+                outbox.open(key, channel.share, queue, Outlet::Datagrams)
+            }
+        }
     }
 }
 

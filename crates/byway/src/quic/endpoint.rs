@@ -24,6 +24,7 @@ use tokio::time;
 use super::{congestion::Congestion, runtime::NodeRuntime, tls};
 use crate::{
     config::{Config, WallClock},
+    link::datagrams,
     net::{
         mux::{MAX_DATAGRAM, Mux},
         track::{MIN_MTU, Track},
@@ -270,7 +271,8 @@ fn transport(idle: IdleTimeout, keep_alive: Duration) -> TransportConfig {
         .initial_rtt(INITIAL_RTT)
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(Some(datagrams::RECEIVE_BUFFER))
+        .datagram_send_buffer_size(datagrams::SEND_BUFFER);
     transport
 }
 
