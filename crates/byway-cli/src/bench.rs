@@ -217,7 +217,8 @@ impl Answers {
         let now = Instant::now();
         let is_taken = self.guest.as_ref().is_some_and(|guest| guest.peer != peer && guest.until > now);
         let answer = if !may_ask {
-            Word::Refused("it is measured only by peers that hold a ticket of one of its services; ask for one".into())
+            Word::Refused("it is measured only by peers that hold a ticket with a secret, and services of `byway serve --open` have none; ask \
+             there for a ticket of `byway serve` without --open".into())
         } else if is_taken {
             Word::Refused("another peer measures it now; try again in a minute".into())
         } else {

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use byway::{Access, Node, PathKind, PeerAddr, PeerId, RelayConfig};
+use byway::{Access, Event, Node, PathKind, PeerAddr, PeerId, RelayConfig};
 use byway_sim::{Host, Link, Loss, World};
 use common::{Peer, config, exchange, flows, ms, peer, relay, scenario, secs};
 use tokio::time::{self, Instant};
@@ -288,5 +288,34 @@ fn a_changed_rate_takes_hold_on_a_live_client() {
         assert!(relay.set_relay(nonsense).unwrap_err().to_string().contains("client_burst is 1"));
         flood.abort();
         drain.abort();
+    });
+}
+
+#[test]
+fn a_relay_that_refuses_is_asked_ever_less_often_until_the_network_changes() {
+    scenario(1, secs(900), |world| async move {
+        let host = world.host("relay");
+        let mut settings = config(100);
+        let mut limits = RelayConfig::default();
+        limits.access = Access::Friends([].into());
+        settings.relay = Some(limits);
+        let node = Node::bind_on(host.net(), settings).await.unwrap();
+        let addr = PeerAddr::new(node.id(), [std::net::SocketAddr::new(host.addr(), common::PORT)]);
+        let home = world.host("stranger");
+        let stranger = peer(&home, config(1).relay_at(addr)).await;
+        let mut events = stranger.node.events();
+        let mut asked = 0;
+        let listening = async {
+            loop {
+                asked += usize::from(matches!(events.recv().await, Some(Event::RelayDown { .. })));
+            }
+        };
+        assert!(time::timeout(secs(300), listening).await.is_err());
+        assert!((8..=14).contains(&asked), "{asked} times in five minutes");
+        let state = stranger.node.status().await.relays.remove(0).state;
+        assert!(state.contains("serves its friends only") && state.ends_with("trying again in 60 s"), "{state}");
+        node.set_relay(RelayConfig::default()).unwrap();
+        home.renumber();
+        assert!(settles(&stranger, 1).await < secs(2));
     });
 }

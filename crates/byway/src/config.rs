@@ -16,9 +16,13 @@ use byway_proto::{
     relay::{RelayConfig, RelayConfigError, homes::MAX_RELAYS},
 };
 
-pub use self::tls::{Certificate, HttpProxy, ParseProxyError, PemError, Roots, TlsConfig};
+pub use self::{
+    no_proxy::{NoProxy, ParseNoProxyError},
+    tls::{Certificate, HttpProxy, ParseProxyError, PemError, Roots, TlsConfig},
+};
 use crate::identity::Identity;
 
+mod no_proxy;
 mod tls;
 
 /// Longest name of a network in bytes.

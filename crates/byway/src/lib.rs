@@ -57,8 +57,8 @@ pub use byway_proto::{
 
 pub use self::{
     config::{
-        Certificate, Config, ConfigError, HttpProxy, MAX_NETWORK, MAX_STUN, ParseProxyError, PemError, Roots,
-        TlsConfig, WallClock,
+        Certificate, Config, ConfigError, HttpProxy, MAX_NETWORK, MAX_STUN, NoProxy, ParseNoProxyError,
+        ParseProxyError, PemError, Roots, TlsConfig, WallClock,
     },
     dial::{DialError, MAX_DIAL_ADDRS, MAX_DIAL_RELAYS, Target},
     event::{EVENT_QUEUE, Event, EventStream, PathKind},

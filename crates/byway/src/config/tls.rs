@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 use byway_proto::addr::{HostAddr, ParseHostAddrError};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
+use super::NoProxy;
+
 /// Longest `user:password` of a proxy in bytes.
 const MAX_LOGIN: usize = 512;
 
@@ -18,6 +20,15 @@ pub struct TlsConfig {
     pub roots: Roots,
     /// As a client: the proxy through which TCP connections to relays are made.
     pub proxy: Option<HttpProxy>,
+    /// As a client: the relays that are reached without the proxy.
+    pub no_proxy: NoProxy,
+}
+
+impl TlsConfig {
+    /// The proxy by which a host is reached, if one is.
+    pub(crate) fn proxy_for(&self, host: &HostAddr) -> Option<&HttpProxy> {
+        self.proxy.as_ref().filter(|_| !self.no_proxy.covers(host))
+    }
 }
 
 /// A certificate chain with its private key.

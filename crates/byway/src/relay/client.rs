@@ -44,6 +44,9 @@ const PING: Duration = Duration::from_secs(5);
 /// again within seconds. An attempt is one handshake, which backs off by itself.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
+/// The longest pause after a relay has said that it does not serve this node: that takes its operator to change.
+const REFUSED: Duration = Duration::from_secs(60);
+
 /// How long a relay that is no home stays connected without an allocation.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -82,6 +85,25 @@ struct Client {
     is_draining: bool,
 }
 
+/// Why a relay is not in use.
+struct Lost {
+    why: String,
+    /// It said so itself, so that it is asked again at ever longer intervals.
+    is_refused: bool,
+}
+
+impl From<String> for Lost {
+    fn from(why: String) -> Self {
+        Lost { why, is_refused: false }
+    }
+}
+
+impl From<Gone> for Lost {
+    fn from(gone: Gone) -> Self {
+        Lost { why: gone.to_string(), is_refused: matches!(gone, Gone::Unserved(_) | Gone::Refused(_)) }
+    }
+}
+
 /// Whether the relay answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Silence {
@@ -102,7 +124,7 @@ impl Client {
                 () = tasks.stopped() => return,
                 outcome = self.session(&mut pause) => outcome,
             };
-            let Err(why) = outcome else {
+            let Err(Lost { why, is_refused }) = outcome else {
                 self.lost("not in use".into());
                 if self.core.relays.remove(self.relay.id, &self.commands) {
                     return self.name_servers(Vec::new()).await;
@@ -117,14 +139,19 @@ impl Client {
             for allocation in self.allocations.values() {
                 allocation.wanted.notes.add(format!("relay {:?}: {why}", self.relay.id));
             }
-            self.lost(format!("{why}; trying again"));
+            let most = if is_refused { REFUSED } else { RETRY.1 };
+            pause = pause.min(most);
+            self.lost(match pause.as_secs() {
+                0 => format!("{why}; trying again"),
+                s => format!("{why}; trying again in {s} s"),
+            });
             {
                 let mut state = self.shared.lock();
                 (state.failing, state.measure) = (true, false);
             }
             self.core.relays.note(&self.core, self.relay.id, Report::Failed);
             let wake = Instant::now() + pause;
-            pause = (pause * 2).min(RETRY.1);
+            pause = (pause * 2).min(most);
             let given_up =
                 tokio::select! { biased; () = tasks.stopped() => return, given_up = self.wait(wake) => given_up };
             if given_up && self.core.relays.remove(self.relay.id, &self.commands) {
@@ -156,6 +183,7 @@ impl Client {
             tokio::select! {
                 biased;
                 () = time::sleep_until(wake) => return false,
+                () = self.shared.elsewhere.notified() => return false,
                 () = self.shared.poked.notified() => {}
                 Some(command) = self.commands.recv() => drop(self.note(command)),
             }
@@ -163,7 +191,7 @@ impl Client {
     }
 
     /// Connects, registers, and serves requests until the connection ends; `Ok` if the relay is no longer needed.
-    async fn session(&mut self, pause: &mut Duration) -> Result<(), String> {
+    async fn session(&mut self, pause: &mut Duration) -> Result<(), Lost> {
         let (established, mut addr, ways) = self.connect().await?;
         let link = Arc::clone(&established.link);
         self.answers(link.connection.rtt());
@@ -184,7 +212,7 @@ impl Client {
             *pause = RETRY.0;
             self.serve(&link, &mut addr, &mut from_link).await
         };
-        let outcome = tokio::select! { biased; outcome = serving => outcome, why = tending => Err(why) };
+        let outcome = tokio::select! { biased; outcome = serving => outcome, why = tending => Err(why.into()) };
         self.core.mux.routes.remove_relay(addr);
         link.close(Gone::Closed);
         link.outbox.close();
@@ -204,13 +232,13 @@ impl Client {
         link: &Arc<Link>,
         addr: &mut SocketAddr,
         from_link: &mut mpsc::Receiver<FromLink>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Lost> {
         let deadline = Instant::now() + REGISTER_TIMEOUT;
         loop {
             tokio::select! {
                 biased;
-                reason = link.ended() => return Err(reason.to_string()),
-                () = time::sleep_until(deadline) => return Err("it did not answer the registration".into()),
+                reason = link.ended() => return Err(reason.into()),
+                () = time::sleep_until(deadline) => return Err("it did not answer the registration".to_owned().into()),
                 Some((_, message)) = from_link.recv() => {
                     if let Control::Registered { observed, stun_port, .. } = message {
                         *addr = self.seen_from(link, *addr, observed);
@@ -297,7 +325,7 @@ impl Client {
         link: &Arc<Link>,
         addr: &mut SocketAddr,
         from_link: &mut mpsc::Receiver<FromLink>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Lost> {
         let mut silent = false;
         loop {
             self.forget_dead();
@@ -306,7 +334,7 @@ impl Client {
             let patience = if let Silence::Until(until) = self.silence { Some(until) } else { None };
             tokio::select! {
                 biased;
-                reason = link.ended() => return Err(reason.to_string()),
+                reason = link.ended() => return Err(reason.into()),
                 () = at(idle_end) => return Ok(()),
                 () = at(patience) => self.fell_silent(),
                 now = link.track.silent.wait(|now| (*now != silent).then_some(*now)) => {

@@ -71,6 +71,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Told when the task is to look at its orders.
     pub(super) poked: Notify,
+    /// Told when the node may be elsewhere, so that what failed is worth another try.
+    pub(super) elsewhere: Notify,
 }
 
 /// What a relay's task tells of itself, and is told.
@@ -159,6 +161,7 @@ impl Relays {
     /// The node may be elsewhere now.
     pub(crate) fn network_changed(&self, now: Instant) {
         self.choice().homes.network_changed(now);
+        self.clients().values().for_each(|entry| entry.shared.elsewhere.notify_one());
         self.changed.notify_one();
     }
 

@@ -15,7 +15,7 @@ use byway_proto::{
 use tokio::time::{self, Instant};
 use tracing::debug;
 
-use super::{super::table::Shared, Client, line::Line};
+use super::{super::table::Shared, Client, Lost, line::Line};
 use crate::{
     core::Core,
     dial,
@@ -48,7 +48,7 @@ const UDP_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 
 impl Client {
     /// Makes the connection; also returns where to send relayed data, and by which ways the relay may be reached.
-    pub(super) async fn connect(&mut self) -> Result<(Established, SocketAddr, Ways), String> {
+    pub(super) async fn connect(&mut self) -> Result<(Established, SocketAddr, Ways), Lost> {
         let core = Arc::clone(&self.core);
         let addrs = self.resolve().await;
         let track = core.mux.routes.dial(core.mux.now());
@@ -56,8 +56,8 @@ impl Client {
             track.lock().add(Via::Direct(*addr), false);
         }
         let connected = async {
-            let connection = core.endpoint.dial(&track, self.relay.id).await.map_err(|e| e.to_string())?;
-            dial::hello(&core, &track, connection, core.hello(true)).await.map_err(|e| e.to_string())
+            let connection = core.endpoint.dial(&track, self.relay.id).await.map_err(|e| Lost::from(e.to_string()))?;
+            dial::hello(&core, &track, connection, core.hello(true)).await.map_err(Lost::from)
         };
         let loopback = self.shared.lock().loopback;
         let opening = Opening { core: &core, relay: &self.relay, loopback, track: &track, why: Mutex::new(None) };
@@ -70,18 +70,18 @@ impl Client {
             };
             tokio::select! { biased; result = connected => result, never = opened => match never {} }
         };
-        let result =
-            result.map_err(|over_udp| match opening.why.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                Some(over_tls) => format!("{over_udp}; over TLS, {over_tls}"),
-                None => addrs.as_ref().err().cloned().unwrap_or(over_udp),
-            });
+        let result = result.map_err(|lost| match opening.why.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            _ if lost.is_refused => lost,
+            Some(over_tls) => format!("{}; over TLS, {over_tls}", lost.why).into(),
+            None => addrs.as_ref().err().cloned().map_or(lost, Lost::from),
+        });
         let result = result.and_then(|established| {
             let offers = established.link.agreed.read().relay;
             if !offers {
                 established.link.close(Gone::Closed);
-                return Err("the node there does not relay; use another relay".to_owned());
+                return Err(Lost { why: "the node there does not relay; use another relay".into(), is_refused: true });
             }
-            let via = established.link.track.via().ok_or("no route is left")?;
+            let via = established.link.track.via().ok_or_else(|| Lost::from("no route is left".to_owned()))?;
             let is_udp_silent = !track.heard_vias().iter().any(|via| !is_virtual(via.remote()));
             core.relays.is_udp_blocked.store(is_udp_silent, Ordering::Relaxed);
             let (core, relay) = (Arc::clone(&core), self.relay.clone());
@@ -185,6 +185,7 @@ impl Ways {
             tokio::select! {
                 biased;
                 () = ended(&mut self.line) => self.line = None,
+                () = shared.elsewhere.notified() => (udp_again, pause) = (Instant::now(), UDP_AGAIN.0 / 2),
                 () = time::sleep(LOOK) => {}
             }
             let is_on_tls = link.track.via().is_some_and(|via| is_virtual(via.remote()));

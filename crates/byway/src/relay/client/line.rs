@@ -76,9 +76,9 @@ struct Destination {
 
 /// Where to connect, by name where a proxy resolves it.
 async fn destinations(core: &Core, relay: &PeerAddr, loopback: bool) -> Vec<Destination> {
-    let proxy = core.config.tls.proxy.as_ref();
     let mut all = Vec::new();
     for host in relay.addrs.iter().take(MAX_ADDRS) {
+        let proxy = core.config.tls.proxy_for(host);
         let (near, loopback) = proxy.map_or((host, Some(loopback)), |proxy| (&proxy.host, None));
         let addrs = core.resolve(near, loopback).await.unwrap_or_default();
         match proxy {
@@ -95,8 +95,7 @@ async fn open(
     relay: &PeerAddr,
     to: &Destination,
 ) -> Result<WebSocket<TlsStream<Box<dyn TcpStream>>>, String> {
-    let proxy = core.config.tls.proxy.as_ref();
-    let stream = connect(core, to, proxy).await?;
+    let stream = connect(core, to, core.config.tls.proxy_for(&to.host)).await?;
     let remote = stream.peer_addr().map_err(|error| error.to_string())?;
     let mut stream = core.relays.tls.connect(stream, relay.id, to.host.tls_name()).await.map_err(|e| e.to_string())?;
     let key = u128::from(core.draw()) << 64 | u128::from(core.draw());
