@@ -21,7 +21,7 @@ pub use held::{MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION, MAX_HELD_PER_C
 pub use server::RelayServer;
 pub use ways::{Opener, ways};
 
-use crate::{hello::Control, id::PeerId};
+use crate::{gate::Source, hello::Control, id::PeerId};
 
 /// Links to the relay, and clients that it remembers: at about 400 bytes each this is 4 MB beside their QUIC state.
 pub const MAX_CLIENTS: usize = 10_000;
@@ -53,6 +53,10 @@ pub const CLIENT_RATE: u64 = 12_500_000;
 /// Bytes that one client may send at once: 80 ms at [`CLIENT_RATE`], a window's worth.
 pub const CLIENT_BURST: u64 = 1_000_000;
 
+/// Bytes that the opener of an allocation may send before the other end has sent any there: some dials' first packets. Nobody has
+/// to take more than that from a stranger whom he does not answer.
+pub const MAX_UNANSWERED: u64 = 64 << 10;
+
 /// Links from one source, an IPv4 address or an IPv6 /64: a carrier's NAT has many customers behind one.
 pub const MAX_CLIENTS_PER_SOURCE: usize = 1_000;
 
@@ -73,6 +77,8 @@ pub enum Input {
         instance: u64,
         /// Whence its packets come.
         addr: SocketAddr,
+        /// As whose it counts: that of the address, or of what stands behind it.
+        source: Source,
     },
     /// A link is gone.
     Disconnected {
@@ -85,6 +91,8 @@ pub enum Input {
         conn: u64,
         /// Its new address.
         addr: SocketAddr,
+        /// As whose it counts now.
+        source: Source,
     },
     /// A message came on a link's control stream.
     Control {
@@ -183,6 +191,8 @@ pub enum RelayDrop {
     Stranger,
     /// The sender's address is not one of the allocation's two.
     NotInPair,
+    /// The other end has not answered yet, and has been sent enough.
+    Unanswered,
     /// The sender's client has used up its bytes.
     RateLimited,
     /// The other end has no link to the relay at present.
@@ -229,6 +239,8 @@ pub struct RelayDrops {
     pub stranger: u64,
     /// Dropped as [`RelayDrop::NotInPair`].
     pub not_in_pair: u64,
+    /// Dropped as [`RelayDrop::Unanswered`].
+    pub unanswered: u64,
     /// Dropped as [`RelayDrop::RateLimited`].
     pub rate_limited: u64,
     /// Dropped as [`RelayDrop::PeerAbsent`].
@@ -244,15 +256,16 @@ pub struct RelayDrops {
 impl RelayDrops {
     /// Datagrams dropped for any reason.
     pub fn total(&self) -> u64 {
-        let RelayDrops { stranger, not_in_pair, rate_limited, peer_absent, hold_full, hold_expired, hold_orphaned } =
-            self;
-        stranger + not_in_pair + rate_limited + peer_absent + hold_full + hold_expired + hold_orphaned
+        let RelayDrops { stranger, not_in_pair, unanswered, .. } = self;
+        let RelayDrops { rate_limited, peer_absent, hold_full, hold_expired, hold_orphaned, .. } = self;
+        stranger + not_in_pair + unanswered + rate_limited + peer_absent + hold_full + hold_expired + hold_orphaned
     }
 
     fn count(&mut self, reason: RelayDrop, datagrams: usize) {
         let counter = match reason {
             RelayDrop::Stranger => &mut self.stranger,
             RelayDrop::NotInPair => &mut self.not_in_pair,
+            RelayDrop::Unanswered => &mut self.unanswered,
             RelayDrop::RateLimited => &mut self.rate_limited,
             RelayDrop::PeerAbsent => &mut self.peer_absent,
             RelayDrop::HoldFull => &mut self.hold_full,

@@ -3,7 +3,13 @@
 
 mod common;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use byway::{Certificate, Config, HttpProxy, PathKind, PeerAddr, Roots, TlsConfig};
 use byway_proto::addr::HostAddr;
@@ -158,6 +164,47 @@ fn a_relayed_connection_moves_to_tls_when_udp_stops_and_back_when_it_returns() {
         println!("back after {:?}", lifted.elapsed());
         exchange(&mut a, &mut b).await;
         assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the connection did not last");
+    });
+}
+
+#[test]
+fn a_node_in_another_network_looks_for_the_way_back_to_udp_at_once() {
+    scenario(1, secs(600), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let host = home(&world, "a");
+        let side = host.id();
+        let is_its = move |packet: &Packet<'_>| packet.sender == side || packet.receiver == Some(side);
+        let blocked = world.rule(move |packet: &Packet<'_>| match packet.transport {
+            Transport::Udp if is_its(packet) => Verdict::Drop,
+            _ => Verdict::Pass,
+        });
+        let a = client(&host, 1, &addr).await;
+        a.registered().await;
+        assert!(is_over_tls(&a).await);
+        time::sleep(secs(300)).await; // the next look by itself would be minutes away
+        blocked.lift();
+        host.renumber();
+        let moved = Instant::now();
+        while is_over_tls(&a).await {
+            assert!(moved.elapsed() < secs(10), "still over TLS");
+            time::sleep(ms(100)).await;
+        }
+        println!("{:?}", moved.elapsed());
+    });
+}
+
+#[test]
+fn a_relay_that_needs_no_proxy_is_reached_without_it() {
+    scenario(1, secs(60), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let ip = addr.socket_addrs().next().unwrap().ip();
+        let nobody: HttpProxy = format!("http://{}:1", world.host("no proxy").addr()).parse().unwrap();
+        let mut config = config(1).relay_at(addr);
+        config.tls.proxy = Some(nobody);
+        config.tls.no_proxy = format!("elsewhere.example,{ip}").parse().unwrap();
+        let a = peer(&office(&world, "a"), config).await;
+        a.registered().await;
+        assert!(is_over_tls(&a).await);
     });
 }
 
@@ -328,5 +375,80 @@ fn garbage_and_silence_on_the_tcp_port_are_cut_off_and_cost_nobody_else_his_plac
             assert!(answer.len() < 16, "no more than an alert: {answer:?}");
         }
         assert!(began.elapsed() < secs(6), "{:?}", began.elapsed());
+    });
+}
+
+#[test]
+fn what_answers_in_a_relays_place_is_named_with_what_to_do() {
+    scenario(1, secs(120), |world| async move {
+        let mut self_signed = config(9);
+        let (chain, key) = (include_bytes!("certs/self.pem"), include_bytes!("certs/self.key"));
+        self_signed.tls.certificate = Some(Certificate::from_pem(chain, key).unwrap());
+        let (_relay, addr) = relay(&world.host("relay"), self_signed).await;
+        world.name("relay.example", addr.socket_addrs().next().unwrap().ip());
+        let deaf = world.host("deaf");
+        let (hangs_up, talks) = [22, 80].map(|port| deaf.listen_tcp((deaf.addr(), port).into()).unwrap()).into();
+        tokio::spawn(async move {
+            while let Ok(stream) = hangs_up.accept().await {
+                drop(stream)
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok(mut stream) = talks.accept().await {
+                let _ = stream.write_all(b"SSH-2.0-nobody\r\n").await;
+            }
+        });
+        let cases = [
+            ("wss://relay.example:4000".to_owned(), "an authority's own, as self-signed ones are"),
+            (format!("{}:22", deaf.addr()), "it hung up during the TLS handshake"),
+            (format!("{}:80", deaf.addr()), "it does not speak TLS"),
+        ];
+        for (n, (host, expected)) in (1..).zip(cases) {
+            let relay = PeerAddr::new(addr.id, [host.parse::<HostAddr>().unwrap()]);
+            let mut config = config(n).relay_at(relay);
+            config.tls.roots = Roots::from_pem(include_bytes!("certs/self.pem")).unwrap();
+            let said = complaint(&peer(&office(&world, &format!("office {n}")), config).await).await;
+            assert!(said.contains(expected), "{said}");
+        }
+    });
+}
+
+/// Counts the packets of TCP that a host sends from now on.
+fn count_tcp(world: &World, host: &Host) -> Arc<AtomicUsize> {
+    let (sent, side) = (Arc::new(AtomicUsize::new(0)), host.id());
+    let counted = Arc::clone(&sent);
+    let rule = world.rule(move |packet: &Packet<'_>| {
+        let is_its = packet.sender == side && !matches!(packet.transport, Transport::Udp);
+        counted.fetch_add(usize::from(is_its), Ordering::Relaxed);
+        Verdict::Pass
+    });
+    std::mem::forget(rule); // to the end of the scenario
+    sent
+}
+
+#[test]
+fn where_udp_works_nobody_connects_by_tcp() {
+    scenario(1, secs(60), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let host = home(&world, "a");
+        let tcp = count_tcp(&world, &host);
+        let a = client(&host, 1, &addr).await;
+        a.registered().await;
+        time::sleep(secs(30)).await;
+        assert_eq!((tcp.load(Ordering::Relaxed), is_over_tls(&a).await), (0, false));
+    });
+}
+
+#[test]
+fn a_relays_name_leads_nobody_to_an_address_that_no_relay_has() {
+    scenario(1, secs(60), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        world.name("trap.example", std::net::Ipv4Addr::new(169, 254, 169, 254).into());
+        let trap = PeerAddr::new(addr.id, ["trap.example:80".parse::<HostAddr>().unwrap()]);
+        let host = office(&world, "a");
+        let tcp = count_tcp(&world, &host);
+        let said = complaint(&client(&host, 1, &trap).await).await;
+        assert!(said.contains("no address that this node can"), "{said}");
+        assert_eq!(tcp.load(Ordering::Relaxed), 0);
     });
 }

@@ -6,6 +6,7 @@ mod common;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use byway::{Identity, PeerAddr, RelayConfig};
+use byway_proto::hello::{Control, Hello, Limits};
 use common::{Peer, V4, addr_of, config, connected, count, until};
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::{
@@ -134,6 +135,31 @@ async fn a_slowed_client_of_a_relay_does_not_delay_a_direct_path() {
     flood.abort();
 }
 
+#[tokio::test]
+async fn a_client_that_does_not_read_what_its_relay_says_is_told_why_it_is_closed() {
+    let (relay, at) = common::relay(9, RelayConfig::default()).await;
+    let mut transport = quinn::TransportConfig::default();
+    transport.stream_receive_window(1_024_u32.into());
+    let connection = foreign_with(at.socket_addrs().next().unwrap(), transport).await;
+    let (mut control, mut answers) = connection.open_bi().await.unwrap();
+    let hello = Hello {
+        network: config(1, V4).network,
+        relay: true,
+        limits: Limits { max_message: 1 << 20, max_streams: 64 },
+        ..Hello::default()
+    };
+    control.write_all(&Control::Hello(hello).to_frame().unwrap()).await.unwrap();
+    answers.read_exact(&mut [0; 1]).await.unwrap(); // the relay's hello has come; nothing more is read
+    let register = Control::Register.to_frame().unwrap().repeat(1_000);
+    let flood = async { while control.write_all(&register).await.is_ok() {} };
+    let closed = async { tokio::join!(connection.closed(), flood).0 };
+    let why = time::timeout(Duration::from_secs(20), closed).await.unwrap();
+    let quinn::ConnectionError::ApplicationClosed(closed) = why else { panic!("{why}") };
+    let why = String::from_utf8_lossy(&closed.reason);
+    assert!(why.contains("read too slowly what the relay had to say"), "{why}");
+    until(&relay, Duration::from_secs(2), |status| status.serving.as_ref().is_some_and(|it| it.clients == 0)).await;
+}
+
 /// A message there and one back, while a third node's messages come in as well.
 async fn direct(a: &mut Peer, b: &mut Peer) -> Duration {
     let start = time::Instant::now();
@@ -212,6 +238,10 @@ async fn slow_path(node: SocketAddr, pause: Duration) -> SocketAddr {
 }
 
 async fn foreign_at(addr: SocketAddr) -> quinn::Connection {
+    foreign_with(addr, quinn::TransportConfig::default()).await
+}
+
+async fn foreign_with(addr: SocketAddr, mut transport: quinn::TransportConfig) -> quinn::Connection {
     let identity = Identity::from_seed([66; 32]);
     let pkcs8 = [&[0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20][..], &[66; 32]].concat();
     let spki = [&[0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0][..], identity.id().as_bytes()].concat();
@@ -225,7 +255,6 @@ async fn foreign_at(addr: SocketAddr) -> quinn::Connection {
         .with_custom_certificate_verifier(Arc::new(Anybody))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::new(key))));
     tls.alpn_protocols = vec![b"byway/1".to_vec()];
-    let mut transport = quinn::TransportConfig::default();
     transport.keep_alive_interval(Some(Duration::from_secs(1)));
     let mut client = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     client.transport_config(Arc::new(transport));

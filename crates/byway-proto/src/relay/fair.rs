@@ -18,6 +18,8 @@ pub(super) struct Fair {
     began: Instant,
     /// What each client may send in this window.
     share: u64,
+    /// When the last window began, and the share in it.
+    last: Option<(Instant, u64)>,
     /// What each client of this window has asked for; bounded by the clients that there are.
     demands: Vec<(Slot, u64)>,
     scratch: Vec<u64>,
@@ -35,24 +37,27 @@ impl Fair {
     /// Shares of `rate` bytes a second.
     pub(super) fn new(rate: u64, now: Instant) -> Self {
         let total = rate / (1_000 / WINDOW.as_millis() as u64);
-        Fair { total, began: now, share: total, demands: Vec::new(), scratch: Vec::new() }
+        Fair { total, began: now, share: total, last: None, demands: Vec::new(), scratch: Vec::new() }
     }
 
-    /// Whether a client may send `len` more bytes.
+    /// Whether a client may send `len` more bytes: all of a batch while anything of its share is left, for a part cannot be sent; what
+    /// that takes too much counts against its next windows.
     pub(super) fn take(&mut self, client: Slot, spent: &mut Spent, len: u64, now: Instant) -> bool {
         if now.since(self.began) >= WINDOW {
             self.turn(now);
         }
         if spent.window != Some(self.began) {
-            *spent = Spent { window: Some(self.began), place: self.demands.len(), bytes: 0 };
+            let last = self.last.filter(|(began, _)| spent.window == Some(*began));
+            let over = last.map_or(0, |(_, share)| spent.bytes.saturating_sub(share));
+            *spent = Spent { window: Some(self.began), place: self.demands.len(), bytes: over };
             self.demands.push((client, 0));
         }
         if let Some((_, demand)) = self.demands.get_mut(spent.place) {
             *demand = demand.saturating_add(len);
         }
-        let fits = spent.bytes.saturating_add(len) <= self.share;
+        let fits = spent.bytes < self.share;
         if fits {
-            spent.bytes += len;
+            spent.bytes = spent.bytes.saturating_add(len);
         }
         fits
     }
@@ -60,6 +65,7 @@ impl Fair {
     /// Begins a window; the demands of the last one say how it is shared.
     fn turn(&mut self, now: Instant) {
         let idle = now.since(self.began) >= 2 * WINDOW;
+        self.last = (!idle).then_some((self.began, self.share));
         self.began = now;
         self.scratch.clear();
         self.scratch.extend(self.demands.iter().map(|(_, demand)| *demand).filter(|_| !idle));
@@ -124,6 +130,17 @@ mod tests {
         let rates = sent.map(|bytes| bytes * 10 / 18); // over 1.8 s
         assert_eq!(rates[0], 200_000, "a fifth of the rate, all that it wanted");
         assert!(rates[1..].iter().all(|rate| (390_000..=400_000).contains(rate)), "{rates:?}");
+    }
+
+    #[test]
+    fn a_batch_larger_than_a_share_passes_whole_and_is_paid_for_later() {
+        let mut fair = Fair::new(100_000, Instant::START);
+        let mut spent = Spent::default();
+        let passed = (0..20).filter(|n| {
+            let now = Instant::after_start(WINDOW * *n);
+            fair.take(slot(0), &mut spent, 40_000, now)
+        });
+        assert_eq!(passed.count(), 5, "of 10,000 bytes in each window");
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! The machine of a relay.
 
 mod admission;
+mod allocations;
 
 use alloc::{
     collections::{BTreeMap, VecDeque},
@@ -9,19 +10,13 @@ use alloc::{
 use core::{net::SocketAddr, time::Duration};
 
 use super::{
-    CloseReason, Forward, Input, Load, OPEN_BURST, OPEN_RATE, Output, RelayConfig, RelayCounters, RelayDrop, SWEEP,
+    CloseReason, Forward, Input, Load, MAX_UNANSWERED, OPEN_BURST, OPEN_RATE, Output, RelayConfig, RelayCounters,
+    RelayDrop, SWEEP,
     clients::{Client, Clients, Slot},
     fair::Fair,
     held::Held,
 };
-use crate::{
-    gate::Source,
-    hello::{Control, OpenFailure},
-    id::PeerId,
-    schedule::Bucket,
-    time::Instant,
-    wire::relay_data::AllocId,
-};
+use crate::{gate::Source, hello::Control, id::PeerId, schedule::Bucket, time::Instant, wire::relay_data::AllocId};
 
 /// A relay without its sockets and links.
 ///
@@ -57,6 +52,7 @@ struct Link {
     peer: PeerId,
     instance: u64,
     addr: SocketAddr,
+    source: Source,
 }
 
 #[derive(Debug)]
@@ -65,6 +61,8 @@ struct Allocation {
     other: Slot,
     /// When it last carried data, or was opened.
     used: Instant,
+    /// What the opener has sent, as long as the other end has not answered.
+    unanswered: Option<u64>,
 }
 
 impl RelayServer {
@@ -122,9 +120,11 @@ impl RelayServer {
     /// Takes in what has happened; drain [`RelayServer::poll_output`] after each call.
     pub fn handle_input(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Connected { conn, peer, instance, addr } => self.connected(conn, Link { peer, instance, addr }, now),
+            Input::Connected { conn, peer, instance, addr, source } => {
+                self.connected(conn, Link { peer, instance, addr, source }, now);
+            }
             Input::Disconnected { conn } => self.disconnected(conn, now),
-            Input::Rebound { conn, addr } => self.rebound(conn, addr),
+            Input::Rebound { conn, addr, source } => self.rebound(conn, addr, source),
             Input::Control { conn, message: Control::Register } => self.register(conn, now),
             Input::Control { conn, message: Control::Open { alloc, peer } } => self.open(conn, alloc, peer, now),
             Input::Control { .. } => self.counters.control_ignored += 1,
@@ -184,6 +184,14 @@ impl RelayServer {
         };
         let to = self.clients.at(receiver).and_then(Client::addr).ok_or(RelayDrop::PeerAbsent)?;
         let (slot, len) = (sender, load.len as u64);
+        if sender == allocation.other {
+            allocation.unanswered = None;
+        } else if let Some(sent) = &mut allocation.unanswered {
+            *sent = sent.saturating_add(len);
+            if *sent > MAX_UNANSWERED {
+                return Err(RelayDrop::Unanswered);
+            }
+        }
         let sender = self.clients.at_mut(slot).ok_or(RelayDrop::NotInPair)?;
         let shared = self.fair.as_mut().is_none_or(|fair| fair.take(slot, &mut sender.spent, len, now));
         if !shared || !sender.bytes.take(len, now) {
@@ -214,7 +222,7 @@ impl RelayServer {
         let Some(link) = self.links.remove(&conn) else {
             return;
         };
-        self.leave_source(Source::of(link.addr));
+        self.leave_source(link.source);
         self.no_longer_unregistered(&link.peer, conn);
         self.outputs.retain(|output| match output {
             Output::Send { conn: to, .. } | Output::Close { conn: to, .. } => *to != conn,
@@ -236,13 +244,14 @@ impl RelayServer {
         }
     }
 
-    fn rebound(&mut self, conn: u64, addr: SocketAddr) {
+    fn rebound(&mut self, conn: u64, addr: SocketAddr, source: Source) {
         let Some(link) = self.links.get_mut(&conn) else {
             return;
         };
-        let old = core::mem::replace(&mut link.addr, addr);
-        *self.sources.entry(Source::of(addr)).or_insert(0) += 1;
-        self.leave_source(Source::of(old));
+        link.addr = addr;
+        let old = core::mem::replace(&mut link.source, source);
+        *self.sources.entry(source).or_insert(0) += 1;
+        self.leave_source(old);
         if let Some(slot) = self.client_of(conn) {
             self.clients.set_addr(slot, Some(addr));
             // It has to send its data from there.
@@ -257,7 +266,7 @@ impl RelayServer {
     }
 
     fn register(&mut self, conn: u64, now: Instant) {
-        let Some(&Link { peer, instance, addr }) = self.links.get(&conn) else {
+        let Some(&Link { peer, instance, addr, .. }) = self.links.get(&conn) else {
             self.counters.control_ignored += 1;
             return;
         };
@@ -283,93 +292,6 @@ impl RelayServer {
         self.tell_registered(conn, addr);
         if restarted {
             self.tell_others(slot, |alloc| Control::PeerAnew { alloc, peer, instance });
-        }
-    }
-
-    fn open(&mut self, conn: u64, alloc: AllocId, peer: PeerId, now: Instant) {
-        if !self.links.contains_key(&conn) {
-            self.counters.control_ignored += 1;
-            return;
-        }
-        let (opener, other) = match self.may_open(conn, alloc, &peer, now) {
-            Ok(ends) => ends,
-            Err(reason) => {
-                self.counters.open_refused += 1;
-                if !self.allocations.contains_key(&alloc) && self.client_of(conn) == self.held.owner(alloc) {
-                    self.drop_held(alloc);
-                }
-                self.outputs.push_back(Output::Send { conn, message: Control::OpenFailed { alloc, peer, reason } });
-                return;
-            }
-        };
-        if let Some(known) = self.allocations.get_mut(&alloc) {
-            known.used = now;
-        } else {
-            self.allocations.insert(alloc, Allocation { opener, other, used: now });
-            self.counters.opened += 1;
-            for slot in [opener, other] {
-                if let Some(client) = self.clients.at_mut(slot) {
-                    client.allocs.insert(alloc);
-                    client.opened += usize::from(slot == opener);
-                }
-            }
-        }
-        let opened = self.clients.at(opener).map(|c| Control::Opened { alloc, peer: c.peer, instance: c.instance });
-        let other = self.clients.at(other);
-        if let (Some(message), Some(conn)) = (opened, other.and_then(|c| c.conn)) {
-            self.outputs.push_back(Output::Send { conn, message });
-        }
-        let to = other.and_then(Client::addr);
-        self.release(alloc, opener, to);
-    }
-
-    /// The two ends of an allocation that a client may open, or has open.
-    fn may_open(
-        &mut self,
-        conn: u64,
-        alloc: AllocId,
-        peer: &PeerId,
-        now: Instant,
-    ) -> Result<(Slot, Slot), OpenFailure> {
-        let slot = self.client_of(conn).ok_or(OpenFailure::Misuse)?;
-        let opener = self.clients.at_mut(slot).ok_or(OpenFailure::Misuse)?;
-        if opener.peer == *peer {
-            return Err(OpenFailure::Misuse);
-        }
-        if !opener.opens.take(1, now) {
-            return Err(OpenFailure::TooMany);
-        }
-        let full = opener.opened >= self.config.max_allocations_per_client
-            || self.allocations.len() >= self.config.max_allocations;
-        let other = self.clients.of_peer(peer);
-        match self.allocations.get(&alloc) {
-            Some(known) => {
-                let pair = Some(slot).zip(other);
-                if pair != Some((known.opener, known.other)) && pair != Some((known.other, known.opener)) {
-                    return Err(OpenFailure::Taken);
-                }
-            }
-            None if self.draining => return Err(OpenFailure::Draining),
-            None if full => return Err(OpenFailure::TooMany),
-            None => {}
-        }
-        let other = other.filter(|other| self.clients.at(*other).is_some_and(|client| client.conn.is_some()));
-        Ok((slot, other.ok_or(OpenFailure::NotRegistered)?))
-    }
-
-    /// Sends on what was held for an allocation, if its opener sent it.
-    fn release(&mut self, alloc: AllocId, opener: Slot, to: Option<SocketAddr>) {
-        let Some((client, datagrams)) = self.held.take(alloc) else {
-            return;
-        };
-        let Some(to) = to.filter(|_| client == opener) else {
-            self.counters.drops.count(RelayDrop::HoldOrphaned, datagrams.len());
-            return;
-        };
-        for bytes in datagrams {
-            self.counters.bytes_forwarded += bytes.len() as u64;
-            self.counters.datagrams_forwarded += 1;
-            self.outputs.push_back(Output::Transmit { to, bytes });
         }
     }
 
@@ -403,31 +325,6 @@ impl RelayServer {
             }
             for id in self.allocations.keys().copied().collect::<Vec<_>>() {
                 self.forget(id);
-            }
-        }
-    }
-
-    /// Forgets an allocation, tells the ends that are present, and forgets those that were remembered only for it.
-    fn forget(&mut self, id: AllocId) {
-        let Some(Allocation { opener, other, .. }) = self.allocations.remove(&id) else {
-            return;
-        };
-        self.counters.forgotten += 1;
-        for (slot, far) in [(opener, other), (other, opener)] {
-            let far = self.clients.at(far).map(|client| client.peer);
-            let Some(client) = self.clients.at_mut(slot) else {
-                continue;
-            };
-            client.allocs.remove(&id);
-            client.opened -= usize::from(slot == opener);
-            if let (Some(conn), Some(peer)) = (client.conn, far) {
-                let message = Control::OpenFailed { alloc: id, peer, reason: OpenFailure::Idle };
-                self.outputs.push_back(Output::Send { conn, message });
-            }
-        }
-        for slot in [opener, other] {
-            if self.clients.at(slot).is_some_and(|client| client.conn.is_none() && client.allocs.is_empty()) {
-                self.clients.remove(slot);
             }
         }
     }

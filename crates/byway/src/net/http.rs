@@ -227,6 +227,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_to_another_key_opens_no_websocket_and_bytes_ahead_of_tls_no_tunnel() {
+        let ask = async |answer: String| {
+            let (mut client, mut server) = duplex(1 << 16);
+            server.write_all(answer.as_bytes()).await.unwrap();
+            (upgrade(&mut client, "relay.example", [7; 16]).await, server)
+        };
+        let switching = |key: &str| {
+            let accept = accept_key(key);
+            format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {accept}\r\n\r\n")
+        };
+        assert!(ask(switching(&base64(&[7; 16]))).await.0.is_ok());
+        assert!(matches!(ask(switching("another")).await.0, Err(HttpError::NoWebSocket(_))));
+        let (mut client, mut proxy) = duplex(1 << 16);
+        proxy.write_all(b"HTTP/1.1 200 OK\r\n\r\nmore").await.unwrap();
+        assert!(matches!(tunnel(&mut client, "relay.example:443", None).await, Err(HttpError::NotHttp)));
+    }
+
+    #[tokio::test]
     async fn whoever_asks_for_something_else_is_told_so_shortly() {
         let (answer_404, accepted) = answer("GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
         assert!(answer_404.starts_with("HTTP/1.1 404 Not Found\r\n") && !accepted);

@@ -25,7 +25,7 @@ use futures_util::{
 use quinn::udp::{RecvMeta, Transmit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time,
 };
 use tokio_tungstenite::{
@@ -105,6 +105,8 @@ struct Connection {
     outbox: mpsc::Sender<Bytes>,
     /// The other end of the TCP connection.
     remote: SocketAddr,
+    /// Whether somebody who has proven who he is goes by it.
+    vouched: watch::Sender<bool>,
 }
 
 /// A datagram from a WebSocket.
@@ -163,9 +165,10 @@ impl WssSocket {
         let (outbox, queue) = mpsc::channel(OUTBOX);
         let number = self.numbered.fetch_add(1, Ordering::Relaxed);
         let mut connections = self.connections.write().unwrap_or_else(PoisonError::into_inner);
-        connections.insert(number, Connection { outbox, remote });
+        let (vouched, vouching) = watch::channel(false);
+        connections.insert(number, Connection { outbox, remote, vouched });
         let seat = Seat { socket: Arc::clone(self), number };
-        WebSocket { stream, queue, seat }
+        WebSocket { stream, queue, seat, vouching }
     }
 
     /// The other end of the TCP connection that a virtual address stands for; any other address as it is.
@@ -173,6 +176,14 @@ impl WssSocket {
         let Some(number) = number(addr) else { return addr };
         let connections = self.connections.read().unwrap_or_else(PoisonError::into_inner);
         connections.get(&number).map_or(addr, |connection| connection.remote)
+    }
+
+    /// Notes whether somebody who has proven who he is goes by a virtual address; nothing for any other address.
+    pub(crate) fn vouch(&self, addr: SocketAddr, is_known: bool) {
+        let connections = self.connections.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = number(addr).and_then(|number| connections.get(&number)) {
+            connection.vouched.send_replace(is_known);
+        }
     }
 
     /// Whether a virtual address still leads somewhere.
@@ -195,13 +206,13 @@ impl UdpSocket for WssSocket {
         let connection = number(transmit.destination).and_then(|number| connections.get(&number));
         let connection = connection.ok_or(io::ErrorKind::NotConnected)?;
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-        let batch = Bytes::copy_from_slice(transmit.contents);
-        for start in (0..batch.len()).step_by(segment) {
-            let datagram = batch.slice(start..batch.len().min(start + segment));
-            if connection.outbox.try_send(datagram).is_err() {
-                self.counters.full.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        let count = transmit.contents.len().div_ceil(segment);
+        // What does not fit is not copied: one datagram that waits keeps the memory of its whole batch.
+        let fits = connection.outbox.capacity().min(count);
+        let batch = Bytes::copy_from_slice(&transmit.contents[..transmit.contents.len().min(fits * segment)]);
+        let datagrams = (0..fits).map(|n| batch.slice(n * segment..batch.len().min((n + 1) * segment)));
+        let taken = datagrams.filter_map(|datagram| connection.outbox.try_send(datagram).ok()).count();
+        self.counters.full.fetch_add((count - taken) as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -265,6 +276,7 @@ pub(crate) struct WebSocket<S> {
     stream: WebSocketStream<S>,
     queue: mpsc::Receiver<Bytes>,
     seat: Seat,
+    vouching: watch::Receiver<bool>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
@@ -273,9 +285,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         virtual_addr(self.seat.number)
     }
 
+    /// Tells whether somebody who has proven who he is goes by it.
+    pub(crate) fn vouching(&self) -> watch::Receiver<bool> {
+        self.vouching.clone()
+    }
+
     /// Carries datagrams until the connection ends.
     pub(crate) async fn run(self) -> Ended {
-        let WebSocket { stream, queue, seat } = self;
+        let WebSocket { stream, queue, seat, .. } = self;
         let (sink, stream) = stream.split();
         let ended = tokio::select! {
             biased;
@@ -390,6 +407,24 @@ mod tests {
         assert_eq!(socket.dropped()[1], ("wss_slow", 1));
         assert_eq!(send(&socket, addr, &[7], None).unwrap_err().kind(), io::ErrorKind::NotConnected);
         drop(client);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_does_not_fit_takes_no_memory_beyond_what_fits() {
+        let (_client, server) = duplex(1_000);
+        let socket = Arc::new(WssSocket::new());
+        let mut it = open(&socket, server, Role::Server).await;
+        let addr = it.addr();
+        for _ in 1..OUTBOX {
+            send(&socket, addr, &[7; 100], None).unwrap();
+        }
+        send(&socket, addr, &[7; 60_000], Some(1_200)).unwrap();
+        assert_eq!(socket.dropped()[0], ("wss_queue", 49));
+        let mut last = None;
+        while let Ok(datagram) = it.queue.try_recv() {
+            last = Some(datagram);
+        }
+        assert!(last.unwrap().try_into_mut().unwrap().capacity() < 2_000);
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,12 +22,15 @@ use crate::{
 /// Connections of one source, an address or an IPv6 /64, at once: the people of an office share one.
 const MAX_PER_SOURCE: usize = 256;
 
-/// Connections that have not got their WebSocket yet, of one source and in all; each may cost a signature. When a relay comes
-/// back, whoever is turned away here is let in half a second later.
+/// Connections of which nobody has proven yet who is there, of one source and in all; each may cost a signature. When a relay
+/// comes back, whoever is turned away here is let in half a second later.
 const MAX_GREETING: (usize, usize) = (32, 512);
 
 /// How long TLS and the request for a WebSocket may take: four round trips, with a lost segment in each.
 const GREETING: Duration = Duration::from_secs(5);
+
+/// How long a client may then take to connect over its WebSocket and prove its key: a QUIC handshake with three lost packets.
+const PROOF: Duration = Duration::from_secs(10);
 
 /// The pause after the system refused to hand out a connection, mostly for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -42,7 +45,7 @@ struct Guests {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Count {
     connections: usize,
-    /// Those of them that have no WebSocket yet.
+    /// Those of them of which nobody has proven yet who is there.
     greeting: usize,
 }
 
@@ -110,11 +113,18 @@ impl Door {
             () = self.core.tasks.stopped() => return,
             greeted = time::timeout(GREETING, greeted) => greeted,
         };
-        seat.greeted();
         match greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(websocket) => {
                 debug!(%remote, addr = %websocket.addr(), "client over TLS");
-                super::carry(&self.core, websocket, std::future::pending()).await;
+                let mut vouching = websocket.vouching();
+                let unneeded = async move {
+                    let proof = time::timeout(PROOF, vouching.wait_for(|is_known| *is_known)).await;
+                    if proof.is_ok_and(|known| known.is_ok()) {
+                        seat.greeted();
+                        let _ = vouching.wait_for(|is_known| !is_known).await; // its link is over
+                    }
+                };
+                super::carry(&self.core, websocket, unneeded).await;
             }
             Err(error) => debug!(%remote, %error, "no client over TLS"),
         }

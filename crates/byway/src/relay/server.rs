@@ -9,6 +9,7 @@ use std::{
 };
 
 use byway_proto::{
+    gate::Source,
     nat::SocketId,
     relay::{CloseReason, Input, Output, RelayConfig, RelayServer},
 };
@@ -129,8 +130,10 @@ impl RelayShell {
         core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
         // Its client pings, and more often than that.
         core.agent.try_send(AgentCommand::KeepAlive { alias: link.track.alias(), every: PING });
+        core.mux.sockets.wss().vouch(via.remote(), true);
         let instance = link.hello().instance;
-        self.input(core, Input::Connected { conn, peer: link.peer, instance, addr: via.remote() });
+        let (addr, source) = (via.remote(), source_of(core, via.remote()));
+        self.input(core, Input::Connected { conn, peer: link.peer, instance, addr, source });
         let (shell, watcher) = (Arc::clone(self), Arc::clone(core));
         core.tasks.spawn(async move { shell.watch(&watcher, conn, &link).await });
     }
@@ -147,7 +150,8 @@ impl RelayShell {
             let now = link.track.via().map(|via| via.remote());
             if let Some(new) = now.filter(|_| now != addr) {
                 addr = now;
-                self.input(core, Input::Rebound { conn, addr: new });
+                core.mux.sockets.wss().vouch(new, true);
+                self.input(core, Input::Rebound { conn, addr: new, source: source_of(core, new) });
             }
         }
         {
@@ -156,6 +160,9 @@ impl RelayShell {
             links.numbers.remove(&link.track.alias());
         }
         link.outbox.close();
+        if let Some(addr) = addr {
+            core.mux.sockets.wss().vouch(addr, false);
+        }
         self.input(core, Input::Disconnected { conn });
         core.retire(&link.track);
     }
@@ -181,12 +188,13 @@ impl RelayShell {
     }
 
     /// What was not forwarded, by reason.
-    pub(crate) fn dropped(&self) -> [(&'static str, u64); 7] {
+    pub(crate) fn dropped(&self) -> [(&'static str, u64); 8] {
         let server = self.server();
         let drops = &server.counters().drops;
         [
             ("relay_stranger", drops.stranger),
             ("relay_not_in_pair", drops.not_in_pair),
+            ("relay_unanswered", drops.unanswered),
             ("relay_rate_limited", drops.rate_limited),
             ("relay_peer_absent", drops.peer_absent),
             ("relay_hold_full", drops.hold_full),
@@ -229,6 +237,11 @@ impl RelayShell {
         }
         self.relaying.changed.notify_one();
     }
+}
+
+/// Whose an address is: that of the TCP connection, where it stands for one.
+fn source_of(core: &Core, addr: SocketAddr) -> Source {
+    Source::of(core.mux.sockets.wss().behind(addr))
 }
 
 fn closing(reason: CloseReason) -> Gone {

@@ -3,11 +3,14 @@
 //! It is there to pass for the TLS that such networks let through. A relay proves its key as it does in QUIC, or shows a
 //! public certificate to clients that know it by a `wss://` name; either way the QUIC connection inside proves the key.
 
-use std::{io, sync::Arc};
+use std::{
+    io::{self, ErrorKind},
+    sync::Arc,
+};
 
 use byway_proto::PeerId;
 use rustls::{
-    CertificateError, ClientConfig, Error, RootCertStore, ServerConfig,
+    AlertDescription, CertificateError, ClientConfig, Error, RootCertStore, ServerConfig,
     client::Resumption,
     pki_types::{InvalidDnsNameError, ServerName},
     server::{Acceptor, AlwaysResolvesServerRawPublicKeys},
@@ -134,6 +137,23 @@ pub(crate) enum TlsError {
     UnknownIssuer,
     #[error("its certificate has expired; renew it at the relay, or check this machine's clock")]
     Expired,
+    #[error("its certificate is not valid yet; check this machine's clock, or the certificate")]
+    NotYetValid,
+    #[error("its certificate was revoked; get a new one at the relay")]
+    Revoked,
+    #[error(
+        "its certificate is an authority's own, as self-signed ones are, which no server may show; have the relay's name signed by it, \
+         or leave out wss:// so that the relay proves its key"
+    )]
+    Authority,
+    #[error("it speaks TLS, but not as a relay ({0:?}); check host and port")]
+    NoRelay(AlertDescription),
+    #[error("it does not speak TLS; check host and port, or whether a portal answers in the relay's place")]
+    NoTls,
+    #[error(
+        "it hung up during the TLS handshake; check host and port, or whether a firewall cuts off what it does not know"
+    )]
+    HungUp,
     #[error("TLS: {0}")]
     Tls(Error),
     #[error("the relay's name is none that a certificate can have")]
@@ -152,9 +172,17 @@ impl From<io::Error> for TlsError {
                 }
                 CertificateError::UnknownIssuer => TlsError::UnknownIssuer,
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => TlsError::Expired,
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => TlsError::NotYetValid,
+                CertificateError::Revoked => TlsError::Revoked,
+                CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+                    TlsError::Authority
+                }
                 other => TlsError::Tls(Error::InvalidCertificate(other.clone())),
             },
+            Some(Error::AlertReceived(alert)) => TlsError::NoRelay(*alert),
+            Some(Error::InvalidMessage(_)) => TlsError::NoTls,
             Some(other) => TlsError::Tls(other.clone()),
+            None if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => TlsError::HungUp,
             None => TlsError::Io(error),
         }
     }
@@ -165,4 +193,27 @@ fn names(presented: &[String]) -> String {
     let plain = |name: &String| name.split('"').nth(1).unwrap_or(name).to_owned();
     let names: Vec<_> = presented.iter().map(plain).collect();
     if names.is_empty() { "no name".into() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The server's name that a relay's client sends in clear.
+    async fn told(name: Option<&str>) -> Option<String> {
+        let tls = ClientTls::new(&Config::new(crate::Identity::from_seed([1; 32]))).unwrap();
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let connecting = tls.connect(client, PeerId::ed25519([7; 32]), name);
+        let hello = async {
+            let start = LazyConfigAcceptor::new(Acceptor::default(), server).await.unwrap();
+            start.client_hello().server_name().map(str::to_owned)
+        };
+        tokio::join!(connecting, hello).1
+    }
+
+    #[tokio::test]
+    async fn nobody_on_the_way_is_told_which_key_a_client_looks_for() {
+        assert_eq!(told(None).await, None);
+        assert_eq!(told(Some("relay.example")).await.as_deref(), Some("relay.example"));
+    }
 }

@@ -20,7 +20,7 @@ impl RelayServer {
             self.counters.refused += 1;
             self.outputs.push_back(Output::Close { conn, reason });
         } else {
-            *self.sources.entry(Source::of(link.addr)).or_insert(0) += 1;
+            *self.sources.entry(link.source).or_insert(0) += 1;
             self.unregistered.insert(link.peer, conn);
             self.links.insert(conn, link);
         }
@@ -39,7 +39,7 @@ impl RelayServer {
         if self.clients.of_peer(&link.peer).is_some() {
             return None;
         }
-        let of_source = self.sources.get(&Source::of(link.addr)).copied().unwrap_or(0);
+        let of_source = self.sources.get(&link.source).copied().unwrap_or(0);
         if self.links.len() >= self.config.max_clients {
             Some(CloseReason::Full)
         } else if of_source >= self.config.max_clients_per_source {

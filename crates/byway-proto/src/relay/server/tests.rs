@@ -10,9 +10,12 @@ use proptest::prelude::*;
 
 use self::bench::{Bench, LOAD, addr, failed, peer};
 use super::*;
-use crate::relay::{
-    ALLOCATION_IDLE, Access, HOLD, MAX_ALLOCATIONS_PER_CLIENT, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION,
-    MAX_HELD_PER_CLIENT,
+use crate::{
+    hello::OpenFailure,
+    relay::{
+        ALLOCATION_IDLE, Access, HOLD, MAX_ALLOCATIONS_PER_CLIENT, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION,
+        MAX_HELD_PER_CLIENT, MAX_UNANSWERED,
+    },
 };
 
 const ID: AllocId = AllocId(77);
@@ -72,12 +75,26 @@ fn a_link_that_has_not_registered_is_a_stranger() {
 #[test]
 fn a_client_that_sends_too_much_is_slowed_and_its_peer_is_not() {
     let mut relay = Bench::with_pair();
+    assert_eq!(relay.data(2, ID), Forward::To(addr(1)));
     let sent = (0..10_000).filter(|_| matches!(relay.data(1, ID), Forward::To(_))).count();
     assert_eq!(sent as u64, relay.config().client_burst / 1_200);
     assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::RateLimited));
     assert_eq!(relay.data(2, ID), Forward::To(addr(1)));
     relay.wait(Duration::from_secs(1));
     assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+}
+
+#[test]
+fn whoever_does_not_answer_is_sent_no_more_than_a_dial_needs() {
+    let mut relay = Bench::with_pair();
+    let sent = (0..1_000).filter(|_| matches!(relay.data(1, ID), Forward::To(_))).count();
+    assert_eq!(sent as u64, MAX_UNANSWERED / 1_200);
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::Unanswered));
+    relay.open(1, ID, 2);
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::Unanswered), "to open it again is no answer");
+    assert_eq!(relay.data(2, ID), Forward::To(addr(1)), "nobody bounds the answer");
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+    assert_eq!(relay.server.counters().drops.unanswered, 1_002 - sent as u64);
 }
 
 #[test]
@@ -214,7 +231,7 @@ fn allocations_outlive_a_restart_and_the_other_end_is_told() {
 #[test]
 fn a_new_address_takes_the_place_of_the_old() {
     let mut relay = Bench::with_pair();
-    let told = relay.input(Input::Rebound { conn: 1, addr: addr(11) });
+    let told = relay.input(Input::Rebound { conn: 1, addr: addr(11), source: Source::of(addr(11)) });
     let registered = Control::Registered { observed: addr(11), max_rate: relay.config().client_rate, stun_port: None };
     assert_eq!(told, [Output::Send { conn: 1, message: registered }]);
     assert_eq!(relay.data(2, ID), Forward::To(addr(11)));
@@ -233,6 +250,7 @@ fn an_address_belongs_to_who_proved_it_last() {
 #[test]
 fn registering_again_does_not_refill_the_rate() {
     let mut relay = Bench::with_pair();
+    assert_eq!(relay.data(2, ID), Forward::To(addr(1)));
     while relay.data(1, ID) == Forward::To(addr(2)) {}
     relay.connect(10, 1, 100);
     relay.control(10, Control::Register);
@@ -356,7 +374,7 @@ fn one_address_cannot_take_all_places() {
         relay.input(Input::Disconnected { conn });
     }
     assert_eq!(relay.connect_at(6, 3, 100, at(3)), []);
-    relay.input(Input::Rebound { conn: 4, addr: at(4) });
+    relay.input(Input::Rebound { conn: 4, addr: at(4), source: Source::of(at(4)) });
     (1..7).for_each(|conn| drop(relay.input(Input::Disconnected { conn })));
     assert!(relay.server.sources.is_empty());
 }
@@ -367,6 +385,9 @@ fn clients_share_a_total_rate_equally() {
     let mut relay = Bench::new(config, &[1, 2, 3, 4]);
     relay.open(1, ID, 2);
     relay.open(3, AllocId(3), 4);
+    for (from, id) in [(2, ID), (4, AllocId(3))] {
+        assert_eq!(relay.data(from, id), Forward::To(addr(from - 1)));
+    }
     let mut sent = [0; 2];
     for ms in 0..2_000 {
         // 1 wants four times as much as 3, and both want more than half.
@@ -378,6 +399,18 @@ fn clients_share_a_total_rate_equally() {
         relay.now += Duration::from_millis(1);
     }
     assert!(sent.iter().all(|sent| (1_750..=1_800).contains(sent)), "{sent:?}: 1,800 datagrams each are half");
+}
+
+#[test]
+fn clients_count_as_what_stands_behind_their_addresses() {
+    let mut relay = Bench::new(RelayConfig { max_clients_per_source: 1, ..RelayConfig::default() }, &[]);
+    let inside = |n: u8| SocketAddr::from(([0x100, 0, 0, 1, 0, 0, 0, u16::from(n)], 1));
+    let mut connect = |n: u8, source: u8| {
+        let (addr, source) = (inside(n), Source::of(addr(source)));
+        relay.input(Input::Connected { conn: n.into(), peer: peer(n), instance: 100, addr, source })
+    };
+    assert_eq!((connect(1, 1), connect(2, 2)), (vec![], vec![]), "addresses of one prefix that stand for two hosts");
+    assert_eq!(connect(3, 2), [Output::Close { conn: 3, reason: CloseReason::Crowded }]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use byway_proto::{
     PeerId,
-    gate::GateConfig,
+    gate::{GateConfig, Source},
     hello::Control,
     paths::{Plan, RouteId, RouteSet},
     relay::{Input, RelayConfig},
@@ -487,7 +487,8 @@ impl Bench {
         let id = |n: u8| PeerId::ed25519([n; 32]);
         for n in allocations.iter().flat_map(|(a, b, _)| [*a, *b]).collect::<std::collections::BTreeSet<u8>>() {
             let conn = u64::from(n);
-            server.handle_input(Input::Connected { conn, peer: id(n), instance: 1, addr: v4(n) }, now);
+            let (addr, source) = (v4(n), Source::of(v4(n)));
+            server.handle_input(Input::Connected { conn, peer: id(n), instance: 1, addr, source }, now);
             server.handle_input(Input::Control { conn, message: Control::Register }, now);
         }
         for (a, b, alloc) in allocations {

@@ -8,6 +8,7 @@ use core::{
 
 use super::super::*;
 use super::ID;
+use crate::hello::OpenFailure;
 
 pub(super) const LOAD: Load = Load { len: 1_200, segments: 1 };
 
@@ -51,7 +52,7 @@ impl Bench {
     }
 
     pub(super) fn connect_at(&mut self, conn: u64, who: u8, instance: u64, addr: SocketAddr) -> Vec<Output> {
-        self.input(Input::Connected { conn, peer: peer(who), instance, addr })
+        self.input(Input::Connected { conn, peer: peer(who), instance, addr, source: Source::of(addr) })
     }
 
     pub(super) fn open(&mut self, conn: u64, alloc: AllocId, other: u8) -> Vec<Output> {

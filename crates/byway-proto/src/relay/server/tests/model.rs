@@ -106,7 +106,7 @@ proptest! {
                     if let Some(link) = model.links.get_mut(&conn) {
                         link.1 = addr(at);
                     }
-                    relay.input(Input::Rebound { conn, addr: addr(at) })
+                    relay.input(Input::Rebound { conn, addr: addr(at), source: Source::of(addr(at)) })
                 }
                 Step::Register(conn) => relay.control(conn, Control::Register),
                 Step::Open(conn, id, who) => relay.open(conn, AllocId(id), who),
