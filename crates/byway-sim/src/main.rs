@@ -74,6 +74,9 @@ enum Table {
         /// Only these cases
         #[arg(long)]
         case: Vec<failover::Case>,
+        /// What is measured: Byway, or for comparison bare quinn on one route
+        #[arg(long, default_value = "byway")]
+        stack: failover::Stack,
         /// Threads that share the runs; the rows do not depend on it
         #[arg(long, default_value_t = 2)]
         jobs: usize,
@@ -133,9 +136,9 @@ fn main() -> ExitCode {
             let cases = if case.is_empty() { Case::ALL.to_vec() } else { case };
             wan(&wan::Plan { runs, seed: common.seed, cases, jobs }, &Form { json: common.json, markdown, check })
         }
-        Table::Failover { runs, case, jobs, markdown, check, common } => {
+        Table::Failover { runs, case, stack, jobs, markdown, check, common } => {
             let cases = if case.is_empty() { failover::Case::ALL.to_vec() } else { case };
-            let plan = failover::Plan { runs, seed: common.seed, cases, jobs };
+            let plan = failover::Plan { runs, seed: common.seed, cases, stack, jobs };
             failover(&plan, &Form { json: common.json, markdown, check })
         }
         Table::Soak { hours, nodes, check, common } => {

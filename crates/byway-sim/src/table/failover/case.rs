@@ -13,6 +13,9 @@ const LOSS: f64 = 0.01;
 /// The rate of each host's access link in bits per second, in each direction.
 const RATE: u64 = 20_000_000;
 
+/// What `flap` loses of the direct path.
+const FLAP: f64 = 0.17;
+
 /// What happens to a connection's paths; [the module](super) says what each case does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the table in the module's documentation tells more than a line each could")]
@@ -46,7 +49,7 @@ pub enum Case {
 pub(super) struct Load {
     /// The byte stream, from a to b and from b to a.
     pub(super) stream: [Pace; 2],
-    /// The same for messages and for the TCP connection.
+    /// The same for datagrams and for the TCP connection.
     pub(super) others: [Pace; 2],
 }
 
@@ -164,6 +167,18 @@ impl Case {
     /// The rate in bits per second of the line that a case moves to.
     pub(super) fn new_rate(self) -> u64 {
         if self == Case::Upgrade { 5 * RATE } else { RATE }
+    }
+
+    /// The chance that a packet is lost between the hosts while no path is dead.
+    pub(super) fn path_loss(self) -> f64 {
+        let link = if self == Case::NoDeathLoss3 { 3.0 * LOSS } else { LOSS };
+        let spells = if self == Case::Flap { FLAP } else { 0.0 };
+        1.0 - (1.0 - link) * (1.0 - link) * (1.0 - spells)
+    }
+
+    /// Whether a connection of bare QUIC, which has one path, can be in it.
+    pub(super) fn has_bare(self) -> bool {
+        self.begins_direct() && !matches!(self, Case::Downgrade | Case::Mtu)
     }
 
     /// What the flows carry.

@@ -5,21 +5,23 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use byway::{PeerId, Receiver, Sender, To};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
     time,
 };
 
+use super::datagrams::Tally;
 use crate::World;
 
-/// Flows: the byte stream, the messages, the TCP connection.
+/// Flows: the byte stream, the datagrams, the TCP connection.
 pub(super) const FLOWS: usize = 3;
 
-/// Bytes of a light flow's write, and of a message.
-const UNIT: usize = 64;
+/// Which of them are the datagrams.
+pub(super) const DATAGRAMS: usize = 1;
+
+/// Bytes of a light flow's write, and of a datagram.
+pub(super) const UNIT: usize = 64;
 
 /// Bytes of a greedy flow's write.
 const CHUNK: usize = 16 << 10;
@@ -55,8 +57,12 @@ pub(super) enum Phase {
 pub(super) struct Phases(pub(super) watch::Receiver<Phase>);
 
 impl Phases {
-    async fn reach(&mut self, phase: Phase) {
+    pub(super) async fn reach(&mut self, phase: Phase) {
         let _ = self.0.wait_for(|now| *now >= phase).await; // the run that sent them is over
+    }
+
+    pub(super) fn now(&self) -> Phase {
+        *self.0.borrow()
     }
 }
 
@@ -70,6 +76,8 @@ pub(super) struct Ledger {
     /// Bytes that came again.
     pub(super) duplicated: u64,
     pub(super) errors: u64,
+    /// The datagrams, of which the figures above say nothing but what was received.
+    pub(super) datagrams: Tally,
     /// When something arrived, since the world began, and how many bytes; at most one entry a millisecond.
     pub(super) arrivals: Vec<(Duration, u64)>,
     /// The word that comes next, and what is there of it.
@@ -83,12 +91,12 @@ impl Ledger {
         self.skipped.max(self.written.saturating_sub(self.received - self.duplicated))
     }
 
-    /// The longest time without an arrival that ended after `from`, or had not ended at `end`.
-    pub(super) fn longest_gap(&self, from: Duration, end: Duration) -> Duration {
+    /// The longest time without an arrival that ended after `from`, or had not ended at `end`: its two ends.
+    pub(super) fn longest_gap(&self, from: Duration, end: Duration) -> (Duration, Duration) {
         let mut times: Vec<Duration> = self.arrivals.iter().map(|(at, _)| *at).filter(|at| *at <= end).collect();
         times.push(end);
-        let gaps = times.windows(2).filter(|pair| pair[1] > from).map(|pair| pair[1] - pair[0]);
-        gaps.max().unwrap_or(Duration::ZERO)
+        let gaps = times.windows(2).map(|pair| (pair[0], pair[1])).filter(|(_, until)| *until > from);
+        gaps.max_by_key(|(since, until)| *until - *since).unwrap_or((end, end))
     }
 
     /// How long after `from` something arrived.
@@ -98,11 +106,7 @@ impl Ledger {
 
     /// Takes in bytes, which are the little-endian numbers of the flow's words.
     fn take(&mut self, bytes: &[u8], now: Duration) {
-        self.received += bytes.len() as u64;
-        match self.arrivals.last_mut() {
-            Some((at, sum)) if at.as_millis() == now.as_millis() => *sum += bytes.len() as u64,
-            _ => self.arrivals.push((now, bytes.len() as u64)),
-        }
+        self.arrive(bytes.len(), now);
         self.partial.extend_from_slice(bytes);
         let whole = self.partial.len() / 8 * 8;
         for word in self.partial[..whole].chunks_exact(8) {
@@ -115,6 +119,14 @@ impl Ledger {
             }
         }
         self.partial.drain(..whole);
+    }
+
+    fn arrive(&mut self, bytes: usize, now: Duration) {
+        self.received += bytes as u64;
+        match self.arrivals.last_mut() {
+            Some((at, sum)) if at.as_millis() == now.as_millis() => *sum += bytes as u64,
+            _ => self.arrivals.push((now, bytes as u64)),
+        }
     }
 }
 
@@ -163,7 +175,21 @@ impl Page {
         self.book.read()[self.flow][1 - self.side].take(bytes, now);
     }
 
-    fn error(&self) {
+    /// Notes that a datagram is sent; its number.
+    pub(super) fn send_datagram(&self) -> u64 {
+        let now = self.book.world.elapsed();
+        self.book.read()[self.flow][self.side].datagrams.send(now)
+    }
+
+    pub(super) fn datagram_arrived(&self, message: &[u8]) {
+        let now = self.book.world.elapsed();
+        let number = message.first_chunk().map_or(u64::MAX, |number| u64::from_le_bytes(*number));
+        let ledger = &mut self.book.read()[self.flow][1 - self.side];
+        ledger.arrive(message.len(), now);
+        ledger.datagrams.arrive(number);
+    }
+
+    pub(super) fn error(&self) {
         self.book.read()[self.flow][self.side].errors += 1;
     }
 }
@@ -264,48 +290,6 @@ async fn turns(
     listen(read, page).await;
 }
 
-/// One end of the channel of messages.
-pub(super) struct Voice {
-    pub(super) tx: Sender,
-    pub(super) rx: Receiver,
-    pub(super) to: PeerId,
-}
-
-/// Plays one end of the messages until it is aborted.
-pub(super) async fn talk(voice: Voice, pace: Pace, mut phases: Phases, page: Page) {
-    let Voice { tx, mut rx, to } = voice;
-    phases.reach(Phase::Go).await;
-    let mut offset = 0;
-    let mut say = |page: &Page| {
-        let message = BytesMut::from(&pattern(offset, UNIT)[..]).freeze();
-        offset += UNIT as u64;
-        page.written(UNIT);
-        if tx.send(&To::Peer(to), message).queued != 1 {
-            page.error();
-        }
-    };
-    if !matches!(pace, Pace::Answer) {
-        say(&page);
-    }
-    let pause = if let Pace::Every(pause) = pace { pause } else { Duration::from_secs(3_600) };
-    let mut ticks = time::interval_at(time::Instant::now() + pause, pause);
-    loop {
-        let speaks = *phases.0.borrow() < Phase::Stop;
-        tokio::select! {
-            biased;
-            heard = rx.recv() => {
-                let Some((_, message)) = heard else { return };
-                let message: Bytes = message;
-                page.received(&message);
-                if matches!(pace, Pace::Ask | Pace::Answer) && speaks {
-                    say(&page);
-                }
-            }
-            _ = ticks.tick(), if speaks && matches!(pace, Pace::Every(_)) => say(&page),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,8 +308,8 @@ mod tests {
         ledger.take(&bytes[48..], ms(9));
         assert_eq!((ledger.duplicated, ledger.skipped, ledger.lost()), (16, 16, 16));
         assert_eq!(ledger.arrivals.len(), 3);
-        assert_eq!(ledger.longest_gap(ms(2), ms(10)), ms(7));
-        assert_eq!(ledger.longest_gap(ms(2), ms(30)), ms(21));
+        assert_eq!(ledger.longest_gap(ms(2), ms(10)), (ms(2), ms(9)));
+        assert_eq!(ledger.longest_gap(ms(2), ms(30)), (ms(9), ms(30)));
         assert_eq!((ledger.first_after(ms(3)), ledger.first_after(ms(10))), (Some(ms(6)), None));
     }
 }

@@ -56,8 +56,9 @@ impl Gate {
             ("bytes doubled", row.duplicated_bytes),
             ("errors", row.errors),
             ("connections lost", row.lost_connections),
+            ("datagrams lost without a reason", row.unexplained_datagrams()),
         ] {
-            if count > 0 {
+            if let Some(count) = count.filter(|count| *count > 0) {
                 shortfalls.push(format!("{count} {name}"));
             }
         }

@@ -7,8 +7,8 @@ use tokio::time;
 use tracing::debug;
 
 use super::{
-    Case, FailoverError,
-    flow::{Ledger, Phase},
+    Case, FailoverError, Stack,
+    flow::{DATAGRAMS, Ledger, Phase},
     scene::Scene,
     wire::BIN,
 };
@@ -48,6 +48,9 @@ pub(super) struct Outcome {
     pub(super) stall: Option<Duration>,
     pub(super) lost_bytes: u64,
     pub(super) duplicated_bytes: u64,
+    pub(super) lost_datagrams: u64,
+    /// Datagrams that were sent while their direction stood still, and the others.
+    pub(super) datagrams: (u64, u64),
     pub(super) errors: u64,
     pub(super) lost_connections: u64,
     /// Switches of the side that switched more often.
@@ -61,9 +64,13 @@ pub(super) struct Outcome {
 }
 
 /// Plays a case once, in a world of its own.
-pub(super) fn run(case: Case, seed: u64, hedging: bool) -> Result<Outcome, FailoverError> {
+pub(super) fn run(case: Case, stack: Stack, seed: u64, hedging: bool) -> Result<Outcome, FailoverError> {
     World::run(seed, |world| async move {
-        let Some(scene) = Scene::start(&world, case, hedging).await? else {
+        let scene = match stack {
+            Stack::Byway => Scene::start(&world, case, hedging).await?,
+            Stack::Bare => Scene::start_bare(&world, case).await?,
+        };
+        let Some(scene) = scene else {
             return Ok(Outcome { lost_connections: 1, ..Outcome::default() });
         };
         play(scene, case).await
@@ -97,17 +104,39 @@ async fn play(mut scene: Scene, case: Case) -> Result<Outcome, FailoverError> {
     scene.enter(Phase::Stop);
     scene.drain(DRAIN).await;
     outcome.lost_connections = scene.lost_connections();
-    let mut worst = Some(Duration::ZERO);
-    for ledger in scene.book.read().iter().flatten() {
-        outcome.lost_bytes += ledger.lost();
-        outcome.duplicated_bytes += ledger.duplicated;
-        outcome.errors += ledger.errors;
-        debug!(stall = ?stall(ledger, case, counts_from, end), received = ledger.received, "direction");
-        worst = worst.zip(stall(ledger, case, counts_from, end)).map(|(worst, stall)| worst.max(stall));
+    outcome.stall = (outcome.lost_connections == 0).then_some(Duration::ZERO);
+    for (flow, directions) in scene.book.read().iter().enumerate() {
+        directions.iter().for_each(|ledger| outcome.take(flow, ledger, case, (counts_from, end)));
     }
-    outcome.stall = worst;
     debug!(%case, seed = world.seed(), switches = ?[0, 1].map(|side| scene.switches(side, event)), ?event, ?outcome, "run");
     Ok(outcome)
+}
+
+impl Outcome {
+    /// Takes in what one direction of a flow came to.
+    fn take(&mut self, flow: usize, ledger: &Ledger, case: Case, (from, end): (Duration, Duration)) {
+        let stall = stall(ledger, case, from, end);
+        debug!(flow, ?stall, received = ledger.received, "direction");
+        self.errors += ledger.errors;
+        if flow == DATAGRAMS {
+            let (since, until) = match case {
+                _ if case.is_long() => (end, Duration::ZERO),
+                Case::IdleDeath => (from, end),
+                _ => ledger.longest_gap(from, end),
+            };
+            let (within, other) = ledger.datagrams.in_and_out(since, until);
+            self.datagrams = (self.datagrams.0 + within, self.datagrams.1 + other);
+            self.lost_datagrams += ledger.datagrams.lost();
+            self.errors += ledger.datagrams.doubled();
+            if case == Case::IdleDeath && stall.is_none() {
+                return; // there is one datagram, and it may be lost
+            }
+        } else {
+            self.lost_bytes += ledger.lost();
+            self.duplicated_bytes += ledger.duplicated;
+        }
+        self.stall = self.stall.zip(stall).map(|(worst, stall)| worst.max(stall));
+    }
 }
 
 /// Does what the case is about.
@@ -131,10 +160,11 @@ async fn happen(scene: &mut Scene, case: Case) -> Result<(), FailoverError> {
                 if packet.sender == dead || packet.receiver == Some(dead) { Verdict::Drop } else { Verdict::Pass }
             });
             time::sleep(OUTAGE).await;
-            if scene.rng.below(2) == 0 {
-                scene.cut = Some(world.cut(&a, &b));
-            } else {
-                scene.cut = Some(world.cut(&a, &scene.relays[0].host));
+            let direct_is_back = scene.rng.below(2) != 0;
+            match scene.relays.first() {
+                Some(relay) if direct_is_back => scene.cut = Some(world.cut(&a, &relay.host)),
+                Some(_) => scene.cut = Some(world.cut(&a, &b)),
+                None => {} // bare QUIC has one path
             }
             dark.lift();
         }
@@ -167,7 +197,10 @@ async fn happen(scene: &mut Scene, case: Case) -> Result<(), FailoverError> {
 fn stall(ledger: &Ledger, case: Case, from: Duration, end: Duration) -> Option<Duration> {
     match case {
         Case::Blackout | Case::IdleDeath => ledger.first_after(from),
-        _ => Some(ledger.longest_gap(from, end)),
+        _ => {
+            let (since, until) = ledger.longest_gap(from, end);
+            Some(until - since)
+        }
     }
 }
 

@@ -7,19 +7,25 @@ use std::{
 };
 
 use byway::{
-    BindError, Channel, Config, Event, Identity, Node, PathKind, PeerAddr, PeerEvent, Peers, Protocol, Receiver,
-    RelayConfig, Sender, Streams,
+    BindError, Channel, Config, Delivery, Event, Identity, Node, PathKind, PeerAddr, PeerEvent, Peers, Protocol,
+    Receiver, RelayConfig, Sender, Streams,
     tunnel::{Access, Tunnel},
 };
 use byway_proto::Rng;
+use quinn::{Connection, ConnectionError};
 use tokio::{io, sync::watch, task::JoinHandle, time};
 
 use super::{
     Case, FailoverError,
-    flow::{self, Book, FLOWS, Phase, Phases, Voice},
+    datagrams::{self, Voice},
+    flow::{self, Book, DATAGRAMS, Phase, Phases},
     wire::Wire,
 };
-use crate::{ActiveRule, Host, Link, Nat, NatConfig, Ports, World, table};
+use crate::{
+    ActiveRule, Host, Link, Nat, NatConfig, Ports, World,
+    bare::{self, BareError},
+    table,
+};
 
 /// The port of every node.
 const PORT: u16 = 4_000;
@@ -36,8 +42,11 @@ const SETUP: Duration = Duration::from_secs(30);
 /// How long the connection is left alone before the flows begin: surveys are done, routes are proven.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Messages that may wait: more than are written during the longest outage.
+/// Datagrams that may wait: more than are sent during the longest outage.
 const QUEUE: usize = 8_192;
+
+/// How long the last datagrams may be on their way.
+const LAST: Duration = Duration::from_secs(1);
 
 /// A run's world, with a connection at rest.
 pub(super) struct Scene {
@@ -50,7 +59,8 @@ pub(super) struct Scene {
     /// In force while nothing passes between the hosts directly.
     pub(super) cut: Option<ActiveRule>,
     pub(super) rng: Rng,
-    nodes: [Node; 2],
+    /// None where QUIC is bare.
+    nodes: Vec<Node>,
     phases: watch::Sender<Phase>,
     tasks: Vec<JoinHandle<()>>,
     flows: Vec<JoinHandle<()>>,
@@ -107,7 +117,7 @@ impl Scene {
         }
         let [a, b] = pair(speakers);
         let cut = (!case.begins_direct()).then(|| world.cut(&hosts[0], &hosts[1]));
-        let nodes = [a.node.clone(), b.node.clone()];
+        let nodes = vec![a.node.clone(), b.node.clone()];
         let wanted = if case.begins_direct() { PathKind::Direct } else { PathKind::Relay };
         let connected = async {
             for node in &nodes {
@@ -125,17 +135,51 @@ impl Scene {
         if time::timeout(SETUP, connected).await.is_err() {
             return Ok(None);
         }
+        let (mut scene, follow) = Scene::at_rest(world, (hosts, nats), relays, rng);
+        (scene.cut, scene.nodes) = (cut, nodes);
+        let flowing = time::timeout(SETUP, scene.prepare(case, [a, b], &follow)).await;
+        Ok(flowing.ok().transpose()?.map(|()| scene))
+    }
+
+    /// The same flows over one connection of bare quinn, on the direct path; `None` if it did not come to be.
+    pub(super) async fn start_bare(world: &World, case: Case) -> Result<Option<Self>, FailoverError> {
+        let mut rng = world.rng("failover");
+        let (a, nat) = attach(world, "a", case.behind_nat()[0], case.access());
+        let (b, _) = attach(world, "b", false, case.access()); // without a relay somebody has to be reachable
+        let open = |host: &Host, seed| bare::endpoint(&*host.net(), ([0, 0, 0, 0], PORT).into(), seed);
+        let (dialling, listening) = (open(&a, rng.bytes())?, open(&b, rng.bytes())?);
+        let addr = (b.addr(), PORT).into();
+        let (mut scene, follow) = Scene::at_rest(world, ([a, b], [nat, None]), Vec::new(), rng);
+        let accept = async {
+            let incoming = listening.accept().await.ok_or(ConnectionError::LocallyClosed)?;
+            Ok::<_, BareError>(incoming.await?)
+        };
+        let connected = time::timeout(SETUP, async { tokio::try_join!(bare::dial(&dialling, addr), accept) });
+        let Ok(connected) = connected.await else { return Ok(None) };
+        let (dialled, accepted) = connected?;
+        time::sleep(SETTLE).await;
+        scene.prepare_bare(case, [dialled, accepted], &follow).await?;
+        Ok(Some(scene))
+    }
+
+    /// A scene in which nothing is connected yet, and what its flows follow.
+    fn at_rest(
+        world: &World,
+        (hosts, nats): ([Host; 2], [Option<Nat>; 2]),
+        relays: Vec<Relay>,
+        rng: Rng,
+    ) -> (Self, Phases) {
         let (wire, eye) =
             Wire::new([hosts[0].id(), hosts[1].id()], relays.iter().map(|relay| relay.host.id()).collect());
         world.rule(eye);
         let (phases, follow) = watch::channel(Phase::Wait);
-        let mut scene = Scene {
+        let scene = Scene {
             world: world.clone(),
             book: Book::new(world),
             wire,
-            cut,
+            cut: None,
             rng,
-            nodes,
+            nodes: Vec::new(),
             phases,
             tasks: Vec::new(),
             flows: Vec::new(),
@@ -144,9 +188,39 @@ impl Scene {
             nats,
             relays,
         };
-        let follow = Phases(follow);
-        let flowing = time::timeout(SETUP, scene.prepare(case, [a, b], &follow)).await;
-        Ok(flowing.ok().transpose()?.map(|()| scene))
+        (scene, Phases(follow))
+    }
+
+    /// Opens the flows; a second stream stands for the TCP connection, for which bare QUIC has nothing.
+    async fn prepare_bare(
+        &mut self,
+        case: Case,
+        connections: [Connection; 2],
+        phases: &Phases,
+    ) -> Result<(), FailoverError> {
+        let load = case.load();
+        for (flow, paces) in [(0, load.stream), (2, load.others)] {
+            let (mut send, recv) = connections[0].open_bi().await.map_err(BareError::from)?;
+            // The other side learns of a stream by its first byte.
+            send.write_all(&[0]).await.map_err(|error| FailoverError::Flow(error.to_string()))?;
+            let (sending, mut receiving) = connections[1].accept_bi().await.map_err(BareError::from)?;
+            receiving.read_exact(&mut [0]).await.map_err(|error| FailoverError::Flow(error.to_string()))?;
+            for (side, (recv, send)) in [(recv, send), (receiving, sending)].into_iter().enumerate() {
+                let page = self.book.page(flow, side);
+                self.flows.push(tokio::spawn(flow::play(recv, send, paces[side], phases.clone(), page)));
+            }
+        }
+        for (side, connection) in connections.into_iter().enumerate() {
+            let (voice, page) = (Voice::Bare(connection.clone()), self.book.page(DATAGRAMS, side));
+            let talk = datagrams::talk(voice, load.others[side], phases.clone(), page);
+            self.tasks.push(tokio::spawn(talk));
+            let log = self.logs[side].clone();
+            self.tasks.push(tokio::spawn(async move {
+                connection.closed().await;
+                log.lock().downs += 1;
+            }));
+        }
+        Ok(())
     }
 
     /// Opens the flows; nothing is written yet.
@@ -167,12 +241,12 @@ impl Scene {
             flow::play(read, write, load.stream[1], follow, page_b).await;
         }));
 
-        let [page_a, page_b] = pages(1);
-        let voice = Voice { tx: a.tx, rx: a.rx, to: id_b };
-        let talk = flow::talk(voice, load.others[0], phases.clone(), page_a);
+        let [page_a, page_b] = pages(DATAGRAMS);
+        let voice = Voice::Byway { tx: a.tx, rx: a.rx, to: id_b };
+        let talk = datagrams::talk(voice, load.others[0], phases.clone(), page_a);
         self.tasks.push(tokio::spawn(talk));
-        let voice = Voice { tx: b.tx, rx: b.rx, to: id_a };
-        let talk = flow::talk(voice, load.others[1], phases.clone(), page_b);
+        let voice = Voice::Byway { tx: b.tx, rx: b.rx, to: id_a };
+        let talk = datagrams::talk(voice, load.others[1], phases.clone(), page_b);
         self.tasks.push(tokio::spawn(talk));
 
         let [page_a, page_b] = pages(2);
@@ -237,7 +311,8 @@ impl Scene {
             for flow in flows {
                 let _ = flow.await; // one that panicked is missed in the ledger
             }
-            let missing = || book.read()[..FLOWS].iter().flatten().any(|ledger| ledger.lost() > 0);
+            // A datagram's ledger counts no bytes that were written.
+            let missing = || book.read().iter().flatten().any(|ledger| ledger.lost() > 0);
             while missing() {
                 time::sleep(Duration::from_millis(10)).await;
             }
@@ -245,6 +320,7 @@ impl Scene {
         if time::timeout(limit, all).await.is_err() {
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
+        time::sleep(LAST).await;
     }
 
     /// When node `side` chose another kind of path, after `from`.
@@ -313,7 +389,7 @@ impl Speaker {
         config = relays.iter().fold(config, |config, relay| config.relay_at(relay.addr()));
         let node = Node::bind_on(host.net(), config).await?;
         let mut protocol = Protocol::new("failover", 1..=1);
-        let (tx, rx) = protocol.channel(Channel::new(1).queue(QUEUE));
+        let (tx, rx) = protocol.channel(Channel::new(1).delivery(Delivery::Datagram).queue(QUEUE));
         let streams = protocol.streams();
         let peers = node.register(protocol).expect("the protocol is a valid one, and the node's first");
         let tunnel = Tunnel::new(&node).expect("the node has no tunnel yet");
