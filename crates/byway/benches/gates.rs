@@ -15,6 +15,8 @@ mod end;
 mod load;
 #[path = "gates/node.rs"]
 mod node;
+#[path = "gates/relay.rs"]
+mod relay;
 #[path = "gates/tls.rs"]
 mod tls;
 
@@ -34,12 +36,15 @@ const RUNS: usize = 5;
 const PINGPONG_RUNS: usize = 15;
 
 /// What there is to run.
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 8] = [
     Bench { rows: &["bulk"], measure: bulk },
     Bench { rows: &["messages-64B"], measure: || messages("messages-64B", Load::messages(64, 4_000_000)) },
     Bench { rows: &["messages-1KiB"], measure: || messages("messages-1KiB", Load::messages(1 << 10, 500_000)) },
     Bench { rows: &["messages-64KiB"], measure: || messages("messages-64KiB", Load::messages(64 << 10, 10_000)) },
     Bench { rows: &["pingpong-p50", "pingpong-p99"], measure: pingpong },
+    Bench { rows: &["relay", "relay-bulk"], measure: relayed },
+    Bench { rows: &["relay-memory-1k"], measure: || relay_memory("relay-memory-1k", 1_000) },
+    Bench { rows: &["relay-memory-10k"], measure: || relay_memory("relay-memory-10k", 10_000) },
 ];
 
 /// Bytes of one bulk run, as the gate has it.
@@ -54,7 +59,7 @@ struct Bench {
     measure: fn() -> Vec<Row>,
 }
 
-/// One line of the result; a `ratio` above 1 says that ours is better.
+/// One line of the result; a `ratio` above 1 says that ours is better. Where nothing stands beside it, `theirs` is not a number.
 struct Row {
     bench: &'static str,
     unit: &'static str,
@@ -65,6 +70,9 @@ struct Row {
 }
 
 fn main() -> ExitCode {
+    if env::args().any(|argument| argument == relay::CHILD) {
+        relay::be_a_relay();
+    }
     let (only, json) = match arguments(env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -72,7 +80,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    let is_part = |name: &str, only: &str| only == name || only == "relay" && name.starts_with("relay-");
+    let wanted = |name: &str| only.as_deref().is_none_or(|only| is_part(name, only));
     for Bench { rows, measure } in BENCHES {
         if rows.iter().any(|name| wanted(name)) {
             eprintln!("{}", rows.join(", "));
@@ -131,6 +140,24 @@ fn pingpong() -> Vec<Row> {
     vec![row("pingpong-p50", 0.50), row("pingpong-p99", 0.99)]
 }
 
+fn relayed() -> Vec<Row> {
+    let (mut relayed, mut direct) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        relayed.push(relay::forward());
+        direct.push(relay::bulk(None));
+    }
+    let rate = median(relayed.iter().map(|run| run.gbit_a_core));
+    let (ours, theirs) = (median(relayed.iter().map(|run| run.mib_s)), median(direct.into_iter()));
+    vec![
+        Row::alone("relay", "Gbit/s a core", rate),
+        Row { bench: "relay-bulk", unit: "MiB/s", ours, peer: "direct", theirs, ratio: ours / theirs },
+    ]
+}
+
+fn relay_memory(bench: &'static str, clients: usize) -> Vec<Row> {
+    vec![Row::alone(bench, "KiB a client", relay::memory(clients))]
+}
+
 /// The figures of as many runs of each library; each round begins with another one.
 fn interleaved<const N: usize>(runs: usize, libraries: [fn(Work) -> Figure; N], work: Work) -> [Vec<Figure>; N] {
     let mut figures = [const { Vec::new() }; N];
@@ -154,14 +181,23 @@ fn millis(time: Duration) -> f64 {
 }
 
 impl Row {
+    fn alone(bench: &'static str, unit: &'static str, ours: f64) -> Self {
+        Row { bench, unit, ours, peer: "", theirs: f64::NAN, ratio: f64::NAN }
+    }
+
     fn print(&self, json: bool) {
         let Row { bench, unit, ours, peer, theirs, ratio } = self;
-        if json {
-            println!(
+        match (json, theirs.is_nan()) {
+            (true, true) => println!(
+                r#"{{"bench":"{bench}","unit":"{unit}","ours":{ours:.1},"peer":null,"theirs":null,"ratio":null}}"#
+            ),
+            (true, false) => println!(
                 r#"{{"bench":"{bench}","unit":"{unit}","ours":{ours:.1},"peer":"{peer}","theirs":{theirs:.1},"ratio":{ratio:.3}}}"#
-            );
-        } else {
-            println!("{bench:<16} {ours:>12.1} {unit:<11} {peer:<6} {theirs:>12.1}   ratio {ratio:.3}");
+            ),
+            (false, true) => println!("{bench:<16} {ours:>12.1} {unit}"),
+            (false, false) => {
+                println!("{bench:<16} {ours:>12.1} {unit:<11} {peer:<6} {theirs:>12.1}   ratio {ratio:.3}");
+            }
         }
     }
 }
