@@ -31,6 +31,10 @@ pub(super) const MET: u64 = DIAL + 200;
 /// Turns in one millisecond after which the agent would keep its driver busy for nothing.
 const MAX_TURNS: usize = 64;
 
+/// Ways by which a host answers the other, several times what a route machine holds at a time: two NATs that give each destination
+/// another port would make each other's hosts learn of new ones without end.
+const MAX_KNOWN: usize = 64;
+
 /// STUN requests remembered for servers that lie.
 const REQUESTS: usize = 64;
 
@@ -278,7 +282,8 @@ impl<'a> World<'a> {
     }
 
     fn learn(&mut self, node: usize, socket: SocketId, remote: SocketAddr, now: Instant) {
-        if self.nodes[node].known.insert((socket, remote)) {
+        let known = &mut self.nodes[node].known;
+        if known.len() < MAX_KNOWN && known.insert((socket, remote)) {
             self.after(now, Event::RoutePing { node, socket, remote, left: 6 });
         }
     }

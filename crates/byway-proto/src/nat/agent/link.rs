@@ -181,8 +181,8 @@ impl Link {
         self.close_unused(host);
         if self.standing != Standing::Direct {
             self.standing = Standing::Relayed;
+            self.restart(host, now);
         }
-        self.restart(host, now); // a direct connection may find a shorter way from here
     }
 
     /// The connection is over.
