@@ -202,6 +202,10 @@ fn gateway_that_lies_leaves_the_node_as_reachable_as_without_it() {
         assert!(a.node.addrs().contains(&external));
         a.registered().await;
         b.registered().await;
+        // Beside what the gateway boasts of it tells where its relay really sees it.
+        let seen = a.node.status().await.relays[0].observed.unwrap();
+        assert_ne!(seen, external);
+        assert!(a.node.addrs().contains(&seen), "{seen} is not among {:?}", a.node.addrs());
         b.node.dial(a.node.ticket()).await.unwrap();
         a.up().await;
         exchange(&mut a, &mut b).await;

@@ -1,4 +1,4 @@
-//! The sockets of routes, without a peer at the other end.
+//! Routes, their probes and their sockets, without a peer at the other end.
 
 use std::time::SystemTime;
 
@@ -6,7 +6,7 @@ use byway_proto::{
     gate::{Gate, GateConfig},
     nat::AgentConfig,
     paths::PathsConfig,
-    wire::probe,
+    wire::probe::{self, Probe, ProbeKey, ProbeKind},
 };
 
 use super::*;
@@ -14,6 +14,7 @@ use crate::{
     agent::Up,
     config::WallClock,
     event::Events,
+    metrics::Dropped,
     net::{
         UdpSocket,
         mux::{Clock, Mux, Welcome},
@@ -106,4 +107,49 @@ async fn a_route_that_a_punch_left_over_is_given_up_once_the_peer_is_heard_elsew
     assert!(agent.traversal.look_at_surplus.is_some());
     hear(3, 15);
     assert_eq!((left(&mut agent), agent.mux.sockets.count()), (vec![3], 0));
+}
+
+#[tokio::test]
+async fn a_connection_that_is_over_closes_the_sockets_of_its_routes() {
+    let mut agent = agent();
+    assert!(agent.mux.sockets.add(SOCKET, socket()));
+    let alias = peer(&mut agent, &[1, 2]);
+    agent.traverse_by(Output::Close { socket: SOCKET });
+    agent.close_sockets();
+    assert_eq!(agent.mux.sockets.count(), 1);
+    agent.command(crate::agent::Command::Down { alias });
+    assert_eq!((agent.mux.sockets.count(), agent.traversal.closing.len()), (0, 0));
+}
+
+/// A connection that may use relays alone, or any way, and what its other end sends as its first and second probe.
+fn prober(relayed: bool) -> (Agent, AgentPeer, impl Fn(u64, ProbeKind) -> ControlDatagram) {
+    let agent = agent();
+    let (track, exported) = (agent.mux.routes.dial(agent.mux.now()), [7; probe::EXPORT_LEN]);
+    let up = Up { track, exported, config: PathsConfig::default(), told: None, relayed };
+    let peer = AgentPeer::new(up, &[1; 32], agent.mux.now());
+    let key = ProbeKey::derive(&exported, false);
+    let send = move |seq, kind| {
+        let bytes = probe::encode(&Probe { seq, kind, txid: [9; 8] }, &key, 0);
+        ControlDatagram { via: Via::Direct(([192, 0, 2, 1], 5).into()), bytes }
+    };
+    (agent, peer, send)
+}
+
+#[tokio::test]
+async fn a_ping_by_a_new_way_makes_a_route_that_nothing_but_an_answer_to_ours_proves() {
+    let (agent, mut peer, send) = prober(false);
+    let observed = Some(([198, 51, 100, 1], 7).into());
+    for (seq, kind) in [(1, ProbeKind::Ping { doubt: false }), (2, ProbeKind::Pong { observed })] {
+        peer.probe(&agent.mux, &send(seq, kind), agent.mux.now());
+        let proven: Vec<_> = peer.track.lock().routes().map(|(_, slot)| slot.proven).collect();
+        assert_eq!(proven, [false], "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_uses_relays_alone_drops_probes_that_come_directly() {
+    let (agent, mut peer, send) = prober(true);
+    peer.probe(&agent.mux, &send(1, ProbeKind::Ping { doubt: false }), agent.mux.now());
+    assert_eq!(peer.track.vias(), []);
+    assert_eq!(agent.mux.counters.of(Dropped::UnknownSource), 1);
 }

@@ -125,6 +125,17 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_the_documented_ones() {
+        let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let label = "1a6162636465666768696a6b6c6d6e6f707172737475767778797a";
+        let full = format!("{label}065f6279776179045f756470056c6f63616c00");
+        assert_eq!(hex(question(NAME).unwrap()), format!("000000000001000000000000{full}00210001"));
+        let records = "002180010000007800280000000011511a6162636465666768696a6b6c6d6e6f707172737475767778797a056c6f63616c001a6162636465666768696a6b6c6d6e6f707172737475767778797ac03300018001000000780004c0a80102";
+        let told = hex(answer(NAME, &addrs(&["192.168.1.2:4433"])).unwrap());
+        assert_eq!(told, format!("000084000000000100000001{full}{records}"));
+    }
+
+    #[test]
     fn a_question_is_read_again() {
         let bytes = question(NAME).unwrap();
         assert_eq!(bytes.len(), 12 + 27 + 7 + 5 + 6 + 1 + 4);
