@@ -57,6 +57,10 @@ pub const CLIENT_BURST: u64 = 1_000_000;
 /// to take more than that from a stranger whom he does not answer.
 pub const MAX_UNANSWERED: u64 = 64 << 10;
 
+/// How long a client whose link has ended may still send what it has to say to its peers: a node that closes says goodbye to all at once,
+/// and its goodbyes to peers may come behind the one to its relay.
+pub const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Links from one source, an IPv4 address or an IPv6 /64: a carrier's NAT has many customers behind one.
 pub const MAX_CLIENTS_PER_SOURCE: usize = 1_000;
 

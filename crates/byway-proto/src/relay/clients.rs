@@ -6,7 +6,7 @@ use alloc::{
 };
 use core::net::SocketAddr;
 
-use super::fair::Spent;
+use super::{FAREWELL, fair::Spent};
 use crate::{id::PeerId, schedule::Bucket, time::Instant, wire::relay_data::AllocId};
 
 /// A client's place in the table, as long as the client is remembered.
@@ -28,6 +28,8 @@ pub(super) struct Client {
     /// Set through [`Clients::set_addr`] only.
     addr: Option<SocketAddr>,
     pub(super) absent_since: Instant,
+    /// Where it was when its link ended.
+    pub(super) left: Option<SocketAddr>,
     /// Bytes that it may send.
     pub(super) bytes: Bucket,
     /// What it has of the rate that all share.
@@ -49,6 +51,7 @@ impl Client {
             conn: None,
             addr: None,
             absent_since: Instant::START,
+            left: None,
             bytes,
             spent: Spent::default(),
             opens,
@@ -59,6 +62,12 @@ impl Client {
 
     pub(super) fn addr(&self) -> Option<SocketAddr> {
         self.addr
+    }
+
+    /// Whether what comes from an address now is its: it is there, or was a moment ago.
+    pub(super) fn sends_from(&self, addr: SocketAddr, now: Instant) -> bool {
+        let is_leaving = self.conn.is_none() && now.since(self.absent_since) < FAREWELL;
+        self.addr == Some(addr) || is_leaving && self.left == Some(addr)
     }
 }
 

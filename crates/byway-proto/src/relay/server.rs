@@ -174,7 +174,7 @@ impl RelayServer {
             let room = self.held.has_room(id, client);
             return if room { Ok(Forward::Hold) } else { Err(RelayDrop::HoldFull) };
         };
-        let is_at = |slot: Slot| self.clients.at(slot).is_some_and(|client| client.addr() == Some(from));
+        let is_at = |slot: Slot| self.clients.at(slot).is_some_and(|client| client.sends_from(from, now));
         let (sender, receiver) = if is_at(allocation.opener) {
             (allocation.opener, allocation.other)
         } else if is_at(allocation.other) {
@@ -236,6 +236,7 @@ impl RelayServer {
         };
         client.conn = None;
         client.absent_since = now;
+        client.left = client.addr();
         let idle = client.allocs.is_empty();
         self.clients.set_addr(slot, None);
         self.orphan(slot);

@@ -13,8 +13,8 @@ use super::*;
 use crate::{
     hello::OpenFailure,
     relay::{
-        ALLOCATION_IDLE, Access, HOLD, MAX_ALLOCATIONS_PER_CLIENT, MAX_HELD, MAX_HELD_BYTES, MAX_HELD_PER_ALLOCATION,
-        MAX_HELD_PER_CLIENT, MAX_UNANSWERED,
+        ALLOCATION_IDLE, Access, FAREWELL, HOLD, MAX_ALLOCATIONS_PER_CLIENT, MAX_HELD, MAX_HELD_BYTES,
+        MAX_HELD_PER_ALLOCATION, MAX_HELD_PER_CLIENT, MAX_UNANSWERED,
     },
 };
 
@@ -244,6 +244,16 @@ fn an_address_belongs_to_who_proved_it_last() {
     relay.connect_at(10, 3, 100, addr(1));
     relay.control(10, Control::Register);
     assert_eq!(relay.data(2, ID), Forward::Drop(RelayDrop::PeerAbsent));
+    assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::NotInPair));
+}
+
+#[test]
+fn what_a_client_says_on_leaving_comes_behind_its_goodbye_to_the_relay_and_gets_through() {
+    let mut relay = Bench::with_pair();
+    relay.input(Input::Disconnected { conn: 1 });
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+    assert_eq!(relay.data(2, ID), Forward::Drop(RelayDrop::PeerAbsent), "nothing goes to it any more");
+    relay.wait(FAREWELL);
     assert_eq!(relay.data(1, ID), Forward::Drop(RelayDrop::NotInPair));
 }
 

@@ -35,6 +35,8 @@ struct Model {
     links: BTreeMap<u64, (PeerId, SocketAddr)>,
     /// The link over which each peer is registered.
     registered: BTreeMap<PeerId, u64>,
+    /// Where each was that is no longer registered.
+    left: BTreeMap<PeerId, SocketAddr>,
     pairs: BTreeMap<AllocId, [PeerId; 2]>,
 }
 
@@ -44,14 +46,18 @@ impl Model {
     }
 
     fn forget(&mut self, conn: u64) {
-        self.links.remove(&conn);
+        if let Some((peer, addr)) = self.links.remove(&conn)
+            && self.registered.get(&peer) == Some(&conn)
+        {
+            self.left.insert(peer, addr);
+        }
         self.registered.retain(|_, over| *over != conn);
     }
 
     fn may_go(&self, id: AllocId, from: Option<SocketAddr>, to: SocketAddr) -> bool {
         let Some([a, b]) = self.pairs.get(&id) else { return false };
-        let (a, b) = (self.addr_of(a), self.addr_of(b));
-        let fits = |x, y| y == Some(to) && (from.is_none() || x == from);
+        let sends = |peer| from.is_none() || self.addr_of(peer) == from || self.left.get(peer).copied() == from;
+        let fits = |x, y| self.addr_of(y) == Some(to) && sends(x);
         fits(a, b) || fits(b, a)
     }
 
@@ -63,6 +69,7 @@ impl Model {
                     match message {
                         Control::Registered { .. } => {
                             self.registered.insert(self.links[conn].0, *conn);
+                            self.left.remove(&self.links[conn].0);
                         }
                         Control::Opened { alloc, peer, .. } => {
                             let pair = [*peer, self.links[conn].0];
