@@ -324,6 +324,11 @@ impl Book {
         self.entries.get(&peer).and_then(|entry| entry.rests_until(now))
     }
 
+    /// When the peer was dialled last.
+    pub fn tried(&self, peer: PeerId) -> Option<UnixTime> {
+        self.entries.get(&peer)?.tried
+    }
+
     /// Peers that are known, banned ones not counted.
     pub fn len(&self) -> usize {
         self.entries.len()

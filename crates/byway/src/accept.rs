@@ -2,7 +2,11 @@
 
 use std::sync::{Arc, PoisonError};
 
-use byway_proto::gate::{DropReason, HANDSHAKE_TOTAL, HandshakeId, Source, Verdict};
+use byway_proto::{
+    gate::{DropReason, HANDSHAKE_TOTAL, HandshakeId, Source, Verdict},
+    hello::Hello,
+    switch::{By, KnockId},
+};
 use tokio::time;
 use tracing::debug;
 
@@ -11,6 +15,7 @@ use crate::{
     gone::Gone,
     link::establish::{self, ControlStream, Established},
     net::{routes::Via, track::Track},
+    switch::{Command, Knock},
 };
 
 /// Takes strangers in until the endpoint is closed; there is no task for one before the gate has let it in.
@@ -83,13 +88,13 @@ async fn greet(core: Arc<Core>, track: Arc<Track>, connecting: quinn::Connecting
         }
     }
     match greeted {
-        Ok(established) if established.link.agreed.read().relay => {
+        Ok((established, None)) => {
             match &core.serving {
                 Some(shell) => shell.accept(&core, established),
                 None => core.retire(&track), // not agreed by a node that does not relay
             }
         }
-        Ok(established) => core.switch.up(established).await,
+        Ok((established, Some(knock))) => core.switch.up(established, By::Knock(knock)).await,
         Err(reason) => {
             debug!(%reason, "handshake failed");
             core.retire(&track);
@@ -97,8 +102,12 @@ async fn greet(core: Arc<Core>, track: Arc<Track>, connecting: quinn::Connecting
     }
 }
 
-/// Exchanges hellos as the accepting side.
-async fn hello(core: &Arc<Core>, track: &Arc<Track>, connection: quinn::Connection) -> Result<Established, Gone> {
+/// Exchanges hellos as the accepting side; a link that is not for relaying comes with the switch's leave.
+async fn hello(
+    core: &Arc<Core>,
+    track: &Arc<Track>,
+    connection: quinn::Connection,
+) -> Result<(Established, Option<KnockId>), Gone> {
     let peer = establish::proven_peer(&connection)?;
     if peer == core.id() {
         Gone::SelfDial.close(&connection);
@@ -107,12 +116,26 @@ async fn hello(core: &Arc<Core>, track: &Arc<Track>, connection: quinn::Connecti
     core.run_routes(track, &connection, core.config.paths.clone(), Some(peer)).await?;
     let mut control = ControlStream::accept(&connection).await?;
     let theirs = control.hear().await?;
-    if !theirs.relay
-        && let Err(reason) = core.switch.vet(peer, theirs.instance).await
-    {
-        reason.close(&connection);
-        return Err(reason);
+    let knock = if theirs.relay && core.serving.is_some() {
+        None
+    } else {
+        let knock = Knock { peer, instance: theirs.instance, via: track.via() };
+        Some(core.switch.vet(knock).await.inspect_err(|reason| reason.close(&connection))?)
+    };
+    let agreed = agree(core, track, connection, control, theirs).await;
+    if let (Err(_), Some(knock)) = (&agreed, knock) {
+        core.switch.send(Command::KnockOver(knock)).await;
     }
+    agreed.map(|established| (established, knock))
+}
+
+async fn agree(
+    core: &Arc<Core>,
+    track: &Arc<Track>,
+    connection: quinn::Connection,
+    mut control: ControlStream,
+    theirs: Hello,
+) -> Result<Established, Gone> {
     let ours = core.hello(core.serving.is_some());
     control.say(ours.clone()).await?;
     let agreed = establish::agreed(&connection, &ours, &theirs)?;

@@ -3,30 +3,35 @@
 use std::{
     fmt,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use byway_proto::{
-    PeerAddr,
+    PeerAddr, UnixTime,
     addr::HostAddr,
     gate::GateConfig,
     nat::{AgentConfig, AgentConfigError},
     paths::PathsConfig,
     relay::{RelayConfig, RelayConfigError, homes::MAX_RELAYS},
+    switch::{SwitchConfig, SwitchConfigError},
 };
 
 pub use self::{
     no_proxy::{NoProxy, ParseNoProxyError},
     tls::{Certificate, HttpProxy, ParseProxyError, PemError, Roots, TlsConfig},
 };
-use crate::identity::Identity;
+use crate::{identity::Identity, switch::Filter};
 
 mod no_proxy;
 mod tls;
 
 /// Longest name of a network in bytes.
 pub const MAX_NETWORK: usize = 64;
+
+/// The network of nodes that name none.
+pub const DEFAULT_NETWORK: &str = "byway";
 
 /// Most STUN servers that a node is told: two would do, and some may be down.
 pub const MAX_STUN: usize = 4;
@@ -70,6 +75,16 @@ pub struct Config {
     pub accept: bool,
     /// How long a connection outlives the silence of all its routes; 10 s to 1 h.
     pub idle_timeout: Duration,
+    /// How many peers there may be, whom to dial without being asked, and whom the limits do not concern.
+    pub peers: SwitchConfig,
+    /// Asked about each stranger before it is let in.
+    pub filter: Option<Filter>,
+    /// Tell peers of each other, and dial out of the book ([`SwitchConfig::discover`]). Off, for a node that joins its
+    /// owner's machines has nobody to gossip with; it needs a [`Config::network`] of your own, because everybody's private
+    /// nodes share the default one.
+    pub peer_exchange: bool,
+    /// The file that keeps the address book and the bans over restarts; without one they end with the node.
+    pub store: Option<PathBuf>,
     /// Limits on strangers.
     pub gate: GateConfig,
     /// The route machine's settings.
@@ -87,7 +102,7 @@ impl Config {
     pub fn new(identity: Identity) -> Self {
         Config {
             identity,
-            network: "byway".into(),
+            network: DEFAULT_NETWORK.into(),
             ipv4: Some(Ipv4Addr::UNSPECIFIED),
             ipv6: Some(Ipv6Addr::UNSPECIFIED),
             port: 0,
@@ -102,6 +117,10 @@ impl Config {
             lan: true,
             accept: true,
             idle_timeout: Duration::from_secs(300),
+            peers: SwitchConfig::default(),
+            filter: None,
+            peer_exchange: false,
+            store: None,
             gate: GateConfig::default(),
             paths: PathsConfig::default(),
             seed: None,
@@ -141,6 +160,10 @@ impl Config {
             return Err(ConfigError::TooManyStun(self.stun.len()));
         }
         self.nat.check()?;
+        self.peers.check()?;
+        if self.peer_exchange && self.network == DEFAULT_NETWORK {
+            return Err(ConfigError::PublicExchange);
+        }
         self.relay.as_ref().map_or(Ok(()), RelayConfig::check)?;
         if self.relay_only && self.relays.is_empty() && self.relay.is_some() {
             return Err(ConfigError::RelayOnlyRelay);
@@ -177,6 +200,14 @@ pub enum ConfigError {
     /// A setting of the relay is out of its range.
     #[error(transparent)]
     Relay(#[from] RelayConfigError),
+    /// The limits on peers contradict each other.
+    #[error(transparent)]
+    Peers(#[from] SwitchConfigError),
+    /// Peer exchange in the network that everybody's private nodes share.
+    #[error(
+        "`peer_exchange` needs a `network` of your own, for everybody's nodes share \"{DEFAULT_NETWORK}\"; name one"
+    )]
+    PublicExchange,
     /// A relay that may not be reached directly.
     #[error("a relay cannot be `relay_only` itself; switch one of the two off")]
     RelayOnlyRelay,
@@ -201,6 +232,12 @@ impl WallClock {
     /// The time now.
     pub fn now(&self) -> SystemTime {
         (self.0)()
+    }
+
+    /// The time now, in seconds since 1970.
+    pub fn unix(&self) -> UnixTime {
+        let since = self.now().duration_since(SystemTime::UNIX_EPOCH);
+        UnixTime(since.map_or(0, |since| since.as_secs()))
     }
 }
 

@@ -110,6 +110,12 @@ pub enum DialError {
         /// The reason.
         reason: Gone,
     },
+    /// The peer is banned.
+    #[error("{0} is banned here; unban it first (`byway peers unban`)")]
+    Banned(PeerId),
+    /// There is no slot for another peer.
+    #[error("this node has as many peers as it takes; raise `max_peers` or disconnect one, then dial {0} again")]
+    Full(PeerId),
     /// Too many dials wait for this peer already.
     #[error("too many dials of {0} wait already; wait for one of them")]
     TooMany(PeerId),

@@ -12,6 +12,11 @@ const REPLACED: u32 = 20;
 const RESTARTED: u32 = 21;
 const UNSERVED: u32 = 22;
 const FAILED: u32 = 23;
+const BANNED: u32 = 24;
+const FULL: u32 = 25;
+const FILTERED: u32 = 26;
+const DISCONNECTED: u32 = 27;
+const FELT: u32 = 28;
 
 /// The first code of an application's own reasons.
 const DISMISSED: u32 = 1 << 16;
@@ -47,6 +52,21 @@ pub enum Gone {
     /// The peer is busy: it has as many handshakes or connections as it takes.
     #[error("the peer refused the connection: it is busy")]
     Busy,
+    /// One side has banned the other.
+    #[error("the peer is banned")]
+    Banned,
+    /// One side has as many peers as it takes.
+    #[error("there are as many peers as the node takes")]
+    Full,
+    /// A filter of one side refused the other; the text says why.
+    #[error("a filter refused the peer: {0}")]
+    Filtered(String),
+    /// The program of one side wanted the other gone.
+    #[error("the program closed the connection")]
+    Disconnected,
+    /// One side only looked whether the other is there.
+    #[error("it was only to see whether somebody is there")]
+    Felt,
     /// One side broke the protocol.
     #[error("the protocol was broken: {0}")]
     Misbehaved(String),
@@ -78,6 +98,11 @@ impl Gone {
             Gone::Misbehaved(detail) => (MISBEHAVED, detail.clone()),
             Gone::Unserved(why) => (UNSERVED, why.clone()),
             Gone::SelfDial => (SELF, String::new()),
+            Gone::Banned => (BANNED, String::new()),
+            Gone::Full => (FULL, String::new()),
+            Gone::Filtered(why) => (FILTERED, why.clone()),
+            Gone::Disconnected => (DISCONNECTED, String::new()),
+            Gone::Felt => (FELT, String::new()),
             Gone::Replaced => (REPLACED, String::new()),
             Gone::Restarted => (RESTARTED, String::new()),
             Gone::Failed(protocol) => (FAILED, protocol.clone()),
@@ -94,6 +119,11 @@ impl Gone {
             MISBEHAVED => Gone::Misbehaved(goodbye.detail.clone()),
             UNSERVED => Gone::Unserved(goodbye.detail.clone()),
             SELF => Gone::SelfDial,
+            BANNED => Gone::Banned,
+            FULL => Gone::Full,
+            FILTERED => Gone::Filtered(goodbye.detail.clone()),
+            DISCONNECTED => Gone::Disconnected,
+            FELT => Gone::Felt,
             REPLACED => Gone::Replaced,
             RESTARTED => Gone::Restarted,
             FAILED => Gone::Failed(goodbye.detail.clone()),
@@ -133,6 +163,33 @@ impl From<ConnectionError> for Gone {
             ConnectionError::TimedOut => Gone::TimedOut,
             ConnectionError::LocallyClosed => Gone::Closed,
             error => Gone::Lost(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_arrives_as_it_was_sent() {
+        for reason in [
+            Gone::Duplicate,
+            Gone::Closed,
+            Gone::Misbehaved("a byte too many".into()),
+            Gone::SelfDial,
+            Gone::Replaced,
+            Gone::Restarted,
+            Gone::Unserved("friends only".into()),
+            Gone::Banned,
+            Gone::Full,
+            Gone::Filtered("one a household".into()),
+            Gone::Disconnected,
+            Gone::Felt,
+            Gone::Failed("chat".into()),
+            Gone::Dismissed { code: 7, why: "bye".into() },
+        ] {
+            assert_eq!(Gone::from_goodbye(&reason.to_goodbye()), reason);
         }
     }
 }

@@ -38,6 +38,7 @@ mod protocol;
 mod quic;
 mod relay;
 mod status;
+pub mod store;
 mod stream;
 mod switch;
 mod tasks;
@@ -45,20 +46,22 @@ pub mod tunnel;
 mod watched;
 
 pub use byway_proto::{
-    PeerAddr, PeerId, Ticket,
+    PeerAddr, PeerId, Ticket, UnixTime,
     addr::HostAddr,
+    book,
     gate::GateConfig,
     hello::Refusal,
     nat,
     paths::PathsConfig,
     relay::{Access, RelayConfig, RelayConfigError, homes::MAX_RELAYS},
     schedule::{Class, Share},
+    switch::{NotDialing, SwitchConfig, SwitchConfigError},
 };
 
 pub use self::{
     config::{
-        Certificate, Config, ConfigError, HttpProxy, MAX_NETWORK, MAX_STUN, NoProxy, ParseNoProxyError,
-        ParseProxyError, PemError, Roots, TlsConfig, WallClock,
+        Certificate, Config, ConfigError, DEFAULT_NETWORK, HttpProxy, MAX_NETWORK, MAX_STUN, NoProxy,
+        ParseNoProxyError, ParseProxyError, PemError, Roots, TlsConfig, WallClock,
     },
     dial::{DialError, MAX_DIAL_ADDRS, MAX_DIAL_RELAYS, Target},
     event::{EVENT_QUEUE, Event, EventStream, PathKind},
@@ -76,4 +79,5 @@ pub use self::{
         MappingStatus, NatStatus, NodeStatus, PeerStatus, ProtocolStatus, RelayServerStatus, RelayStatus, RouteReport,
     },
     stream::{ReadHalf, Stream, WriteHalf},
+    switch::{AddPeerError, Candidate, Filter},
 };

@@ -1,5 +1,7 @@
 //! A node: one identity, one port, any number of peers.
 
+mod peers;
+
 use std::{
     io,
     net::SocketAddr,
@@ -46,7 +48,8 @@ use crate::{
         table::{self as relays, Relays},
     },
     status::{NodeStatus, PeerStatus},
-    switch::{self, Command, SwitchRef},
+    store::StoreError,
+    switch::{self, Command, SwitchRef, exchange::Exchange},
     tasks::Tasks,
 };
 
@@ -120,6 +123,9 @@ pub enum BindError {
     /// QUIC cannot start.
     #[error(transparent)]
     Quic(#[from] EndpointError),
+    /// The file of the address book cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Why a ping failed.
@@ -154,6 +160,7 @@ impl Node {
     pub async fn bind_on(net: Arc<dyn Net>, config: Config) -> Result<Node, BindError> {
         config.check()?;
         let seed = config.seed.unwrap_or_else(random_seed);
+        let (book, store) = peers::open_book(&config, &seed)?;
         let sockets = bind_sockets(&*net, &config)?;
         let (clock, tasks, events) = (Clock::start(), Tasks::new(), Events::default());
         let routes = Routes::new(&seed, config.identity.derive("byway 1 alias key"));
@@ -199,7 +206,13 @@ impl Node {
             tasks: tasks.clone(),
             rng: Mutex::new(rng),
         });
-        tasks.spawn(switch::run(Arc::clone(&core), inlets));
+        if core.config.peer_exchange
+            && let Some(exchange) = Exchange::new(&core, &seed)
+        {
+            tasks.spawn(exchange.run(Arc::clone(&core)));
+        }
+        let setup = switch::Setup { book, seed: Rng::new(&seed, "peers").bytes(), store };
+        tasks.spawn(switch::run(Arc::clone(&core), inlets, setup));
         lan::start(&core, lan_inlet);
         if let (Some(shell), Some(from_links)) = (&core.serving, from_links) {
             tasks.spawn(Arc::clone(shell).run(Arc::clone(&core), from_links));

@@ -1,39 +1,43 @@
-//! The one task that knows which peers are connected: it dials each once, keeps one link a peer, and tells the
-//! protocols who comes and goes.
+//! The one task that knows which peers are connected: it carries out what the machine of `byway_proto::switch` decides,
+//! and tells the protocols who comes and goes.
+
+mod control;
+mod deeds;
+pub(crate) mod exchange;
+mod filter;
+mod keeper;
+mod reason;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use byway_proto::{
-    PeerId,
-    gate::{ACCEPT_QUEUE, HANDSHAKE_TOTAL},
-    hello::{Candidates, Control, Hello, agree},
+    PeerId, Rng, UnixTime,
+    book::{Book, Contact, Group, Record},
+    gate::ACCEPT_QUEUE,
+    hello::{Announced, Control},
+    switch::{By, DialFailure, DialId, Input, KnockId, LinkId, NotDialing, Switch, Up},
 };
-use quinn::VarInt;
 use tokio::{
     sync::{mpsc, oneshot},
     time,
 };
-use tracing::{debug, info, warn};
 
+use self::keeper::Keeper;
+pub use self::{
+    filter::{Candidate, Filter},
+    keeper::AddPeerError,
+};
 use crate::{
-    agent::Command as AgentCommand,
     core::Core,
-    dial::{self, DialError, Target},
-    event::Event,
+    dial::{DialError, Target},
     gone::Gone,
-    link::{
-        Link,
-        establish::Established,
-        outbox::End,
-        readers::{self, UNKNOWN},
-        writer,
-    },
-    net::track::Track,
+    link::{Link, establish::Established},
+    net::{routes::Via, track::Track},
     protocol::OnFailure,
+    store::{Store, StoreError},
 };
 
 /// Requests that may wait; whoever sends the next one waits.
@@ -45,11 +49,18 @@ const CONTROL: usize = 256;
 /// Callers that may wait for one dial.
 const MAX_WAITERS: usize = 64;
 
-/// How long a dial that was refused as a duplicate waits for the other side's connection.
-const DUPLICATE_WAIT: Duration = Duration::from_secs(5);
-
 /// A control message, and the link it came by.
 pub(crate) type FromLink = (Arc<Link>, Control);
+
+/// A stranger with a proven key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Knock {
+    pub(crate) peer: PeerId,
+    /// The instance in its hello.
+    pub(crate) instance: u64,
+    /// By which way it came.
+    pub(crate) via: Option<Via>,
+}
 
 /// What the switch is asked.
 pub(crate) enum Command {
@@ -59,20 +70,24 @@ pub(crate) enum Command {
     },
     /// A dial's peer has answered and proven its key; may the dial go on?
     Handshaken {
-        peer: PeerId,
-        number: u64,
+        dial: DialId,
         reply: oneshot::Sender<bool>,
     },
-    Dialled {
-        peer: PeerId,
-        number: u64,
-        result: Result<(), DialError>,
+    /// A dial has come to nothing.
+    DialFailed {
+        dial: DialId,
+        error: DialError,
     },
-    /// May the incoming connection of this peer, with this instance, go on?
+    /// May an incoming connection go on?
     Vet {
-        peer: PeerId,
-        instance: u64,
-        reply: oneshot::Sender<Result<(), Gone>>,
+        knock: Knock,
+        reply: oneshot::Sender<Result<KnockId, Gone>>,
+    },
+    /// An incoming connection that might go on has come to nothing.
+    KnockOver(KnockId),
+    Filtered {
+        knock: KnockId,
+        verdict: Result<(), String>,
     },
     /// A link's connection has ended.
     Ended {
@@ -90,6 +105,49 @@ pub(crate) enum Command {
         peer: PeerId,
         instance: u64,
     },
+    /// Keep a peer out; the answer comes when that is on the disk.
+    Ban {
+        peer: PeerId,
+        until: UnixTime,
+        why: String,
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
+    Unban {
+        peer: PeerId,
+        reply: oneshot::Sender<Result<bool, StoreError>>,
+    },
+    /// Take the owner's word for where a peer is.
+    AddPeer {
+        contact: Contact,
+        reply: oneshot::Sender<Result<(), AddPeerError>>,
+    },
+    /// Take rows over that were exported elsewhere; tells how many were.
+    Import {
+        records: Vec<Record>,
+        reply: oneshot::Sender<Result<usize, StoreError>>,
+    },
+    /// What a peer that asks is told of others.
+    Tell {
+        asker: PeerId,
+        reply: oneshot::Sender<Vec<Contact>>,
+    },
+    /// What a peer says of itself and others; the answer is how many peers are known now.
+    Heard {
+        peer: PeerId,
+        contacts: Vec<Contact>,
+        reply: oneshot::Sender<usize>,
+    },
+    /// All that is known of peers.
+    Records {
+        reply: oneshot::Sender<Vec<Record>>,
+    },
+    Disconnect {
+        peer: PeerId,
+    },
+    WhyNot {
+        peer: PeerId,
+        reply: oneshot::Sender<NotDialing>,
+    },
 }
 
 /// A protocol's task for a link's peer failed.
@@ -105,14 +163,14 @@ pub(crate) struct Failure {
 pub(crate) struct SwitchRef {
     commands: mpsc::Sender<Command>,
     /// Links that wait to be taken in; full, the gate refuses further strangers.
-    ups: mpsc::Sender<Established>,
+    ups: mpsc::Sender<(Established, By)>,
     links: Arc<Mutex<BTreeMap<PeerId, Arc<Link>>>>,
 }
 
 /// The receiving ends of a [`SwitchRef`].
 pub(crate) struct Inlets {
     commands: mpsc::Receiver<Command>,
-    ups: mpsc::Receiver<Established>,
+    ups: mpsc::Receiver<(Established, By)>,
 }
 
 impl SwitchRef {
@@ -127,26 +185,23 @@ impl SwitchRef {
         let _ = self.commands.send(command).await;
     }
 
+    /// Sends a request and waits for the answer; `None` if the node is closing.
+    pub(crate) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply)).await;
+        answer.await.ok()
+    }
+
     pub(crate) async fn dial(&self, target: Target) -> Result<PeerId, DialError> {
-        let (reply, result) = oneshot::channel();
-        self.send(Command::Dial { target, reply }).await;
-        result.await.unwrap_or(Err(DialError::Closed))
+        self.ask(|reply| Command::Dial { target, reply }).await.unwrap_or(Err(DialError::Closed))
     }
 
-    pub(crate) async fn vet(&self, peer: PeerId, instance: u64) -> Result<(), Gone> {
-        let (reply, verdict) = oneshot::channel();
-        self.send(Command::Vet { peer, instance, reply }).await;
-        verdict.await.unwrap_or(Err(Gone::Closed))
+    pub(crate) async fn vet(&self, knock: Knock) -> Result<KnockId, Gone> {
+        self.ask(|reply| Command::Vet { knock, reply }).await.unwrap_or(Err(Gone::Closed))
     }
 
-    async fn handshaken(&self, peer: PeerId, number: u64) -> bool {
-        let (reply, verdict) = oneshot::channel();
-        self.send(Command::Handshaken { peer, number, reply }).await;
-        verdict.await.unwrap_or(false)
-    }
-
-    pub(crate) async fn up(&self, established: Established) {
-        let _ = self.ups.send(established).await; // only a closing node takes none
+    pub(crate) async fn up(&self, established: Established, by: By) {
+        let _ = self.ups.send((established, by)).await; // only a closing node takes none
     }
 
     /// How many links wait to be taken in.
@@ -156,76 +211,132 @@ impl SwitchRef {
 
     /// The connected peers, in the order of their ids.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.table().values().cloned().collect()
     }
 
     pub(crate) fn link(&self, peer: PeerId) -> Option<Arc<Link>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned()
+        self.table().get(&peer).cloned()
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<PeerId, Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A dial under way. Of two simultaneous ones exactly one ends as a link, before anybody is told of either: each side's
-/// switch decides in one order between "my dial was answered" and "the other side's hello is there".
-struct Dial {
-    number: u64,
-    waiters: Vec<oneshot::Sender<Result<PeerId, DialError>>>,
-    /// The peer has answered it: an incoming connection of the same peer is the duplicate, if our id is the smaller.
-    handshaken: bool,
-    /// An incoming connection of the same peer was let in first.
-    yielded: bool,
+/// A dial, and who waits for it.
+#[derive(Default)]
+struct Waiting {
+    dial: Option<DialId>,
+    callers: Vec<oneshot::Sender<Result<PeerId, DialError>>>,
 }
 
-struct Switch {
+/// A stranger that waits for a word.
+struct Door {
+    knock: Knock,
+    reply: oneshot::Sender<Result<KnockId, Gone>>,
+}
+
+/// What the switch begins with.
+pub(crate) struct Setup {
+    pub(crate) book: Book,
+    pub(crate) seed: [u8; 32],
+    pub(crate) store: Option<Store>,
+}
+
+/// The machine, and what belongs to its names.
+struct Shell {
     core: Arc<Core>,
-    dials: BTreeMap<PeerId, Dial>,
+    machine: Switch,
+    keeper: Keeper,
+    /// What is told of the book is drawn from it.
+    rng: Rng,
     control: mpsc::Sender<FromLink>,
     generation: u64,
-    /// Dials begun so far.
-    dialled: u64,
+    links: BTreeMap<LinkId, Arc<Link>>,
+    /// The link that the machine is told of now.
+    offered: Option<(LinkId, Established)>,
+    /// The protocols that were announced to the link that is taken in now.
+    announced: Vec<Announced>,
+    /// Why the link ended that the machine is told of now.
+    ended: Option<Gone>,
+    waiting: BTreeMap<PeerId, Waiting>,
+    /// The dial that waits for its word now.
+    going: Option<oneshot::Sender<bool>>,
+    doors: BTreeMap<KnockId, Door>,
+    named: u64,
 }
 
 /// Runs the switch until the node is closed.
-pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets) {
+pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
     let (control, mut from_links) = mpsc::channel(CONTROL);
-    let mut switch = Switch { core: Arc::clone(&core), dials: BTreeMap::new(), control, generation: 0, dialled: 0 };
+    let mut shell = Shell::new(&core, setup, control);
     // Kept over the turns: a change that falls between two waits would be missed, for each begins with what it finds.
     let mut changed = core.net.changed();
     core.lan.renew().await; // what has changed since the LAN was joined
+    shell.feed(Input::Timeout);
     loop {
+        let due = shell.machine.poll_timeout().map(|(at, _)| core.mux.clock.at(at));
+        let flush = shell.flush_at();
         tokio::select! {
             biased;
             () = core.tasks.stopped() => break,
+            () = time::sleep_until(due.unwrap_or_else(time::Instant::now)), if due.is_some() => {
+                shell.set_clock();
+                shell.feed(Input::Timeout);
+            }
+            () = time::sleep_until(flush.unwrap_or_else(time::Instant::now)), if flush.is_some() => shell.flush(),
             () = &mut changed => {
                 changed = core.net.changed();
                 core.relays.network_changed(core.mux.now());
-                switch.announce();
+                shell.announce();
                 core.lan.renew().await;
             }
-            Some(command) = inlets.commands.recv() => switch.command(command),
-            Some(established) = inlets.ups.recv() => switch.up(established),
-            Some((link, message)) = from_links.recv() => switch.control(&link, message).await,
+            Some(command) = inlets.commands.recv() => shell.command(command),
+            Some((established, by)) = inlets.ups.recv() => shell.up(established, by),
+            Some((link, message)) = from_links.recv() => shell.control(&link, message).await,
         }
     }
     drop(changed);
-    let links = std::mem::take(&mut *core.switch.links.lock().unwrap_or_else(PoisonError::into_inner));
-    for link in links.into_values() {
-        link.close(Gone::Closed);
-        core.registry.gone(&link, &Gone::Closed);
-    }
+    shell.feed(Input::Stop);
     core.registry.close();
+    shell.finish().await;
 }
 
-impl Switch {
+impl Shell {
+    fn new(core: &Arc<Core>, setup: Setup, control: mpsc::Sender<FromLink>) -> Self {
+        let mut limits = core.config.peers.clone();
+        limits.filtered = core.config.filter.is_some();
+        limits.discover |= core.config.peer_exchange;
+        let wall = (core.config.clock.unix(), core.mux.now());
+        Shell {
+            machine: Switch::new(limits, core.id(), setup.book, &setup.seed, wall),
+            keeper: Keeper::new(setup.store),
+            rng: Rng::new(&setup.seed, "told"),
+            core: Arc::clone(core),
+            control,
+            generation: 0,
+            links: BTreeMap::new(),
+            offered: None,
+            announced: Vec::new(),
+            ended: None,
+            waiting: BTreeMap::new(),
+            going: None,
+            doors: BTreeMap::new(),
+            named: 0,
+        }
+    }
+
     fn command(&mut self, command: Command) {
         match command {
             Command::Dial { target, reply } => self.dial(target, reply),
-            Command::Handshaken { peer, number, reply } => {
-                let dial = self.dials.get_mut(&peer).filter(|dial| dial.number == number && !dial.yielded);
-                let goes_on = dial.map(|dial| dial.handshaken = true).is_some();
-                let _ = reply.send(goes_on); // the dial may have been given up
+            Command::Handshaken { dial, reply } => {
+                self.going = Some(reply);
+                self.feed(Input::Answered { dial });
             }
-            Command::Dialled { peer, number, result } => self.dialled(peer, number, result),
-            Command::Vet { peer, instance, reply } => drop(reply.send(self.vet(peer, instance))),
+            Command::DialFailed { dial, error } => self.dial_failed(dial, error),
+            Command::Vet { knock, reply } => self.vet(knock, reply),
+            Command::KnockOver(knock) => self.feed(Input::KnockOver { knock }),
+            Command::Filtered { knock, verdict } => self.feed(Input::Filtered { knock, verdict }),
             Command::Ended { link, reason } => self.ended(&link, reason),
             Command::Failed(failure) => self.failed(failure),
             Command::Announce => self.announce(),
@@ -240,220 +351,101 @@ impl Switch {
                     link.close(Gone::Restarted);
                 }
             }
+            command @ (Command::Ban { .. }
+            | Command::Unban { .. }
+            | Command::AddPeer { .. }
+            | Command::Import { .. }
+            | Command::Tell { .. }
+            | Command::Heard { .. }
+            | Command::Records { .. }) => self.keep(command),
+            Command::Disconnect { peer } => self.feed(Input::Disconnect { peer }),
+            Command::WhyNot { peer, reply } => {
+                let _ = reply.send(self.machine.why_not_dialing(peer, self.core.mux.now())); // who asked may have gone
+            }
         }
+    }
+
+    /// Tells the machine what happened, and does what it says.
+    fn feed(&mut self, input: Input) {
+        self.machine.handle_input(input, self.core.mux.now());
+        while let Some(output) = self.machine.poll_output() {
+            self.carry_out(output);
+        }
+    }
+
+    /// The calendar may have been set, or have gone on while the machine slept.
+    fn set_clock(&mut self) {
+        self.machine.handle_input(Input::Wall(self.core.config.clock.unix()), self.core.mux.now());
     }
 
     fn dial(&mut self, target: Target, reply: oneshot::Sender<Result<PeerId, DialError>>) {
-        let peer = target.peer;
-        if peer == self.core.id() {
-            return drop(reply.send(Err(DialError::SelfDial)));
+        let waiting = self.waiting.entry(target.peer).or_default();
+        if waiting.callers.len() >= MAX_WAITERS {
+            return drop(reply.send(Err(DialError::TooMany(target.peer))));
         }
-        if self.core.switch.link(peer).is_some() {
-            return drop(reply.send(Ok(peer)));
-        }
-        let under_way = self.dials.contains_key(&peer);
-        self.dialled += u64::from(!under_way);
-        let number = self.dialled;
-        let dial = self.dials.entry(peer).or_insert_with(|| Dial {
-            number,
-            waiters: Vec::new(),
-            handshaken: false,
-            yielded: false,
-        });
-        if dial.waiters.len() >= MAX_WAITERS {
-            return drop(reply.send(Err(DialError::TooMany(peer))));
-        }
-        dial.waiters.push(reply);
-        if !under_way {
-            let core = Arc::clone(&self.core);
-            self.core.tasks.spawn(async move {
-                let goes_on = core.switch.handshaken(peer, number);
-                let result = match dial::dial(&core, target, goes_on).await {
-                    Ok(established) => {
-                        core.switch.up(established).await;
-                        Ok(())
-                    }
-                    Err(DialError::Hello { reason: Gone::Duplicate, .. }) => {
-                        time::sleep(DUPLICATE_WAIT).await;
-                        Err(DialError::Hello { peer, reason: Gone::Duplicate })
-                    }
-                    Err(error) => Err(error),
-                };
-                core.switch.send(Command::Dialled { peer, number, result }).await;
-            });
-        }
+        waiting.callers.push(reply);
+        self.set_clock();
+        self.feed(Input::Dial { contact: Contact::from(target) });
     }
 
-    fn dialled(&mut self, peer: PeerId, number: u64, result: Result<(), DialError>) {
-        // A success is told when its link is taken in.
-        let Err(error) = result else { return };
-        if self.dials.get(&peer).is_some_and(|dial| dial.number == number)
-            && let Some(dial) = self.dials.remove(&peer)
-        {
-            dial.waiters.into_iter().for_each(|waiter| drop(waiter.send(Err(error.clone()))));
-        }
-    }
-
-    /// Of two simultaneous dials the one of the smaller id is kept; one that nobody has answered yet may never be, and
-    /// gives way. A peer that dials although its connection is older than any dial has lost it, or was restarted.
-    fn vet(&mut self, peer: PeerId, instance: u64) -> Result<(), Gone> {
-        let is_simultaneous = |link: &Arc<Link>| {
-            let same = link.dialled && link.hello().instance == instance;
-            same && link.since.elapsed() < HANDSHAKE_TOTAL && link.connection.close_reason().is_none()
+    fn dial_failed(&mut self, dial: DialId, error: DialError) {
+        let why = match &error {
+            DialError::Hello { reason: Gone::SelfDial, .. } | DialError::SelfDial => DialFailure::Itself,
+            DialError::Hello { .. } => DialFailure::Refused,
+            _ => DialFailure::Unreached,
         };
-        let dial = self.dials.get_mut(&peer);
-        let is_answered = dial.as_ref().is_some_and(|dial| dial.handshaken);
-        let ours_wins = is_answered || self.core.switch.link(peer).as_ref().is_some_and(is_simultaneous);
-        if ours_wins && self.core.id() < peer {
-            return Err(Gone::Duplicate);
+        let peer = self.waiting.iter().find(|(_, waiting)| waiting.dial == Some(dial)).map(|(peer, _)| *peer);
+        if let Some(peer) = peer {
+            self.answer(peer, &Err(error));
         }
-        if let Some(dial) = dial {
-            dial.yielded = true;
-        }
-        Ok(())
+        self.feed(Input::DialFailed { dial, why });
     }
 
-    /// Takes a link in, in the place of an older one to the same peer.
-    fn up(&mut self, established: Established) {
-        let Established { link, recv, codec, announced } = established;
-        let peer = link.peer;
-        let core = Arc::clone(&self.core);
-        if let Some(old) = core.switch.link(peer) {
-            let restarted = old.hello().instance != link.hello().instance;
-            let reason = if restarted { Gone::Restarted } else { Gone::Replaced };
-            old.close(reason.clone());
-            self.ended(&old, reason);
-        }
-        core.switch.links.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Arc::clone(&link));
-        // Before the first message can come in, so that each protocol's state of the peer is there.
-        core.registry.agreed(&link, &link.agreed.read());
-        core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux)));
-        core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
-        let (watched, watcher) = (Arc::clone(&link), Arc::clone(&core));
-        core.tasks.spawn(async move {
-            let reason = watched.ended().await;
-            watcher.switch.send(Command::Ended { link: watched, reason }).await;
-        });
-        info!(peer = ?peer, dialled = link.dialled, "peer connected");
-        core.events.send(Event::PeerUp { peer });
-        if announced != core.registry.announced() {
-            link.control(&Control::Hello(core.hello_to(&link))); // a protocol came or went during the handshake
-            self.agree(&link);
-        }
-        self.tell_candidates(&link);
-        link.control(&Control::Relays(core.relays.registered()));
-        self.resolve(peer);
+    /// Tells everybody who waits for a peer what became of it.
+    fn answer(&mut self, peer: PeerId, result: &Result<PeerId, DialError>) {
+        let waiting = self.waiting.remove(&peer).unwrap_or_default();
+        waiting.callers.into_iter().for_each(|caller| drop(caller.send(result.clone())));
     }
 
-    fn resolve(&mut self, peer: PeerId) {
-        if let Some(dial) = self.dials.remove(&peer) {
-            dial.waiters.into_iter().for_each(|waiter| drop(waiter.send(Ok(peer))));
+    fn vet(&mut self, knock: Knock, reply: oneshot::Sender<Result<KnockId, Gone>>) {
+        let Knock { peer, instance, via } = knock;
+        // A link whose end was not told yet is no reason against a new one.
+        let over = self.core.switch.link(peer).and_then(|link| link.connection.close_reason().map(|why| (link, why)));
+        if let Some((link, why)) = over {
+            self.ended(&link, why.into());
         }
+        let id = KnockId(self.name());
+        self.doors.insert(id, Door { knock, reply });
+        let from = self.core.group(via);
+        self.feed(Input::Knock { knock: id, peer, instance, from });
     }
 
-    /// Forgets a link; harmless if it was forgotten before.
+    fn up(&mut self, established: Established, by: By) {
+        let link = LinkId(self.name());
+        let (peer, instance) = (established.link.peer, established.link.hello().instance);
+        let group = self.core.group(established.link.track.via());
+        self.offered = Some((link, established));
+        self.feed(Input::Established(Up { link, peer, instance, by, group }));
+    }
+
     fn ended(&mut self, link: &Arc<Link>, reason: Gone) {
-        let core = &self.core;
-        let mut links = core.switch.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if !links.get(&link.peer).is_some_and(|known| Arc::ptr_eq(known, link)) {
-            return;
-        }
-        links.remove(&link.peer);
-        drop(links);
-        info!(peer = ?link.peer, %reason, "peer gone");
-        link.outbox.close();
-        core.registry.gone(link, &reason);
-        core.events.send(Event::PeerDown { peer: link.peer, reason });
-        core.retire(&link.track);
+        let id = self.links.iter().find(|(_, known)| Arc::ptr_eq(known, link)).map(|(id, _)| *id);
+        let Some(link) = id else { return }; // forgotten before
+        self.ended = Some(reason);
+        self.feed(Input::Ended { link });
     }
 
-    async fn control(&mut self, link: &Arc<Link>, message: Control) {
-        match message {
-            Control::Hello(hello) => self.hello(link, hello),
-            Control::Candidates(candidates) => self.candidates(link, candidates).await,
-            // whoever acts on them shows the peer an address
-            Control::NatReport(_) | Control::Punch(_) if self.core.config.relay_only => {}
-            Control::NatReport(report) => {
-                let alias = link.track.alias();
-                self.core.agent.send(AgentCommand::Theirs { alias, report }).await;
-            }
-            Control::Punch(signal) => {
-                let alias = link.track.alias();
-                self.core.agent.send(AgentCommand::Signal { alias, signal }).await;
-            }
-            Control::Relays(relays) => {
-                *link.relays() = Some(relays);
-                self.core.relays.review(link.peer);
-            }
-            Control::Goodbye(_) => {} // the connection's own close says why
-            other => debug!(peer = ?link.peer, ?other, "control message is not for a peer"),
-        }
+    fn name(&mut self) -> u64 {
+        self.named += 1;
+        self.named
     }
+}
 
-    fn failed(&self, failure: Failure) {
-        let Failure { link, protocol, why, on_failure } = failure;
-        let Some(protocol) = self.core.registry.by_id(protocol) else { return };
-        warn!(peer = ?link.peer, protocol = protocol.name, why, "a protocol's task failed");
-        let reason = Gone::Failed(protocol.name.clone());
-        self.core.events.send(Event::ProtocolFailed { peer: link.peer, protocol: protocol.name.clone(), why });
-        match on_failure {
-            OnFailure::DropPeer => link.close(reason),
-            OnFailure::DropProtocol => {
-                let mut withdrawn = link.withdrawn();
-                withdrawn.retain(|id| self.core.registry.by_id(*id).is_some()); // as many as are registered at most
-                withdrawn.insert(protocol.id);
-                drop(withdrawn);
-                protocol.leave(&link, &reason, End::Reset(VarInt::from_u32(UNKNOWN)));
-                link.control(&Control::Hello(self.core.hello_to(&link)));
-                self.agree(&link);
-            }
-        }
-    }
-
-    /// A peer has registered or unregistered a protocol.
-    fn hello(&self, link: &Arc<Link>, hello: Hello) {
-        if hello.instance != link.hello().instance {
-            return link.close(Gone::Misbehaved("its instance changed within a connection".into()));
-        }
-        *link.hello() = hello;
-        self.agree(link);
-    }
-
-    fn agree(&self, link: &Arc<Link>) {
-        let theirs = link.hello().clone();
-        match agree(&self.core.hello_to(link), &theirs) {
-            Ok(agreed) => {
-                self.core.registry.agreed(link, &agreed);
-                link.agreed.set(agreed);
-            }
-            Err(refusal) => link.close(Gone::Refused(refusal)),
-        }
-    }
-
-    /// Tells every peer what this node speaks, and where it may be reached, now.
-    fn announce(&mut self) {
-        for link in self.core.switch.links() {
-            link.control(&Control::Hello(self.core.hello_to(&link)));
-            self.agree(&link);
-            self.tell_candidates(&link);
-        }
-    }
-
-    fn tell_candidates(&mut self, link: &Link) {
-        self.generation += 1;
-        let addrs = self.core.addrs(knows_this_machine(&link.track));
-        if !addrs.is_empty() {
-            link.control(&Control::Candidates(Candidates { addrs, generation: self.generation }));
-        }
-        if !self.core.config.relay_only {
-            link.control(&Control::NatReport(self.core.agent.nat_report()));
-        }
-    }
-
-    async fn candidates(&self, link: &Arc<Link>, candidates: Candidates) {
-        let loopback = knows_this_machine(&link.track);
-        let addrs = candidates.addrs.into_iter().filter(|addr| self.core.may_probe(*addr, loopback)).collect();
-        self.core.agent.send(AgentCommand::Candidates { alias: link.track.alias(), addrs }).await;
+impl Core {
+    /// The group of addresses at a way's other end: the relay's, if it is one.
+    pub(crate) fn group(&self, via: Option<Via>) -> Group {
+        let remote = via.map(|via| self.mux.sockets.wss().behind(via.remote()));
+        remote.map_or(Group::LOCAL, |remote| Group::of(remote.ip()))
     }
 }
 

@@ -101,6 +101,11 @@ impl Book {
         })
     }
 
+    /// Whether there are rows for [`Book::take_changes`].
+    pub fn has_changed(&self) -> bool {
+        self.head_changed || !self.changed.is_empty()
+    }
+
     /// At most `limit` rows that have changed since they were last taken.
     pub fn take_changes(&mut self, limit: usize) -> Vec<Change> {
         let mut changes = Vec::new();

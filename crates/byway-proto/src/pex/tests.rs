@@ -134,6 +134,19 @@ fn a_seed_asks_all_and_keeps_nobody_that_says_nothing() {
 }
 
 #[test]
+fn the_layout_on_the_wire_does_not_change() {
+    assert_eq!(Message::Ask.to_bytes(), [0x12, 0]);
+    let addrs = ["192.0.2.1:9".parse().unwrap()].into();
+    let contact = Contact { addrs, ..Contact::new(peer(7)) };
+    let own = Message::Own(contact.clone()).to_bytes();
+    assert_eq!(own, [0x0a, 9, 0x0a, 7, 4, 192, 0, 2, 1, 0, 9]);
+    let mut tell = alloc::vec![0x1a, 48, 0x0a, 46, 0x0a, 33, 1];
+    tell.extend([7; 32]);
+    tell.extend([0x12, 9, 0x0a, 7, 4, 192, 0, 2, 1, 0, 9]);
+    assert_eq!(Message::Tell([contact].into()).to_bytes(), tell);
+}
+
+#[test]
 fn the_fullest_list_fits_one_message() {
     let full = Message::Tell((0..MAX_TELL as u8).map(contact).collect());
     assert!(full.to_bytes().len() <= MAX_PEX_MESSAGE, "{}", full.to_bytes().len());

@@ -26,6 +26,8 @@ pub struct SwitchConfig {
     pub discover: bool,
     /// Keep nobody, dial everybody in turn: for a node whose only purpose is to name others.
     pub seed: bool,
+    /// Take and tell addresses that no router of the internet knows: for a network that is private as a whole.
+    pub local: bool,
     /// Ask filters before a stranger is let in.
     pub filtered: bool,
     /// Peers that are dialled for ever.
@@ -48,6 +50,7 @@ impl Default for SwitchConfig {
             inbound_per_group: 25,
             discover: false,
             seed: false,
+            local: false,
             filtered: false,
             persistent: Vec::new(),
             unconditional: BTreeSet::new(),

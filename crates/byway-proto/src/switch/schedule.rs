@@ -24,6 +24,9 @@ pub const FEELER_EVERY: Duration = Duration::from_secs(120);
 /// How soon the book is asked again when it had nobody.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// How soon a seed calls on a peer again.
+const CRAWL_AGAIN: Duration = Duration::from_secs(120);
+
 /// How soon another seed is asked.
 const SEED_AGAIN: Duration = Duration::from_secs(60);
 
@@ -166,9 +169,11 @@ impl Switch {
         let wall = self.unix(now);
         let Switch { book, seats, by_peer, dials, schedule, config, rng, .. } = self;
         let taken = |group| seats.is_group_full(Class::Chosen, group);
+        // A seed goes round: whom it has just spoken with it leaves alone.
+        let recent = |peer| config.seed && book.tried(peer).is_some_and(|tried| wall.since(tried) < CRAWL_AGAIN);
         let skip = |peer| {
             let special = schedule.is_persistent(peer) || config.unconditional.contains(&peer);
-            special || by_peer.contains_key(&peer) || dials.contains_key(&peer)
+            special || recent(peer) || by_peer.contains_key(&peer) || dials.contains_key(&peer)
         };
         book.choose(&Wanted { side, taken: &taken, skip: &skip }, wall, rng)
     }

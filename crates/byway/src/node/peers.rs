@@ -1,0 +1,72 @@
+//! The owner's say about peers: whom to know, whom to keep out.
+
+use byway_proto::{
+    PeerId, Rng, UnixTime,
+    book::{Book, BookConfig, Contact, Record},
+    switch::NotDialing,
+};
+
+use super::Node;
+use crate::{
+    config::Config,
+    store::{Opened, Store, StoreError},
+    switch::{AddPeerError, Command},
+};
+
+impl Node {
+    /// Keeps a peer out until `until` ([`UnixTime::NEVER`] for good) and closes its connection; known or not, connected or not.
+    /// Returns when the ban is on the disk, if there is a [`Config::store`](crate::Config::store).
+    pub async fn ban(&self, peer: PeerId, until: UnixTime, why: impl Into<String>) -> Result<(), StoreError> {
+        let why = why.into();
+        let banned = self.core.switch.ask(|reply| Command::Ban { peer, until, why, reply });
+        banned.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Lets a peer in again; `false` if it was not banned.
+    pub async fn unban(&self, peer: PeerId) -> Result<bool, StoreError> {
+        let unbanned = self.core.switch.ask(|reply| Command::Unban { peer, reply });
+        unbanned.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Writes a peer into the address book; names stay names.
+    pub async fn add_peer(&self, contact: Contact) -> Result<(), AddPeerError> {
+        let added = self.core.switch.ask(|reply| Command::AddPeer { contact, reply });
+        added.await.unwrap_or(Err(AddPeerError::Closed))
+    }
+
+    /// All that the address book knows, bans included, in the order of the peers' ids; private peers are in no book.
+    pub async fn known_peers(&self) -> Vec<Record> {
+        self.core.switch.ask(|reply| Command::Records { reply }).await.unwrap_or_default()
+    }
+
+    /// Takes over what another node's address book knew; tells how many rows found a place.
+    pub async fn import_peers(&self, records: Vec<Record>) -> Result<usize, StoreError> {
+        let imported = self.core.switch.ask(|reply| Command::Import { records, reply });
+        imported.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Why a peer is not dialled at this moment; `None` if the node is closed.
+    pub async fn why_not_dialing(&self, peer: PeerId) -> Option<NotDialing> {
+        self.core.switch.ask(|reply| Command::WhyNot { peer, reply }).await
+    }
+}
+
+/// The address book as the store has it, or an empty one.
+pub(super) fn open_book(config: &Config, seed: &[u8; 32]) -> Result<(Book, Option<Store>), StoreError> {
+    let now = config.clock.unix();
+    let (store, opened) = match &config.store {
+        Some(path) => Store::open(path, now).map(|(store, opened)| (Some(store), opened))?,
+        None => (None, Opened::default()),
+    };
+    let key = opened.head.as_ref().map_or_else(|| Rng::new(seed, "book").bytes(), |head| head.key);
+    let mut limits = BookConfig::default();
+    (limits.local, limits.hidden) = (config.peers.local, config.peers.private.clone());
+    let mut book = Book::new(limits, config.identity.id(), key);
+    for record in opened.records {
+        book.restore(record, now);
+    }
+    if let Some(head) = opened.head {
+        book.set_anchors(head.anchors);
+    }
+    Ok((book, store))
+}

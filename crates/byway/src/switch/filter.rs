@@ -1,0 +1,59 @@
+//! The program's own say in who is let in.
+
+use std::{fmt, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
+
+use byway_proto::PeerId;
+
+type Verdict = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// Asked about each stranger that has proven its key, before anything is told to it; peers that the owner named are not
+/// asked about. It has three seconds ([`FILTER_DEADLINE`](byway_proto::switch::FILTER_DEADLINE)); a filter that is
+/// silent refuses. While it thinks nobody else waits.
+#[derive(Clone)]
+pub struct Filter(Arc<dyn Fn(Candidate) -> Verdict + Send + Sync>);
+
+/// A stranger that wants to come in.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Candidate {
+    /// Its key.
+    pub peer: PeerId,
+    /// Where it comes from; its relay, if it is relayed.
+    pub remote: Option<SocketAddr>,
+    /// It comes by a relay.
+    pub relayed: bool,
+    /// The addresses at which the connected peers are now.
+    pub connected: Vec<SocketAddr>,
+}
+
+impl Filter {
+    /// A filter of one's own; the text of a refusal is told to the peer.
+    pub fn new<F>(judge: impl Fn(Candidate) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        Filter(Arc::new(move |candidate| Box::pin(judge(candidate))))
+    }
+
+    /// Lets one peer in from each IP address. Relayed peers are not counted, for their addresses are not known; peers
+    /// behind one NAT or carrier shut each other out.
+    pub fn one_per_ip() -> Self {
+        Filter::new(|candidate| async move {
+            let Some(remote) = candidate.remote.filter(|_| !candidate.relayed) else { return Ok(()) };
+            match candidate.connected.iter().any(|other| other.ip() == remote.ip()) {
+                true => Err("another peer is connected from the same address".into()),
+                false => Ok(()),
+            }
+        })
+    }
+
+    pub(super) async fn judge(&self, candidate: Candidate) -> Result<(), String> {
+        (self.0)(candidate).await
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Filter")
+    }
+}
