@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use byway_proto::{PeerAddr, addr::HostAddr, ticket::is_service_name};
+use byway_proto::{PeerAddr, PeerId, addr::HostAddr, ticket::is_service_name};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::{bench::MAX_SECONDS, target::Upstream};
@@ -73,6 +73,9 @@ pub(crate) enum Command {
     Why(WhyArgs),
     /// Print what this node knows and does
     Status,
+    /// The peers that this node knows: list them, keep some out, take them along
+    #[command(subcommand)]
+    Peers(PeersCommand),
     /// Have the running node read its configuration again, and print what has changed
     Reload,
     /// Relay for others, and print the address to give them
@@ -174,6 +177,41 @@ pub(crate) struct WhyArgs {
     pub(crate) to: String,
 }
 
+/// What is done with the address book.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum PeersCommand {
+    /// List the peers of the address book, and those that are banned
+    List,
+    /// Write a peer into the address book
+    Add {
+        /// The peer and its addresses: ID@HOST:PORT,HOST:PORT
+        #[arg(value_name = "ID@HOST:PORT", value_parser = peer)]
+        peer: PeerAddr,
+    },
+    /// Keep a peer out: its connection is closed, and it is neither let in nor dialled
+    Ban {
+        /// The peer's id
+        #[arg(value_name = "PEER")]
+        peer: PeerId,
+        /// For how many hours [default: for good]
+        #[arg(long, value_name = "HOURS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+        hours: Option<u64>,
+        /// Why, for yourself
+        #[arg(long, value_name = "TEXT", default_value = "by hand")]
+        why: String,
+    },
+    /// Let a banned peer in again
+    Unban {
+        /// The peer's id
+        #[arg(value_name = "PEER")]
+        peer: PeerId,
+    },
+    /// Print the address book as JSON, for `import` elsewhere
+    Export,
+    /// Take over an address book from standard input, as `export` prints it
+    Import,
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RelayArgs {
     /// The UDP address to listen on [default: every address, the port used last or 4477]
@@ -221,6 +259,14 @@ fn relay(text: &str) -> Result<PeerAddr, String> {
     match relay.addrs.is_empty() {
         true => Err("a relay is id@host:port, as `byway relay` prints it".into()),
         false => Ok(relay),
+    }
+}
+
+fn peer(text: &str) -> Result<PeerAddr, String> {
+    let peer: PeerAddr = text.parse().map_err(|error| format!("{error}"))?;
+    match peer.addrs.is_empty() {
+        true => Err("without an address there is nothing to write down; write id@host:port".into()),
+        false => Ok(peer),
     }
 }
 

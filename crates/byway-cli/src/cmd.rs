@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod demo_http;
 pub(crate) mod id;
+pub(crate) mod peers;
 pub(crate) mod ping;
 pub(crate) mod pipe;
 pub(crate) mod reach;
@@ -58,6 +59,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Check(args) => check::run(shell, args).await,
         Command::Why(args) => why::run(shell, args).await,
         Command::Status => status::run(shell).await,
+        Command::Peers(command) => peers::run(shell, command).await,
         Command::Reload => reload::run(shell).await,
         Command::Relay(args) => relay::run(shell, &args).await,
         Command::DemoHttp(args) => demo_http::run(shell, args.seed).await,

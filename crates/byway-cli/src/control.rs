@@ -24,7 +24,7 @@ use crate::{
 pub(crate) use event::Event;
 
 /// The version of this protocol; both sides must have the same.
-pub(crate) const PROTOCOL: u32 = 4;
+pub(crate) const PROTOCOL: u32 = 5;
 
 /// The longest line in bytes: the status of 10,000 peers with three routes each.
 const MAX_LINE: usize = 16 << 20;
@@ -146,6 +146,11 @@ pub(crate) enum Request {
     Status,
     /// Read the configuration again.
     Reload,
+    /// Do something with the address book.
+    Peers {
+        /// What.
+        ask: event::book::PeersAsk,
+    },
 }
 
 impl Needs {

@@ -7,6 +7,7 @@ mod attend;
 mod bench;
 mod board;
 mod check;
+mod peers;
 mod ping;
 mod pipe;
 mod reach;
@@ -93,7 +94,8 @@ impl Running {
     pub(crate) async fn start(dir: DataDir, lock: Lock, settings: Settings, command: &str) -> Result<Self, Failure> {
         let identity = Identity::load_or_create(&dir.key_file()).map_err(Failure::here)?;
         let (grants, known) = (Grants::open(&dir)?, KnownPeers::open(&dir)?);
-        let config = settings.node_config(identity, dir.remembered_port());
+        let mut config = settings.node_config(identity, dir.remembered_port());
+        config.store = Some(dir.book_file());
         let net: Arc<dyn Net> = Arc::new(Os);
         let node = Node::bind_on(Arc::clone(&net), config).await.map_err(|error| bind_failure(&error))?;
         dir.remember_port(node.port())?;
@@ -296,7 +298,7 @@ fn bind_failure(error: &BindError) -> Failure {
 
 fn dial_failure(error: &DialError) -> Failure {
     let code = match error {
-        DialError::SelfDial => Exit::Usage,
+        DialError::SelfDial | DialError::Banned(_) => Exit::Usage,
         DialError::Hello { reason: Gone::Refused(_), .. } => Exit::Refused,
         DialError::TooMany(_) | DialError::Closed => Exit::Failed,
         _ => Exit::Unreachable,

@@ -67,6 +67,11 @@ impl DataDir {
         self.0.join("identity.key")
     }
 
+    /// The address book.
+    pub(crate) fn book_file(&self) -> PathBuf {
+        self.0.join("book.redb")
+    }
+
     /// The control socket; an error if the system could not hold its path.
     pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
         let path = self.0.join("control.sock");

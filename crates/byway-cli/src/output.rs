@@ -108,6 +108,9 @@ fn describe(event: &Event) -> Words {
             let times = [min_ms, mean_ms, max_ms].map(|ms| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}")));
             return Words::Result(format!("{answered} of {sent} answered; least, mean, most: {} ms", times.join(", ")));
         }
+        Event::PeerList { peers } => return Words::Result(cmd::peers::describe(peers)),
+        Event::PeerBook { peers } => return Words::Result(serde_json::to_string_pretty(peers).unwrap_or_default()),
+        Event::PeersChanged { message } => message.clone(),
         Event::Reloaded(reloaded) => return Words::Result(cmd::reload::describe(reloaded)),
         Event::Measured(measured) => return Words::Result(cmd::bench::describe(measured)),
         Event::Status(_) | Event::Check(_) | Event::Why(_) | Event::Done | Event::Error(_) => return Words::None, // each has a place of its own

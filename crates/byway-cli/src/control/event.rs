@@ -1,5 +1,6 @@
 //! What a node tells a command, and what a command prints with `--json`; `docs/cli.md` explains each field.
 
+pub(crate) mod book;
 pub(crate) mod nat;
 
 use std::{
@@ -88,6 +89,21 @@ pub(crate) enum Event {
     Status(Box<Status>),
     /// The configuration was read again.
     Reloaded(Reloaded),
+    /// The address book, for a person.
+    PeerList {
+        /// Its peers.
+        peers: Vec<book::Known>,
+    },
+    /// The address book, for another node.
+    PeerBook {
+        /// Its peers.
+        peers: Vec<book::Known>,
+    },
+    /// Something was done to the address book.
+    PeersChanged {
+        /// What, in words.
+        message: String,
+    },
     /// The work is done. Never printed.
     Done,
     /// The command fails.

@@ -6,7 +6,7 @@ use byway::net::BoxFuture;
 use serde_json::Value;
 use tokio::{sync::mpsc, time};
 
-use super::{Daemon, bench, check, ping, pipe, reach, serve, status, why};
+use super::{Daemon, bench, check, peers, ping, pipe, reach, serve, status, why};
 use crate::{
     control::{Answer, Connection, Event, Greeting, Needs, PROTOCOL, Request, event::Process},
     failure::{Exit, Failure},
@@ -109,6 +109,7 @@ fn job(daemon: &Arc<Daemon>, request: Request, report: Report) -> BoxFuture<'sta
         Request::Ping { to, count } => Box::pin(ping::run(daemon, to, count, report)),
         Request::Bench { to, seconds } => Box::pin(bench::run(daemon, to, seconds, report)),
         Request::Check { wait_s } => Box::pin(check::run(daemon, Duration::from_secs(wait_s), report)),
+        Request::Peers { ask } => Box::pin(peers::run(daemon, ask, report)),
         Request::Why { to } => Box::pin(why::run(daemon, to, report)),
         Request::PipeTo { .. } | Request::PipeFrom { .. } => {
             Box::pin(async { Err(Failure::here("a pipe is no job")) }) // the caller has taken it
