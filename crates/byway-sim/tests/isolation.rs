@@ -3,10 +3,14 @@
 
 mod common;
 
-use std::{io::ErrorKind, time::Duration};
+use std::{
+    io::ErrorKind,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use byway::{Channel, Node, PeerId, Peers, Protocol, Receiver, Sender, Streams, To};
+use byway::{Channel, Malformed, Message, Node, PeerId, Peers, Protocol, Receiver, Sender, Streams, To};
 use byway_sim::{Host, Link, Loss};
 use common::{config, ms, peer, scenario, secs};
 use tokio::{
@@ -139,6 +143,61 @@ fn a_flooding_peer_starves_no_quiet_one() {
         println!("the slowest of 200 took {worst:?}, beside {others} of the flood");
         assert!(worst < ms(200), "{worst:?}");
         assert!(others > 1_000, "the flood is not starved either: {others}");
+    });
+}
+
+/// A number, of which the test counts how often it is encoded.
+#[derive(Debug, PartialEq)]
+struct Number(u64);
+
+static ENCODED: AtomicUsize = AtomicUsize::new(0);
+
+impl Message for Number {
+    fn encode(&self) -> Bytes {
+        ENCODED.fetch_add(1, Ordering::Relaxed);
+        Bytes::copy_from_slice(&self.0.to_be_bytes())
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, Malformed> {
+        let bytes = bytes[..].try_into().map_err(|_| Malformed("a number has eight bytes"))?;
+        Ok(Number(u64::from_be_bytes(bytes)))
+    }
+}
+
+#[test]
+fn a_value_for_all_is_encoded_once_and_a_malformed_one_costs_only_itself() {
+    scenario(1, secs(60), |world| async move {
+        let numbers = async |n: u8| {
+            let node = Node::bind_on(world.host("host").net(), config(n)).await.unwrap();
+            let mut one = Protocol::new("numbers", 1..=1);
+            let channel = one.typed::<Number>(Channel::new(1));
+            let peers = node.register(one).unwrap();
+            (node, channel, peers)
+        };
+        let (hub, (tx, mut rx), mut peers) = numbers(1).await;
+        let mut spokes = Vec::new();
+        for n in 2..=4 {
+            spokes.push(numbers(n).await);
+        }
+        for (spoke, ..) in &spokes {
+            hub.dial(spoke.ticket()).await.unwrap();
+            peers.next().await.unwrap();
+        }
+        assert_eq!(tx.send(&To::All, &Number(7)).queued, 3);
+        assert_eq!(ENCODED.load(Ordering::Relaxed), 1);
+        for (_, (_, received), _) in &mut spokes {
+            assert_eq!(received.recv().await.unwrap(), (hub.id(), Ok(Number(7))));
+        }
+
+        let node = Node::bind_on(world.host("host").net(), config(5)).await.unwrap();
+        let mut bytes = Protocol::new("numbers", 1..=1);
+        let (raw, _unread) = bytes.channel(Channel::new(1));
+        let _peers = node.register(bytes).unwrap();
+        node.dial(hub.ticket()).await.unwrap();
+        raw.send_wait(hub.id(), "seven".into()).await.unwrap();
+        raw.send_wait(hub.id(), Number(8).encode()).await.unwrap();
+        assert_eq!(rx.recv().await.unwrap(), (node.id(), Err(Malformed("a number has eight bytes"))));
+        assert_eq!(rx.recv().await.unwrap(), (node.id(), Ok(Number(8))));
     });
 }
 

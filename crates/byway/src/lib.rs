@@ -71,8 +71,8 @@ pub use self::{
     node::{BindError, MAX_WHY, Node, PingError, Pong},
     protocol::{
         Channel, DEFAULT_WEIGHT, Delivery, LARGEST_DATAGRAM, MAX_ABOUT, MAX_CHANNELS, MAX_DATAGRAM, MAX_MESSAGE,
-        OnFailure, OpenError, PeerEvent, Peers, PeersHandle, Protocol, Receiver, RegisterError, STREAM_BACKLOG,
-        SendError, Sender, Sent, Slot, Streams, To,
+        Malformed, Message, OnFailure, OpenError, PeerEvent, Peers, PeersHandle, Protocol, Receiver, RegisterError,
+        STREAM_BACKLOG, SendError, Sender, Sent, Slot, Streams, To, TypedReceiver, TypedSender,
     },
     quic::endpoint::EndpointError,
     status::{

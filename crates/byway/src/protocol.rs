@@ -4,6 +4,7 @@ mod peers;
 mod registry;
 mod run;
 mod slot;
+mod typed;
 
 use std::{
     collections::VecDeque,
@@ -27,6 +28,7 @@ pub use self::{
     registry::RegisterError,
     run::OnFailure,
     slot::Slot,
+    typed::{Malformed, Message, TypedReceiver, TypedSender},
 };
 use crate::{
     link::{datagrams, inbox::Inbox, outbox::Pushed, queue::MAX_HEADER},
