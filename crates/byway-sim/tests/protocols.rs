@@ -50,7 +50,8 @@ fn protocols_come_and_go_while_peers_are_connected() {
     scenario(1, secs(1_200), |world| async move {
         let (mut a, mut b) = (peer(&world.host("a"), config(1)).await, peer(&world.host("b"), config(2)).await);
         a.node.dial(b.node.ticket()).await.unwrap();
-        (a.up().await, b.up().await);
+        a.up().await;
+        b.up().await;
         let mut theirs = speak(&b.node, "chat");
         // More often than a link has lanes, so that none may be left behind.
         for _ in 0..1_030 {
@@ -192,7 +193,8 @@ fn reasons_arrive_at_the_other_side_unchanged() {
         let (mut a, mut b) = (peer(&world.host("a"), config(1)).await, peer(&world.host("b"), config(2)).await);
         let dismissed = Gone::Dismissed { code: 65_535, why: "the game is over".into() };
         b.node.dial(a.node.ticket()).await.unwrap();
-        (a.up().await, b.up().await);
+        a.up().await;
+        b.up().await;
         assert!(a.node.disconnect(b.id(), 65_535, "the game is over"));
         assert_eq!((a.down().await, b.down().await), (dismissed.clone(), dismissed.clone()));
         loop {
@@ -211,7 +213,8 @@ fn reasons_arrive_at_the_other_side_unchanged() {
         }));
         let _theirs = speak(&b.node, "ledger");
         b.node.dial(a.node.ticket()).await.unwrap();
-        (a.up().await, b.up().await);
+        a.up().await;
+        b.up().await;
         let failed = Gone::Failed("ledger".into());
         assert_eq!((a.down().await, b.down().await), (failed.clone(), failed));
     });

@@ -27,7 +27,7 @@ pub use byway_proto::{
     addr::interface::{Interface, InterfaceKind},
     nat::portmap::{Dialect, Gateway, Port, Transport, UpnpAnswer, UpnpRefusal, UpnpRequest},
 };
-use quinn::udp::{RecvMeta, Transmit};
+pub use quinn::udp::{RecvMeta, Transmit};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A boxed future, as the object-safe seams return it.
@@ -104,14 +104,19 @@ pub trait UdpSocket: Debug + Send + Sync + 'static {
     /// The address the socket is bound to.
     fn local_addr(&self) -> io::Result<SocketAddr>;
 
-    /// How many segments one [`Transmit`] may hold.
-    fn max_transmit_segments(&self) -> usize;
+    /// How many segments one [`Transmit`] may hold; one, unless the network has an offload for more.
+    fn max_transmit_segments(&self) -> usize {
+        1
+    }
 
     /// How many segments one receive buffer may hold.
     fn max_receive_segments(&self) -> usize;
 
-    /// Whether the network may split a datagram on its way (`false` where "don't fragment" is set).
-    fn may_fragment(&self) -> bool;
+    /// Whether the network may split a datagram on its way (`false` where "don't fragment" is set). If it may, no larger
+    /// datagrams than 1,200 bytes are tried.
+    fn may_fragment(&self) -> bool {
+        true
+    }
 }
 
 /// A TCP connection: reading, writing, and a half-close by `poll_shutdown`.
