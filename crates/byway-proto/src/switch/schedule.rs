@@ -27,7 +27,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How soon a seed calls on a peer again.
 const CRAWL_AGAIN: Duration = Duration::from_secs(120);
 
-/// How soon another seed is asked.
+/// How soon another seed is asked, in the mean; up to half of it earlier or later, so that nodes that started together and were
+/// one too many do not come back together.
 const SEED_AGAIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -195,7 +196,8 @@ impl Switch {
         let open = self.schedule.seeds.iter().filter(|seed| !self.is_engaged(seed.peer) && seed.peer != self.own_id);
         let open: Vec<_> = open.cloned().collect();
         if let Some(seed) = open.get(self.rng.below(open.len() as u64) as usize).cloned() {
-            self.schedule.next_seed = now + SEED_AGAIN;
+            let spread = Duration::from_millis(self.rng.below(SEED_AGAIN.as_millis() as u64));
+            self.schedule.next_seed = now + SEED_AGAIN / 2 + spread;
             let group = seed.group().unwrap_or(Group::LOCAL);
             self.dial(seed, group, Cause::Seed, now);
         }

@@ -361,3 +361,23 @@ fn limits_that_contradict_each_other_are_told() {
     assert!(check(|config| config.unconditional = (0..65).map(peer).collect()).is_err());
     assert!(check(|config| config.dial_ratio = 0).is_err());
 }
+
+#[test]
+fn nodes_that_a_seed_had_no_place_for_come_back_each_at_its_own_moment() {
+    let mut config = SwitchConfig { discover: true, ..SwitchConfig::default() };
+    config.seeds = [addr(45_000)].into();
+    let mut moments = Vec::new();
+    for seed in 0..16 {
+        let book = Book::new(BookConfig::default(), peer(OWN), [1; 32]);
+        let switch = Switch::new(config.clone(), peer(OWN), book, &[seed; 32], (UnixTime(1_000), at(0)));
+        let mut rig = Rig { switch, links: 0 };
+        let first = Rig::dials(&rig.feed(Input::Timeout, at(0)))[0].0;
+        rig.feed(Input::DialFailed { dial: first, why: DialFailure::Refused }, at(1));
+        let asks = |second: &u64| !Rig::dials(&rig.feed(Input::Timeout, at(*second))).is_empty();
+        moments.push((2..200).find(asks).unwrap());
+    }
+    assert!(moments.iter().all(|second| (30..=100).contains(second)), "{moments:?}");
+    moments.sort();
+    moments.dedup();
+    assert!(moments.len() >= 6, "{moments:?}");
+}
