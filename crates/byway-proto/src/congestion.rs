@@ -222,6 +222,18 @@ impl Model {
         (factor * self.window as f64) as u64
     }
 
+    /// Bytes that the path is known to hold, if anything is known of it.
+    pub fn known(&self) -> Option<u64> {
+        (self.bandwidth.max() > 0.0).then(|| self.held() as u64)
+    }
+
+    /// Starts from `window` bytes rather than from nothing, unless the path is known or the window is larger already.
+    pub fn start_from(&mut self, window: u64) {
+        if self.known().is_none() {
+            self.window = self.window.max(window);
+        }
+    }
+
     /// The window of a path of which nothing is known.
     pub fn initial_window(&self) -> u64 {
         INITIAL_PACKETS * self.mtu
@@ -298,6 +310,7 @@ impl Model {
     /// Takes the model up again.
     pub fn resume(&mut self, now: Instant) {
         self.rate.restart(now);
+        self.rtt.trust(now);
         self.round = Round { end: self.rate.delivered, ..Round::default() };
         self.mode = match self.mode {
             Mode::ProbeRtt { before: Before { started: false, .. }, .. } => Mode::START,

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! Order of events on a death: an answer is missing for [patience](Paths::patience) → *hedge* (pings with the doubt
-//! flag and copies of every datagram on every proven route) → a pong on the selected route: stay; pongs only
-//! elsewhere: switch. A doubting ping makes the other side hedge too, which solves deaths of one direction only.
+//! flag and copies of every datagram on every proven route) → an answer on another route: no more copies, that one carries
+//! all → a pong on the selected route: stay; pongs only elsewhere: switch. A doubting ping makes the other side hedge too, which solves deaths of one direction only.
 
 mod event;
 mod hedge;
@@ -236,6 +236,9 @@ impl Paths {
     }
 
     fn remove(&mut self, route: RouteId, now: Instant) {
+        if let Some(hedge) = &mut self.hedge {
+            hedge.forget(route);
+        }
         if self.routes.remove(&route).is_none() || self.selected != Some(route) {
             return;
         }
@@ -288,6 +291,7 @@ impl Paths {
             }
         }
         if self.hedge.is_some() {
+            self.hear_elsewhere();
             self.continue_hedge(now);
         } else {
             self.mind_silence(now);
@@ -404,6 +408,9 @@ impl Paths {
         }
         if set.is_empty() && now < established + PROVING_FOR {
             return Plan::All;
+        }
+        if let Some(instead) = self.hedge.as_ref().and_then(|hedge| hedge.instead(now)) {
+            return Plan::Instead(instead);
         }
         set.insert(selected);
         if set.len() == 1 { Plan::One(selected) } else { Plan::Several(set) }

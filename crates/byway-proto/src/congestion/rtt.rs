@@ -47,6 +47,11 @@ impl Rtt {
         now.since(self.confirmed) > LIFE
     }
 
+    /// Believes in the smallest for its whole life again: nothing could confirm it while packets went another way.
+    pub(super) fn trust(&mut self, now: Instant) {
+        self.confirmed = now;
+    }
+
     /// Believes in what was measured with an empty queue, or in the old one where nothing was.
     pub(super) fn renew(&mut self, min: Duration, now: Instant) {
         if min < FAR {

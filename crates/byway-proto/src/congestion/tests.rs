@@ -175,6 +175,35 @@ fn a_model_taken_up_again_needs_no_start() {
 }
 
 #[test]
+fn a_model_taken_up_after_a_long_time_does_not_make_room_first() {
+    let (mut path, mut model) = (Path::new(20.0, 100, 100.0), model());
+    path.run(&mut model, 3_000);
+    model.park();
+    let mut later = Path::new(20.0, 100, 100.0);
+    later.now = path.now + 60_000;
+    model.resume(later.now());
+    let least = model.window();
+    later.run(&mut model, 300);
+    assert!(!matches!(model.mode, Mode::ProbeRtt { .. }));
+    assert!(model.window() > least / 2, "{} of {least}", model.window());
+}
+
+#[test]
+fn a_path_of_which_nothing_is_known_may_start_from_what_another_one_held() {
+    let (mut path, mut known) = (Path::new(20.0, 100, 100.0), model());
+    path.run(&mut known, 3_000);
+    let held = known.known().unwrap();
+    assert!((230_000..280_000).contains(&held), "{held}");
+    let mut fresh = model();
+    assert_eq!(fresh.known(), None);
+    fresh.start_from(held / 2);
+    assert_eq!(fresh.window(), held / 2);
+    let before = known.window();
+    known.start_from(1 << 20);
+    assert_eq!(known.window(), before, "what was measured counts for more");
+}
+
+#[test]
 fn persistent_congestion_starts_over_from_a_few_packets() {
     let (mut path, mut model) = (Path::new(100.0, 50, 100.0), model());
     path.run(&mut model, 5_000);

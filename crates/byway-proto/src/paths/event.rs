@@ -157,8 +157,12 @@ pub const SMALL: usize = 48;
 pub enum Plan {
     /// Send it on this route.
     One(RouteId),
-    /// Send a copy on each of these (a hedge; two or more).
+    /// Send a copy on each of these (a hedge; two or more); a [`Sample`] is due when something comes by another route than
+    /// the selected one.
     Several(RouteSet),
+    /// Send it on this route, which answers, although another is selected, which does not (the rest of a hedge): the line
+    /// in front of both has better to carry than copies that are most likely lost.
+    Instead(RouteId),
     /// Send a copy on every route there is, also on routes the machine has not been told of (a dial;
     /// also what is told when the last route is gone).
     All,

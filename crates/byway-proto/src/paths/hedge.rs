@@ -67,14 +67,29 @@ pub(super) struct Hedge {
     pings: u32,
     /// When copying begins; `None` once it has.
     copies_at: Option<Instant>,
-    /// When another route first answered.
-    elsewhere: Option<Instant>,
+    /// Another route that answered, the first of them, and when.
+    elsewhere: Option<(RouteId, Instant)>,
+    /// Another route on which the peer was heard, the first of them, and until when that is enough to rely on it.
+    heard: Option<(RouteId, Instant)>,
 }
 
 impl Hedge {
     /// Whether copies go out.
     pub(super) fn is_copying(&self) -> bool {
         self.copies_at.is_none()
+    }
+
+    /// Notes that there is no such route any more.
+    pub(super) fn forget(&mut self, route: RouteId) {
+        self.elsewhere.take_if(|(elsewhere, _)| *elsewhere == route);
+        self.heard.take_if(|(heard, _)| *heard == route);
+    }
+
+    /// The route that carries the connection instead of the silent one until the hedge ends. After a handshake the copies go
+    /// on: by then no route is more likely to be the right one than another.
+    pub(super) fn instead(&self, now: Instant) -> Option<RouteId> {
+        let heard = self.heard.filter(|(_, until)| now < *until);
+        self.elsewhere.or(heard).map(|(route, _)| route).filter(|_| self.why != HedgeWhy::Established)
     }
 }
 
@@ -173,8 +188,10 @@ impl Paths {
     /// The peer doubts: unless we know better, its doubt is ours.
     pub(super) fn mind_doubt(&mut self, now: Instant) {
         let Some((_, patience)) = self.watched() else { return };
-        let proof = self.selected_route().and_then(|route| route.proof);
-        if proof.is_none_or(|proof| now.since(proof) > patience) {
+        let Some(route) = self.selected_route() else { return };
+        // the doubt may be about the route that was left just now
+        let known = route.proof.unwrap_or_default().max(route.standing.selected_at);
+        if now.since(known) > patience {
             self.start_hedge(HedgeWhy::PeerDoubts, false, now);
         }
     }
@@ -190,7 +207,7 @@ impl Paths {
         let scared = why.is_guess() && self.scares.current(now) > 0;
         let copies_at = scared.then(|| now + selected.rtt() + SCARED_SLACK);
         let next = now + BURST_SPACING;
-        self.hedge = Some(Hedge { since: now, why, doubt, next, pings: 0, copies_at, elsewhere: None });
+        self.hedge = Some(Hedge { since: now, why, doubt, next, pings: 0, copies_at, elsewhere: None, heard: None });
         self.outputs.push_back(Output::Hedged(why));
         self.tell_plan(now);
         self.ping_all(doubt, now);
@@ -206,7 +223,10 @@ impl Paths {
             return;
         }
         match &mut self.hedge {
-            Some(hedge) => (hedge.since, hedge.next, hedge.pings, hedge.elsewhere) = (now, now, 0, None),
+            Some(hedge) => {
+                (hedge.since, hedge.next, hedge.pings) = (now, now, 0);
+                (hedge.elsewhere, hedge.heard) = (None, None);
+            }
             None => self.start_hedge(HedgeWhy::NetworkChanged, true, now),
         }
         self.continue_hedge(now);
@@ -217,6 +237,20 @@ impl Paths {
         let Some((selected, hedge)) = self.selected_route().zip(self.hedge.as_ref()) else { return };
         let young = selected.patience() + selected.rtt() * 3 / 2 + now.since(hedge.since);
         self.replay_hedged(usize::MAX, young);
+    }
+
+    /// Notes on which other route the peer is heard since the hedge began: it doubts too, or has left already, and what it says
+    /// there calls for more than a few datagrams. Whether the way there works as well its pongs must show in time.
+    pub(super) fn hear_elsewhere(&mut self) {
+        let Some(hedge) = self.hedge.as_ref().filter(|hedge| hedge.heard.is_none()) else { return };
+        let since = hedge.since;
+        let others = self.routes.values().filter(|route| Some(route.id) != self.selected && route.is_proven());
+        let heard = others.filter(|route| route.peer.heard.is_some_and(|heard| heard > since));
+        let first = heard.min_by_key(|route| (route.peer.heard, route.id));
+        let heard = first.and_then(|route| Some((route.id, route.peer.heard? + route.patience())));
+        if let Some(hedge) = &mut self.hedge {
+            hedge.heard = heard;
+        }
     }
 
     /// Goes on with the hedge under way.
@@ -282,7 +316,8 @@ impl Paths {
                 }
                 self.replay(route, LATEST, Duration::MAX);
             } else {
-                hedge.elsewhere.get_or_insert(now);
+                hedge.elsewhere.get_or_insert((route, now));
+                hedge.copies_at = hedge.copies_at.map(|at| at.min(now + SCARED_SLACK));
             }
         }
         self.decide(now);
@@ -315,7 +350,7 @@ impl Paths {
     fn decision_at(&self) -> Option<Instant> {
         let hedge = self.hedge.as_ref()?;
         let waited = hedge.since + self.selected_route()?.patience() + SLACK;
-        Some(hedge.elsewhere.map_or(waited, |heard| waited.max(heard + SLACK)))
+        Some(hedge.elsewhere.map_or(waited, |(_, heard)| waited.max(heard + SLACK)))
     }
 
     /// The best of the other routes that have answered a ping sent since the hedge began.

@@ -99,6 +99,89 @@ fn first_answer_elsewhere_is_given_time_for_the_selected_route_to_answer_too() {
 }
 
 #[test]
+fn a_route_that_answers_carries_all_instead_of_copies_until_the_silent_one_answers_too() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    one.wait(60);
+    one.pong(&hedge, B);
+    assert_eq!((one.paths.plan(), one.paths.selected()), (Plan::Instead(B), Some(A)), "no verdict yet");
+    one.wait(20);
+    one.pong(&hedge, A);
+    assert_eq!(one.paths.plan(), Plan::One(A));
+}
+
+#[test]
+fn a_route_on_which_the_peer_is_heard_carries_all_for_as_long_as_its_pong_may_take() {
+    let mut one = Driven::established();
+    one.silence();
+    one.wait(30);
+    let heard = Sample { heard: vec![(B, one.now)], ..Sample::default() };
+    one.sample(heard.clone());
+    assert_eq!(one.paths.plan(), Plan::Instead(B));
+    one.wait(149);
+    one.sample(heard);
+    assert_eq!(one.paths.plan(), Plan::Instead(B));
+    one.wait(1);
+    one.sample(Sample { heard: vec![(B, one.now)], ..Sample::default() });
+    assert_eq!(one.paths.plan(), Plan::Several([A, B].into_iter().collect()), "it is heard, and does not answer");
+}
+
+#[test]
+fn a_route_on_which_the_peer_was_heard_before_the_doubt_is_none_to_rely_on() {
+    let mut one = Driven::established();
+    let heard = Sample { heard: vec![(B, one.now)], ..Sample::default() };
+    one.wait(1);
+    one.silence();
+    one.sample(heard);
+    assert_eq!(one.paths.plan(), Plan::Several([A, B].into_iter().collect()));
+}
+
+#[test]
+fn copies_go_on_after_a_handshake_whichever_route_answers_first() {
+    let mut one = Driven::new();
+    one.add(A, RouteKind::Direct);
+    one.add(B, RouteKind::Relay);
+    let hedge = one.input(Input::Established { heard: A });
+    one.wait(30);
+    one.pong(&hedge, B);
+    assert_eq!(one.paths.plan(), Plan::Several([A, B].into_iter().collect()));
+}
+
+#[test]
+fn a_doubt_that_arrives_right_after_a_switch_is_about_the_route_before() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    one.wait(100);
+    one.pong(&hedge, B);
+    while one.paths.selected() == Some(A) {
+        one.next();
+    }
+    one.wait(100);
+    let doubt = Input::Ping { route: B, doubt: true };
+    assert!(!one.input(doubt.clone()).contains(&Output::Hedged(HedgeWhy::PeerDoubts)));
+    one.wait(100);
+    assert!(one.input(doubt).contains(&Output::Hedged(HedgeWhy::PeerDoubts)), "it is about this one by now");
+}
+
+#[test]
+fn an_answer_elsewhere_shortens_the_wait_that_follows_false_alarms() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    one.wait(60);
+    one.pong(&hedge, A);
+    one.wait(1_000);
+    let asks = one.silence();
+    one.wait(20);
+    one.pong(&asks, B);
+    one.wait(49);
+    one.sample(Sample::default());
+    assert_eq!(one.paths.plan(), Plan::One(A));
+    one.wait(1);
+    one.sample(Sample::default());
+    assert_eq!(one.paths.plan(), Plan::Instead(B));
+}
+
+#[test]
 fn after_a_false_alarm_the_next_hedge_asks_before_it_copies() {
     let mut one = Driven::established();
     let hedge = one.silence();
@@ -586,6 +669,9 @@ impl Driven {
             Plan::One(route) => assert!(self.routes.contains(&route)),
             Plan::Several(routes) => {
                 assert!(routes.len() > 1 && self.hedging && routes.iter().all(|route| self.routes.contains(&route)));
+            }
+            Plan::Instead(route) => {
+                assert!(self.hedging && self.routes.contains(&route) && self.paths.selected() != Some(route));
             }
             Plan::All => {}
         }

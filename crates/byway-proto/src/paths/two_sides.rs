@@ -436,7 +436,7 @@ impl Pair {
         }
         side.ring.push_back((self.now, datagram));
         let routes = match side.plan {
-            Plan::One(route) => [route].into_iter().collect(),
+            Plan::One(route) | Plan::Instead(route) => [route].into_iter().collect(),
             Plan::Several(routes) => routes,
             Plan::All => side.routes,
         };

@@ -51,12 +51,20 @@ pub(super) struct AgentPeer {
     /// Sockets whose routes were dropped, until the agent has taken notice.
     pub(super) unused: Vec<SocketId>,
     relayed: bool,
+    detour: Detour,
     /// Since when no route answers, if users were told so.
     stalled: Option<Instant>,
     paths: Paths,
     window: ReplayWindow,
     seq: u64,
     pings: VecDeque<(u64, Instant, RouteId, oneshot::Sender<PingReport>)>,
+}
+
+/// When the hedge under way began, and the route that carries the connection meanwhile, if one does.
+#[derive(Debug)]
+struct Detour {
+    since: Instant,
+    by: Option<RouteId>,
 }
 
 impl AgentPeer {
@@ -71,6 +79,7 @@ impl AgentPeer {
             silent_relays: Vec::new(),
             stray_pong: None,
             events: Vec::new(),
+            detour: Detour { since: now, by: None },
             stalled: None,
             unused: Vec::new(),
             relayed: up.relayed,
@@ -271,13 +280,13 @@ impl AgentPeer {
                         self.send_padded(mux, via, Probe { seq, kind, txid: txid.to_be_bytes() }, len);
                     }
                 }
-                Output::Plan(plan) => self.apply(plan),
+                Output::Plan(plan) => self.apply(plan, mux.now()),
                 Output::Replay { route, last, max_age } => mux.replay(&self.track, route, last, max_age),
                 Output::ClearUnanswered => self.track.lock().answered(),
                 Output::Selected { from, to, why, hedge_began } => {
                     self.track.lock().selected = Some(to);
-                    if let Some(via) = self.track.via() {
-                        self.track.line.select(via, hedge_began.unwrap_or_else(|| mux.now()));
+                    if self.detour.by.take() != Some(to) {
+                        self.carry_by(to, hedge_began, mux.now());
                     }
                     self.track.moved.notify_one();
                     changed = self.selected(from, to).or(changed);
@@ -286,6 +295,7 @@ impl AgentPeer {
                 }
                 Output::Hedged(why) => {
                     debug!(alias = %self.track.alias(), %why, "hedging");
+                    self.detour.since = mux.now();
                     if why != HedgeWhy::Established {
                         self.silent_relays = self.relays();
                         self.set_silent(true);
@@ -294,6 +304,10 @@ impl AgentPeer {
                 Output::Unhedged => {
                     debug!(alias = %self.track.alias(), "no longer hedging");
                     self.set_silent(false);
+                    // without a switch: the selected route answers after all
+                    if let (Some(_), Some(selected)) = (self.detour.by.take(), self.paths.selected()) {
+                        self.carry_by(selected, None, mux.now());
+                    }
                 }
                 Output::Up { route } => self.tell(route, |peer, path, remote| Event::PathUp { peer, path, remote }),
                 Output::Down { route } => {
@@ -305,10 +319,9 @@ impl AgentPeer {
                     self.events.extend(self.told.map(|peer| Event::Stalled { peer, since }));
                 }
                 Output::Resumed => {
-                    if let Some(via) = self.track.via() {
-                        self.track.line.select(via, mux.now());
+                    if let Some(route) = self.paths.selected() {
+                        self.carry_by(route, Some(mux.now()), mux.now());
                     }
-                    self.track.revived.notify_one();
                     let after = self.stalled.take().map_or(Duration::ZERO, |since| mux.now().since(since));
                     self.events.extend(self.told.map(|peer| Event::Resumed { peer, after }));
                 }
@@ -356,11 +369,28 @@ impl AgentPeer {
         asked.into_iter().filter(|via| via.is_relay()).map(Via::remote).collect()
     }
 
-    fn apply(&mut self, plan: Plan) {
+    fn apply(&mut self, plan: Plan, now: Instant) {
         let mut state = self.track.lock();
         state.plan = plan;
-        if let Plan::One(route) = plan {
-            state.selected = Some(route);
+        match plan {
+            Plan::One(route) => state.selected = Some(route),
+            Plan::Instead(route) => {
+                drop(state);
+                debug!(alias = %self.track.alias(), ?route, "sending by a route that answers");
+                self.detour.by = Some(route);
+                self.carry_by(route, Some(self.detour.since), now);
+            }
+            Plan::Several(_) | Plan::All => {}
+        }
+    }
+
+    /// Tells those above that packets go by `route`, and since when if a silence ends; QUIC then sends one of now, by which it
+    /// learns what is lost.
+    fn carry_by(&self, route: RouteId, silent: Option<Instant>, now: Instant) {
+        let via = self.track.lock().slot(route).map(|slot| slot.via);
+        if let Some(via) = via {
+            self.track.line.select(via, silent, now);
+            self.track.revived.notify_one();
         }
     }
 

@@ -8,7 +8,7 @@ mod send;
 
 use std::{
     cell::Cell,
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
     io::{self, IoSliceMut},
     net::{Ipv6Addr, SocketAddr},
@@ -141,20 +141,20 @@ pub(crate) struct Relaying {
     pub(crate) changed: Notify,
 }
 
-/// The aliases whose tracks ask to be watched; each is in it at most once, so the table bounds it.
+/// The aliases whose tracks ask to be looked at: no more than there are tracks.
 #[derive(Debug, Default)]
 pub(crate) struct Woken {
-    aliases: Mutex<Vec<SocketAddr>>,
+    aliases: Mutex<BTreeSet<SocketAddr>>,
     pub(crate) notify: Notify,
 }
 
 impl Woken {
     pub(crate) fn push(&self, alias: SocketAddr) {
-        self.aliases.lock().unwrap_or_else(PoisonError::into_inner).push(alias);
+        self.aliases.lock().unwrap_or_else(PoisonError::into_inner).insert(alias);
         self.notify.notify_one();
     }
 
-    pub(crate) fn take(&self) -> Vec<SocketAddr> {
+    pub(crate) fn take(&self) -> BTreeSet<SocketAddr> {
         std::mem::take(&mut *self.aliases.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -17,7 +17,10 @@ use byway_proto::{
 use tokio::sync::Notify;
 
 use super::routes::{MAX_CIDS, Via};
-use crate::{quic::congestion::Line, watched::Watched};
+use crate::{
+    quic::{congestion::Line, endpoint::PACKET_THRESHOLD},
+    watched::Watched,
+};
 
 /// Most routes to one peer on the packet path: the route machine keeps half as many, and may prefer a newcomer.
 pub(crate) const MAX_ROUTES: usize = RouteId::LIMIT as usize;
@@ -29,8 +32,9 @@ pub(crate) const MIN_MTU: u16 = 1_200;
 /// sends at most 16 full datagrams to an address that never answers, whoever named it.
 const DIAL_CREDIT: usize = 16 * 1_200 / 3;
 
-/// Datagrams kept for a replay: what may be lost with a route that just died.
-pub(crate) const RING: usize = 16;
+/// Datagrams kept for a replay: those that QUIC does not yet take for lost when it hears of the last one. All before are
+/// sent anew at once then.
+pub(crate) const RING: usize = PACKET_THRESHOLD as usize;
 
 /// Of a batch that leaves faster than this, only the last two datagrams are worth a replay: the acknowledgement of the
 /// highest packet number makes QUIC see the rest as lost.
@@ -310,8 +314,8 @@ impl State {
         wake
     }
 
-    /// Notes that `datagrams` of `bytes` came by `route`.
-    pub(crate) fn heard(&mut self, route: RouteId, bytes: usize, now: Instant) {
+    /// Notes that `bytes` came by `route`; `true` if the agent must be woken to draw a conclusion from it.
+    pub(crate) fn heard(&mut self, route: RouteId, bytes: usize, now: Instant) -> bool {
         if self.plan == Plan::All || self.selected == Some(route) {
             self.answered();
         }
@@ -322,6 +326,7 @@ impl State {
                 slot.credit.received(bytes);
             }
         }
+        matches!(self.plan, Plan::Several(_)) && self.selected != Some(route)
     }
 
     /// Everything sent so far counts as answered.
@@ -408,6 +413,18 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_agent_hears_of_what_comes_by_another_route_while_copies_go_out() {
+        let (via, now) = (|n: u16| Via::Direct(([192, 0, 2, 1], n).into()), Instant::START);
+        let track = Track::accepted(([0x100, 0, 0, 0, 0, 0, 0, 1], 1).into(), via(1), now);
+        let mut state = track.lock();
+        let (first, other) = (RouteId(0), state.add(via(2), true).expect("there is room"));
+        (state.selected, state.plan) = (Some(first), Plan::One(first));
+        assert!(!state.heard(other, 100, now));
+        state.plan = Plan::Several([first, other].into_iter().collect());
+        assert!(state.heard(other, 100, now) && !state.heard(first, 100, now));
+    }
 
     #[test]
     fn acknowledgements_push_no_data_out_of_a_replay() {

@@ -24,6 +24,10 @@ use quinn_proto::RttEstimator;
 
 use crate::net::{mux::Clock, routes::Via};
 
+/// A route of which nothing is known starts with this fraction of what the one before held: the line that both share is
+/// the narrow one as a rule, and where it is not, half is made up for in one round trip (draft-ietf-tsvwg-careful-resume).
+const GUESS: u64 = 2;
+
 /// Models that are kept for routes which carry nothing now: two direct ones and two relays.
 const MAX_PARKED: usize = 4;
 
@@ -38,6 +42,20 @@ const STALE_LIFE: Duration = Duration::from_secs(5);
 /// is shown half a window more, with which it came to 92. The room itself is what the model says.
 const PACING: (u64, u64) = (3, 2);
 
+/// Packets that ask, after a silence, what of the old route's has arrived, until half of it is accounted for: with more the
+/// window would be full of what comes last by the time the holes are known.
+const ASKING: u64 = 4;
+
+/// quinn sends no acknowledgement while the window is full and there is data to send, for it would put both into one packet.
+/// Where both sides are in that state each waits for the other, at worst until a timeout. So where an acknowledgement is owed
+/// and nothing was sent for this long, there is room for one packet more …
+const ACK_DELAY: Duration = Duration::from_millis(5);
+
+/// … as long as less than this fraction of the window is on its way beyond it; and without that limit for this many packets
+/// a round trip, which the smallest window allows too.
+const ACK_ROOM: u64 = 8;
+const ACK_PACKETS: u32 = 4;
+
 /// What the agent tells the congestion control of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
@@ -47,6 +65,8 @@ pub(crate) struct Line {
     /// The congestion window and [`Model::send_window`], for the link's writer; 0 before the first acknowledgement.
     window: AtomicU64,
     send_window: AtomicU64,
+    /// Datagrams of the peer's that call for an acknowledgement.
+    heard: AtomicU64,
 }
 
 /// The route that carries the connection, and the moment from which what is sent tells about it.
@@ -54,13 +74,16 @@ pub(crate) struct Line {
 struct Switch {
     route: Option<Via>,
     since: Instant,
+    /// The route before was silent: what was on its way is lost, which QUIC learns by the next acknowledgement.
+    silent: bool,
 }
 
 impl Line {
-    /// Notes that `route` carries the connection; what was sent before `since` took another.
-    pub(crate) fn select(&self, route: Via, since: Instant) {
+    /// Notes that `route` carries the connection, and since when, if that is the end of a silence; what was sent before took
+    /// another, or is lost.
+    pub(crate) fn select(&self, route: Via, silent: Option<Instant>, now: Instant) {
         let mut switch = self.switch.lock().unwrap_or_else(PoisonError::into_inner);
-        *switch = Switch { route: Some(route), since };
+        *switch = Switch { route: Some(route), since: silent.unwrap_or(now), silent: silent.is_some() };
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
@@ -72,6 +95,15 @@ impl Line {
     /// Bytes that QUIC should be given before they are acknowledged.
     pub(crate) fn send_window(&self) -> u64 {
         self.send_window.load(Ordering::Relaxed)
+    }
+
+    /// Notes a datagram that is large enough to call for an acknowledgement.
+    pub(crate) fn hear(&self) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 
     fn epoch(&self) -> u64 {
@@ -101,9 +133,21 @@ impl Congestion {
 impl ControllerFactory for Congestion {
     fn build(self: Arc<Self>, now: SystemInstant, mtu: u16) -> Box<dyn Controller> {
         let now = self.clock.of(now);
-        let seen = Seen { epoch: self.line.epoch(), switch: Switch { route: None, since: now }, at: now };
+        let seen =
+            Seen { epoch: self.line.epoch(), switch: Switch { route: None, since: now, silent: false }, at: now };
         let model = Model::new(mtu, self.seed, now);
-        Box::new(Routed { shared: self, seen, model, mtu, in_flight: 0, stale: 0, parked: Vec::new() })
+        Box::new(Routed {
+            shared: self,
+            seen,
+            model,
+            mtu,
+            in_flight: 0,
+            stale: 0,
+            asks_above: u64::MAX,
+            smoothed_rtt: Duration::ZERO,
+            latest: Latest { at: now, heard: 0 },
+            parked: Vec::new(),
+        })
     }
 }
 
@@ -118,7 +162,18 @@ struct Routed {
     /// All bytes on their way, and those of them that were sent before the last switch was seen.
     in_flight: u64,
     stale: u64,
+    /// While more than this is stale, a silence has ended and QUIC has yet to learn what it has cost.
+    asks_above: u64,
+    smoothed_rtt: Duration,
+    latest: Latest,
     parked: Vec<Parked>,
+}
+
+/// The last packets that were sent: when, and how many of the peer's had been heard by then.
+#[derive(Debug, Clone, Copy)]
+struct Latest {
+    at: Instant,
+    heard: u64,
 }
 
 /// The last switch that was acted on, and when.
@@ -149,7 +204,7 @@ impl Routed {
         let Some(route) = switch.route else { return };
         if before == Some(route) {
             // It was silent: what was sent meanwhile is lost, and takes no room until QUIC knows that.
-            self.stale = self.in_flight;
+            self.set_stale();
             self.model.park();
             self.model.resume(now);
             return self.publish();
@@ -157,7 +212,8 @@ impl Routed {
         // The handshake's route is the one that answered it.
         let Some(before) = before else { return };
         self.parked.retain(|parked| parked.route != before && now.since(parked.since) < PARKED_LIFE);
-        let next = match self.parked.iter().position(|parked| parked.route == route) {
+        let guess = self.model.known().unwrap_or_default() / GUESS;
+        let mut next = match self.parked.iter().position(|parked| parked.route == route) {
             Some(index) => {
                 let mut model = self.parked.swap_remove(index).model;
                 model.set_mtu(self.mtu);
@@ -166,6 +222,7 @@ impl Routed {
             }
             None => Model::new(self.mtu, self.shared.seed, now),
         };
+        next.start_from(guess);
         let mut model = std::mem::replace(&mut self.model, next);
         model.park();
         if self.parked.len() == MAX_PARKED {
@@ -174,8 +231,14 @@ impl Routed {
             self.parked.swap_remove(oldest);
         }
         self.parked.push(Parked { route: before, since: now, model });
-        self.stale = self.in_flight;
+        self.set_stale();
         self.publish();
+    }
+
+    /// Whatever is on its way took the route before.
+    fn set_stale(&mut self) {
+        self.stale = self.in_flight;
+        self.asks_above = if self.seen.switch.silent { self.stale / 2 } else { u64::MAX };
     }
 
     /// Tells the link's writer how much QUIC can use.
@@ -188,12 +251,14 @@ impl Routed {
     fn sent(&mut self, bytes: u64, now: Instant) {
         self.follow(now);
         self.in_flight += bytes;
+        self.latest = Latest { at: now, heard: self.shared.line.heard() };
         self.model.sent(bytes, now);
     }
 
     fn acked(&mut self, ack: &Ack, now: Instant) {
         self.follow(now);
         self.in_flight = self.in_flight.saturating_sub(ack.bytes);
+        self.smoothed_rtt = ack.smoothed_rtt;
         if ack.sent < self.seen.at {
             self.take_stale(ack.bytes);
         }
@@ -217,6 +282,16 @@ impl Routed {
         if sent >= self.seen.switch.since && (of_this_route > 0 || is_persistent) {
             self.model.lost(of_this_route, is_persistent);
         }
+    }
+
+    /// Whether an acknowledgement has been waiting for room for long enough.
+    fn owes_ack(&self, window: u64) -> bool {
+        if self.latest.heard == self.shared.line.heard() {
+            return false;
+        }
+        let waited = self.shared.clock.now().since(self.latest.at);
+        let little = self.in_flight < window + window / ACK_ROOM;
+        waited >= ACK_DELAY && (little || waited >= self.smoothed_rtt / ACK_PACKETS)
     }
 
     /// Notes that `bytes` of the old route are no longer on their way; how many of them there were.
@@ -254,10 +329,17 @@ impl Controller for Routed {
 
     fn window(&self) -> u64 {
         if self.shared.line.epoch() != self.seen.epoch {
-            return self.in_flight + self.model.initial_window(); // the next packet will see the switch
+            return self.in_flight + ASKING * u64::from(self.mtu); // the next packet will see the switch
         }
-        let window = self.model.window() + self.stale;
-        if self.in_flight + u64::from(self.mtu) < window { window / PACING.1 * PACING.0 } else { window }
+        let mtu = u64::from(self.mtu);
+        let window = if self.stale > self.asks_above { ASKING * mtu } else { self.model.window() } + self.stale;
+        if self.in_flight + mtu < window {
+            window / PACING.1 * PACING.0
+        } else if self.owes_ack(window) {
+            self.in_flight + 2 * mtu
+        } else {
+            window
+        }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -306,7 +388,7 @@ mod tests {
         }
 
         fn select(&mut self, n: u16) {
-            self.line.select(Via::Direct(([192, 0, 2, 1], n).into()), self.now);
+            self.line.select(Via::Direct(([192, 0, 2, 1], n).into()), None, self.now);
         }
 
         /// Sends for so many milliseconds; what was sent one round trip before is acknowledged if `heard`.
@@ -348,7 +430,7 @@ mod tests {
         let on_way = bench.on_way.len() as u64 * PACKET;
         bench.select(2);
         let initial = bench.routed.initial_window();
-        assert!(bench.routed.window() >= on_way + initial, "before a packet has seen the switch");
+        assert!(bench.routed.window() > on_way + PACKET, "before a packet has seen the switch");
         bench.run(1, false);
         assert_eq!((bench.routed.stale, bench.routed.model.window()), (on_way, initial));
         let (before, now) = (bench.routed.seen.switch.since - Duration::from_millis(1), bench.now);
@@ -359,12 +441,62 @@ mod tests {
     }
 
     #[test]
+    fn a_new_route_starts_from_half_of_what_the_old_one_held() {
+        let mut bench = Bench::new();
+        bench.run(1_000, true);
+        bench.run(1_000, true);
+        let held = bench.routed.model.known().expect("it was measured");
+        bench.routed.model.start_from(0);
+        let mut fresh = Model::new(PACKET as u16, 1, bench.now);
+        fresh.start_from(held / GUESS);
+        bench.select(2);
+        bench.run(1, true);
+        assert_eq!(bench.routed.model.window(), fresh.window());
+    }
+
+    #[test]
+    fn after_a_silence_a_few_packets_ask_what_has_arrived_before_the_window_opens() {
+        let mut bench = Bench::new();
+        bench.run(1_000, true);
+        let hedged = bench.now;
+        bench.run(20, false);
+        bench.line.select(Via::Direct(([192, 0, 2, 1], 2).into()), Some(hedged), bench.now);
+        bench.run(1, false);
+        let on_way = bench.routed.stale;
+        assert!(bench.routed.window() <= (on_way + ASKING * PACKET) / PACING.1 * PACING.0);
+        bench.run(4, false);
+        assert_eq!(bench.routed.window(), on_way + ASKING * PACKET, "they are on their way");
+        bench.routed.lost(on_way / 2, false, hedged, bench.now);
+        assert!(bench.routed.window() > on_way / 2 + bench.routed.model.window());
+    }
+
+    #[test]
+    fn an_acknowledgement_that_is_owed_finds_room_beside_a_full_window() {
+        let mut bench = Bench::new();
+        while bench.routed.in_flight + PACKET < bench.routed.model.window() {
+            bench.run(1, false);
+        }
+        let full = bench.routed.window();
+        bench.routed.latest.at = Instant::START; // the bench's time runs ahead of the clock
+        std::thread::sleep(ACK_DELAY * 2);
+        assert_eq!(bench.routed.window(), full, "nothing is owed");
+        bench.line.hear();
+        assert_eq!(bench.routed.window(), bench.routed.in_flight + 2 * PACKET);
+        bench.routed.smoothed_rtt = Duration::from_secs(600);
+        bench.routed.in_flight = full + full / ACK_ROOM;
+        assert_eq!(bench.routed.window(), full, "more than enough are on their way");
+        bench.routed.sent(PACKET, Instant::START);
+        bench.routed.in_flight = full;
+        assert_eq!(bench.routed.window(), full, "it has just been sent");
+    }
+
+    #[test]
     fn packets_of_the_hedge_belong_to_the_new_route() {
         let mut bench = Bench::new();
         bench.run(1_000, true);
         let hedged = bench.now;
         bench.run(10, false);
-        bench.line.select(Via::Direct(([192, 0, 2, 1], 2).into()), hedged);
+        bench.line.select(Via::Direct(([192, 0, 2, 1], 2).into()), Some(hedged), bench.now);
         bench.run(60, true);
         assert_eq!(bench.routed.stale, 0);
         assert_ne!(bench.routed.model.window(), bench.routed.initial_window(), "their answers were heard");

@@ -57,7 +57,7 @@ const MTU_STEP: u16 = MAX_MTU - MIN_MTU;
 const ACK_EVERY: u32 = 10;
 
 /// Packets overtaken before one counts as lost: 3, QUIC's default, falls to a quarter of the line at 2 ms of jitter.
-const PACKET_THRESHOLD: u32 = 32;
+pub(crate) const PACKET_THRESHOLD: u32 = 32;
 
 /// Round-trip time assumed before the first sample: QUIC's default of 333 ms makes a lost first packet cost a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);

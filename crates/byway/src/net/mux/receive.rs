@@ -12,7 +12,7 @@ use byway_proto::{
     Instant,
     gate::Source,
     nat::SocketId,
-    paths::RouteId,
+    paths::{RouteId, SMALL},
     relay::{Forward, Load},
     wire::{
         self, Kind, fragment, probe,
@@ -393,7 +393,12 @@ impl Mux {
             self.counters.count(Dropped::UnknownSource);
             return None;
         };
-        state.heard(route, len, now);
+        if state.heard(route, len, now) {
+            self.woken.push(track.alias());
+        }
+        if len > SMALL {
+            track.line.hear();
+        }
         let (admitted, measure) = state.admit();
         drop(state);
         if measure {

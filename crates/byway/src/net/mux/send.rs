@@ -103,19 +103,23 @@ impl Mux {
     /// One copy on each route in use. The first decides whether QUIC has to wait: were a copy to decide, QUIC would
     /// send the first one twice.
     fn send_on_routes(&self, state: &mut State, contents: &[u8], segment: usize) -> Sent {
-        let first = state.selected.or_else(|| state.routes().next().map(|(route, _)| route));
+        let selected = match state.plan {
+            Plan::Instead(route) => Some(route),
+            _ => state.selected,
+        };
+        let first = selected.or_else(|| state.routes().next().map(|(route, _)| route));
         let Some(first) = first else { return Sent::Yes };
         if let Sent::Blocked(socket) = self.send_on(state, first, contents, segment) {
             return Sent::Blocked(socket);
         }
-        if let Plan::One(_) = state.plan {
+        if let Plan::One(_) | Plan::Instead(_) = state.plan {
             return Sent::Yes;
         }
         for index in 0..state.slots.len() {
             let route = RouteId(index as u8);
             let is_used = match state.plan {
                 Plan::Several(routes) => routes.contains(route),
-                Plan::One(_) | Plan::All => true,
+                _ => true,
             };
             if is_used
                 && route != first
