@@ -1,6 +1,6 @@
 //! The simulator's tables in their short forms: at scale, one seed gives one hash in two processes and another seed
-//! another; every pair of NATs comes to what a few dials must show; bulk keeps bad lines full; a path's death is a pause,
-//! and where nothing dies nothing switches.
+//! another; every pair of NATs comes to what a few dials must show; bulk keeps bad lines full; channels get their shares and
+//! leave each other alone; a path's death is a pause, and where nothing dies nothing switches.
 
 use serde_json::Value;
 
@@ -17,7 +17,18 @@ const DIALS: u64 = 5;
 /// Lines of the wan table in its short form: loss, reordering, a short queue, and CUBIC beside the flow.
 const LINES: [&str; 4] = ["loss-3", "jitter-2", "shallow", "vs-cubic-50"];
 
-/// Runs the scale table three times, the matrix, the wan table, failovers and the soak; `--nodes N` runs the first alone in
+/// The channels table in its short form.
+const CHANNELS: [&str; 7] = [
+    "shares-1-2-7-q20-loss-1",
+    "bulk-q100-loss-1",
+    "control-p99-q20-loss-0",
+    "stalled-reader-q20-loss-1",
+    "panicking-handler-q100-loss-0",
+    "flooding-peer-q20-loss-0",
+    "register-under-load-q20-loss-1",
+];
+
+/// Runs the scale table three times, the matrix, the wan table, the channels table, failovers and the soak; `--nodes N` runs the first alone in
 /// another size, and with it lifts the time limit.
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     let nodes = match args {
@@ -41,6 +52,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     }
     matrix()?;
     wan()?;
+    channels()?;
     failover()?;
     soak()
 }
@@ -64,6 +76,13 @@ fn soak() -> Result<(), Stop> {
 fn wan() -> Result<(), Stop> {
     let cases = LINES.map(|line| format!("--case {line}")).join(" ");
     let args = format!("run --release -p byway-sim -- wan --runs 1 --seed 1 --json --check {cases}");
+    command::pass(&mut command::cargo(&args))
+}
+
+/// Each case of the channels table on one of its lines.
+fn channels() -> Result<(), Stop> {
+    let cases = CHANNELS.map(|case| format!("--case {case}")).join(" ");
+    let args = format!("run --release -p byway-sim -- channels --seed 1 --json --check {cases}");
     command::pass(&mut command::cargo(&args))
 }
 

@@ -3,7 +3,7 @@
 use std::{cell::Cell, process::ExitCode};
 
 use byway_sim::table::{
-    failover,
+    channels, failover,
     matrix::{self, Kind, Plan},
     scale, soak,
     wan::{self, Case},
@@ -89,6 +89,23 @@ enum Table {
         #[command(flatten)]
         common: Common,
     },
+    /// Channels beside each other: shares of the line, and what one channel costs the others
+    Channels {
+        /// Only these cases
+        #[arg(long)]
+        case: Vec<channels::Case>,
+        /// Threads that share the cases; the rows do not depend on it
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// Print the table as Markdown
+        #[arg(long, conflicts_with = "json")]
+        markdown: bool,
+        /// Fail if a row falls short of its gate
+        #[arg(long)]
+        check: bool,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Days of roaming, forgetful NATs and restarted relays: what is lost, what it costs to be idle, whether memory grows
     Soak {
         /// Simulated hours, the last of them quiet; at least 2
@@ -140,6 +157,11 @@ fn main() -> ExitCode {
             let cases = if case.is_empty() { failover::Case::ALL.to_vec() } else { case };
             let plan = failover::Plan { runs, seed: common.seed, cases, stack, jobs };
             failover(&plan, &Form { json: common.json, markdown, check })
+        }
+        Table::Channels { case, jobs, markdown, check, common } => {
+            let cases = if case.is_empty() { channels::Case::all() } else { case };
+            let form = Form { json: common.json, markdown, check };
+            channels(&channels::Plan { seed: common.seed, cases, jobs }, &form)
         }
         Table::Soak { hours, nodes, check, common } => {
             match soak::run(hours, nodes, common.seed, |what| eprintln!("soak: {what}")) {
@@ -256,6 +278,18 @@ fn failover(plan: &failover::Plan, form: &Form) -> ExitCode {
         eprintln!("failover: {done} of {} cases", plan.cases.len());
     });
     form.end("failover", plan.seed, measured, &breaches)
+}
+
+fn channels(plan: &channels::Plan, form: &Form) -> ExitCode {
+    form.head(&channels::Row::heading(form.markdown));
+    let mut short = Vec::new();
+    let measured = channels::run(plan, |row| {
+        form.row(row, || row.to_markdown());
+        if !row.pass {
+            short.push(format!("{}: {} instead of {}", row.case, row.value, row.gate));
+        }
+    });
+    form.end("channels", plan.seed, measured, &short)
 }
 
 fn parse_pair(text: &str) -> Result<(Kind, Kind), String> {

@@ -88,6 +88,8 @@ pub(crate) struct Turn {
     pub(crate) class: Class,
     pub(crate) stream: Option<Outlet>,
     pub(crate) end: Option<End>,
+    /// Nothing is left in the lane.
+    pub(crate) emptied: bool,
 }
 
 impl Outbox {
@@ -194,7 +196,7 @@ impl Outbox {
         self.lock().closed
     }
 
-    /// The next lane's turn: about `quantum` bytes of it are moved to `out`. Without one, `waker` is woken when there is.
+    /// The next lane's turn: about `quantum` bytes of it are moved to `out`, which is empty. Without one, `waker` is woken when there is.
     pub(crate) fn next(&self, out: &mut VecDeque<Bytes>, waker: &Waker) -> Option<Turn> {
         let mut state = self.lock();
         let Some((key, quantum)) = state.schedule.next() else {
@@ -203,8 +205,6 @@ impl Outbox {
             }
             return None;
         };
-        // The lane is in the writer's hands until it says what was sent.
-        state.schedule.spent(key, 0, false);
         let lane = state.lanes.get_mut(&key)?;
         if let Some(End::Reset(_)) = lane.end {
             lane.queue.take(usize::MAX, &mut VecDeque::new());
@@ -215,16 +215,21 @@ impl Outbox {
             lane.space.notify_waiters();
         }
         let end = lane.end.filter(|_| lane.queue.is_empty());
-        Some(Turn { key, class: lane.class, stream: lane.stream.take(), end })
+        let emptied = lane.queue.is_empty();
+        let turn = Turn { key, class: lane.class, stream: lane.stream.take(), end, emptied };
+        // The lane is in the writer's hands until all of it is sent. It has paid with this round's share, even if the others
+        // have had their next turn by then.
+        state.schedule.spent(key, out.iter().map(Bytes::len).sum(), false);
+        Some(turn)
     }
 
-    /// Ends a lane's turn after `bytes` were sent; the lane waits for its next one if it has more.
-    pub(crate) fn done(&self, key: ChannelKey, bytes: usize) {
+    /// Ends a lane's turn; the lane waits for its next one if it has more.
+    pub(crate) fn done(&self, key: ChannelKey) {
         let mut state = self.lock();
         let Some(lane) = state.lanes.get_mut(&key) else { return };
         let more = !lane.queue.is_empty() || lane.end.is_some();
         lane.busy = more;
-        state.schedule.spent(key, bytes, more);
+        state.schedule.spent(key, 0, more);
     }
 
     /// Removes a lane whose stream has ended.

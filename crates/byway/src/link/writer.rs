@@ -34,8 +34,11 @@ const MIN_WINDOW: u64 = 256 << 10;
 /// What may sit inside QUIC while something urgent waits behind bulk: control and interactive queues are short.
 const URGENT_WINDOW: u64 = 64 << 20;
 
-/// A bulk lane that holds no more than this is no bulk now: its next bytes go past what others have inside QUIC.
+/// A bulk lane that has no more than this is no bulk now: its bytes go past what others have inside QUIC.
 const SPARSE: usize = 4 << 10;
+
+/// How often a lane's bytes may do so: one that always has a little is bulk too, and its weight is what it gets.
+const SPARSE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Sends what the link's outbox holds until the connection or the outbox is closed.
 pub(crate) async fn run(link: Arc<Link>, mux: Arc<Mux>) {
@@ -82,8 +85,11 @@ struct Lane {
     class: Class,
     stream: Stream,
     held: VecDeque<Bytes>,
-    sent: usize,
     end: Option<End>,
+    /// This turn is all that the lane has, it is little, and none went past the others a moment ago.
+    is_sparse: bool,
+    /// When its bytes last went past what others have inside QUIC.
+    passed: Option<Instant>,
 }
 
 enum Stream {
@@ -96,7 +102,7 @@ enum Stream {
 /// How far a lane got.
 enum Progress {
     /// Everything of this turn was sent.
-    Sent(usize),
+    Sent,
     /// QUIC takes no more now.
     Blocked,
     /// The stream is over.
@@ -132,12 +138,15 @@ impl Writer {
                 }
                 Outlet::Datagrams => Stream::Datagrams(Outgoing::new(self.connection.clone(), Arc::clone(&self.mux))),
             };
-            let lane = Lane { class: turn.class, stream, held: VecDeque::new(), sent: 0, end: None };
+            let lane =
+                Lane { class: turn.class, stream, held: VecDeque::new(), end: None, is_sparse: false, passed: None };
             self.lanes.insert(turn.key, lane);
         }
         if let Some(lane) = self.lanes.get_mut(&turn.key) {
             lane.held.append(&mut self.scratch);
             lane.end = turn.end;
+            let is_little = turn.emptied && lane.held.iter().map(Bytes::len).sum::<usize>() <= SPARSE;
+            lane.is_sparse = is_little && lane.passed.is_none_or(|at| at.elapsed() >= SPARSE_INTERVAL);
         }
         self.scratch.clear();
     }
@@ -154,7 +163,9 @@ impl Writer {
         }
         let stripes = if lane.class == Class::Bulk { self.stripes } else { 1 };
         let is_datagrams = matches!(lane.stream, Stream::Datagrams(_));
-        if is_datagrams && lane.is_bulk() && self.is_window_awaited(cx) {
+        let waits =
+            lane.is_bulk() && if is_datagrams { self.is_window_awaited(cx) } else { self.are_datagrams_awaited() };
+        if waits {
             return self.blocked.push(key);
         }
         let Some(lane) = self.lanes.get_mut(&key) else { return };
@@ -162,18 +173,25 @@ impl Writer {
         if matches!(progress, Progress::Blocked) && !is_datagrams && !lane.is_bulk() {
             // What is urgent, or little, must not wait for bulk that is inside QUIC already, least of all where the line has
             // just become another one; and bulk must not slip in behind it.
+            lane.passed = Some(Instant::now());
             self.connection.set_send_window(URGENT_WINDOW);
             progress = lane.poll(stripes, cx);
             self.connection.set_send_window(self.window);
         }
         match progress {
-            Progress::Sent(bytes) => self.outbox.done(key, bytes),
+            Progress::Sent => self.outbox.done(key),
             Progress::Blocked => self.blocked.push(key),
             Progress::Ended => {
                 self.lanes.remove(&key);
                 self.outbox.remove(key);
             }
         }
+    }
+
+    /// Whether bulk datagrams, whose turn was before, wait for room inside QUIC; it comes soon, for QUIC sends them first.
+    fn are_datagrams_awaited(&self) -> bool {
+        let waits = |lane: &Lane| lane.is_bulk() && matches!(lane.stream, Stream::Datagrams(_));
+        self.blocked.iter().any(|key| self.lanes.get(key).is_some_and(waits))
     }
 
     /// Whether a bulk stream waits for room inside QUIC: it had its turn before, and bulk datagrams, for which QUIC has room
@@ -210,18 +228,18 @@ impl Writer {
 impl Lane {
     /// Whether it has so much to send that it has to wait for its turn inside QUIC, too.
     fn is_bulk(&self) -> bool {
-        self.class == Class::Bulk && self.held.iter().map(Bytes::len).sum::<usize>() > SPARSE
+        self.class == Class::Bulk && !self.is_sparse
     }
 
     fn poll(&mut self, stripes: usize, cx: &mut Context<'_>) -> Progress {
         while !self.held.is_empty() {
             match self.stream.poll_write(&mut self.held, stripes, cx) {
-                Poll::Ready(Ok(bytes)) => self.sent += bytes,
+                Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Progress::Ended, // the peer stopped the stream, or the connection is over
                 Poll::Pending => return Progress::Blocked,
             }
         }
-        let Some(end) = self.end else { return Progress::Sent(std::mem::take(&mut self.sent)) };
+        let Some(end) = self.end else { return Progress::Sent };
         self.stream.end(end);
         Progress::Ended
     }
