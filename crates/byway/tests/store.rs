@@ -93,8 +93,9 @@ fn writer() {
                     let number = begin + (turn * CALLERS + caller) * ROWS;
                     store.save((number..number + ROWS).map(row).collect()).await.unwrap();
                     let mut out = std::io::stdout().lock();
-                    writeln!(out, "acknowledged {number}").unwrap();
-                    out.flush().unwrap();
+                    if writeln!(out, "acknowledged {number}").and_then(|()| out.flush()).is_err() {
+                        return; // nobody listens any more: the end is near
+                    }
                 }
             });
         }

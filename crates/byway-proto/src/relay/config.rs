@@ -35,7 +35,7 @@ impl Access {
     }
 }
 
-/// The limits of a [`RelayServer`].
+/// The limits of a [`RelayServer`](super::RelayServer).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RelayConfig {
