@@ -121,8 +121,9 @@ impl Model {
             }
             10 => {
                 let (peer, until) = (peer(n % 110), self.switch.unix(self.now) + Duration::from_secs(u64::from(a)));
-                if peer != self::peer(OWN) && a > 0 {
-                    self.bans.insert(peer, until);
+                if peer != self::peer(OWN) {
+                    self.bans.remove(&peer); // the later word holds, even if it is over at once
+                    self.bans.extend((a > 0).then_some((peer, until)));
                 }
                 self.feed(Input::Ban { peer, until, why: "model".into() });
             }
