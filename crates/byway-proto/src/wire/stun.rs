@@ -1,6 +1,6 @@
 //! STUN's binding request and response (RFC 8489): "from which address do I seem to come?"
 //!
-//! [`Request`] and [`Response`] add what RFC 5780 needs to learn how a NAT behaves. Our relays answer plain requests only.
+//! [`Request`] and [`Response`] add what RFC 5780 needs to learn how a NAT behaves. Of it our relays do RESPONSE-PORT only.
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
@@ -83,6 +83,11 @@ impl Request {
             push_attribute(&mut message, RESPONSE_PORT, &[high, low, 0, 0]);
         }
         message
+    }
+
+    /// Whether a server of one address and port can answer it: from where it was asked, to a port that there is.
+    pub fn is_from_here(&self) -> bool {
+        !self.change_ip && !self.change_port && self.response_port != Some(0)
     }
 
     /// A well-formed binding request; `None` also for one with an attribute of neither RFC that a server must understand.

@@ -208,7 +208,7 @@ impl Mux {
     /// for that would be its relay's. What else is STUN may be an answer to the agent, or its own question coming back.
     fn sort_stun(&self, via: Via, datagram: &[u8], now: Instant) {
         let Some(from) = via.peer_addr() else { return self.counters.count(Dropped::Junk) };
-        let asked = self.relay.get().and_then(|_| stun::parse_request(datagram));
+        let asked = self.relay.get().and_then(|_| stun::Request::parse(datagram)).filter(stun::Request::is_from_here);
         let is_expected = now.since_start().as_millis() < self.stun_until.load(Ordering::Relaxed).into();
         let taken = || {
             let mut rates = self.stun.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,8 +218,10 @@ impl Mux {
             self.counters.count(Dropped::Junk);
         } else if !taken() {
             self.counters.count(Dropped::StunRate);
-        } else if let Some(txid) = asked {
-            self.send_control(via, &stun::binding_response(txid, from));
+        } else if let Some(asked) = asked {
+            // To another port of the same address it goes if that is asked for: so a client learns how long its NAT keeps a mapping.
+            let to = SocketAddr::new(from.ip(), asked.response_port.unwrap_or(from.port()));
+            self.send_control(Via::straight(via.socket(), to), &stun::binding_response(asked.txid, from));
         } else {
             self.to_agent(via, datagram);
         }

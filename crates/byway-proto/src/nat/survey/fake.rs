@@ -111,6 +111,8 @@ impl Nat {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Server {
     pub(super) addr: SocketAddr,
+    /// Whether it answers to another port if that is asked for, as relays do.
+    pub(super) elsewhere: bool,
     pub(super) other: Option<SocketAddr>,
     pub(super) alive: bool,
     /// What it says instead of the truth.
@@ -118,7 +120,7 @@ pub(super) struct Server {
 }
 
 pub(super) fn server(addr: &str) -> Server {
-    Server { addr: addr.parse().unwrap(), other: None, alive: true, lie: None }
+    Server { addr: addr.parse().unwrap(), elsewhere: false, other: None, alive: true, lie: None }
 }
 
 pub(super) struct World {
@@ -252,7 +254,8 @@ impl World {
                 && [server.addr.port(), other.port()].contains(&to.port())
         });
         let (Some(server), Some(request)) = (known, Request::parse(&datagram)) else { return };
-        let plain = Request { txid: request.txid, ..Request::default() };
+        let response_port = request.response_port.filter(|_| server.elsewhere);
+        let plain = Request { txid: request.txid, response_port, ..Request::default() };
         if (server.other.is_none() && request != plain) || self.rng.below(1_000) < self.loss {
             return;
         }

@@ -341,7 +341,11 @@ impl Family {
         if !self.ready || self.scratched || !all_said || self.burst.is_some() || !useful {
             return;
         }
-        let answered = self.seen.iter().find(|seen| seen.socket == SocketId::MAIN).map(|seen| seen.server);
+        // of those that answered the best: the node's own relay, if it has one, which sends to other ports too
+        let answers = |server: &&SocketAddr| {
+            self.seen.iter().any(|seen| (seen.socket, seen.server) == (SocketId::MAIN, **server))
+        };
+        let answered = self.servers.iter().find(answers).copied();
         if let Some(server) = self.behind.map(|behind| behind.server).or(answered) {
             let wanted = Wanted { server, filtering: self.behind, hairpin, ports: self.found.ports };
             self.scratch = Some(Scratch::open(wanted, self.ipv6, tools));

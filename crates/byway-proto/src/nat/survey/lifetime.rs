@@ -1,7 +1,8 @@
 //! For how long an idle mapping lives: it is left alone for ever longer, then looked at without touching it first.
 //!
-//! A server that knows RESPONSE-PORT sends to the idle mapping on behalf of the node's own socket (RFC 5780 §4.5). Without one,
-//! the idle socket asks again, and a NAT that would not give the same port twice shows whether it still had the mapping.
+//! A server that knows RESPONSE-PORT, as our relays do, sends to the idle mapping on behalf of the node's own socket (RFC 5780
+//! §4.5). Without one, the idle socket asks again, and a NAT that would not give the same port twice shows whether it still had
+//! the mapping. Which way it is, is tried out: by a server that tells another address, and wherever there is no other way.
 
 use core::{net::SocketAddr, time::Duration};
 
@@ -65,18 +66,19 @@ impl Lifetime {
     pub(super) fn begin(
         (socket, server): (SocketId, SocketAddr),
         ports: Option<Ports>,
-        may_respond_elsewhere: bool,
+        knows_rfc_5780: bool,
         asks: &mut Asks,
         tools: &mut Tools<'_>,
     ) -> Self {
+        let renumbers = matches!(ports, Some(Ports::Sequential { .. } | Ports::Random));
         let mut lifetime = Lifetime {
             socket,
             server,
             step: Step::Arm,
             wait: FIRST_WAIT,
             survived: None,
-            response_port: (!may_respond_elsewhere).then_some(false),
-            renumbers: matches!(ports, Some(Ports::Sequential { .. } | Ports::Random)),
+            response_port: (renumbers && !knows_rfc_5780).then_some(false),
+            renumbers,
         };
         lifetime.arm(asks, tools);
         lifetime

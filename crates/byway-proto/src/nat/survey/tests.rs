@@ -25,8 +25,13 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// Two relays, which answer plain requests only.
+/// Two relays, which answer plain requests, and to other ports.
 fn relays() -> Vec<Server> {
+    plain_servers().into_iter().map(|server| Server { elsewhere: true, ..server }).collect()
+}
+
+/// Two servers that answer plain requests only.
+fn plain_servers() -> Vec<Server> {
     vec![server("203.0.113.1:4433"), server("203.0.113.2:4433")]
 }
 
@@ -331,9 +336,12 @@ fn the_lifetime_of_mappings_is_learned_by_waiting() {
         (home(), servers(), 20, Some(15)),
         (home(), servers(), 5, Some(3)),
         (random.clone(), relays(), 100, Some(60)),
-        (random.clone(), relays(), 10, Some(7)),
-        (symmetric(Ports::Sequential { step: 1 }), relays(), 40, Some(30)),
-        (home(), relays(), 100, None), // the same port again, whether the mapping lived or not
+        (random.clone(), plain_servers(), 10, Some(7)),
+        (symmetric(Ports::Sequential { step: 1 }), plain_servers(), 40, Some(30)),
+        (home(), relays(), 100, Some(60)),
+        (home(), relays(), 20, Some(15)),
+        (home(), relays(), 5, Some(3)),
+        (home(), plain_servers(), 100, None), // the same port again, whether the mapping lived or not
     ] {
         for loss in [0, 50] {
             let mut world =

@@ -290,6 +290,29 @@ async fn a_relay_answers_stun_within_a_rate() {
 }
 
 #[tokio::test]
+async fn a_relay_answers_to_the_port_that_is_asked_for_and_from_nowhere_else() {
+    let bench = Bench::new(Welcome::Everyone);
+    bench.relay(&[]);
+    let plain = stun::Request { txid: [7; 12], response_port: Some(777), ..stun::Request::default() };
+    for refused in [
+        stun::Request { response_port: Some(0), ..plain },
+        stun::Request { change_port: true, ..plain },
+        stun::Request { change_ip: true, response_port: None, ..plain },
+    ] {
+        let refused = refused.to_bytes();
+        bench.v4.arrive(v4(1), refused.len(), &refused);
+        assert_eq!(bench.receive(), []);
+    }
+    assert_eq!(bench.v4.sent(), []);
+    let asked = plain.to_bytes();
+    bench.v4.arrive(v4(1), asked.len(), &asked);
+    assert_eq!(bench.receive(), []);
+    let [(to, answer, None)] = &bench.v4.sent()[..] else { panic!("one answer") };
+    assert_eq!(*to, SocketAddr::new(v4(1).ip(), 777));
+    assert_eq!(stun::parse_response(answer, &[7; 12]), Some(v4(1)), "it tells from where the question came");
+}
+
+#[tokio::test]
 async fn a_run_of_one_allocation_is_forwarded_as_one_send_and_others_by_themselves() {
     let bench = Bench::new(Welcome::Everyone);
     bench.relay(&[(1, 2, ALLOC), (1, 3, OTHER)]);
