@@ -36,6 +36,7 @@ use crate::{
         wss::is_virtual,
     },
     status::{NatStatus, RouteReport},
+    store::Store,
     switch::SwitchRef,
     tasks::Tasks,
     watched::Watched,
@@ -119,6 +120,9 @@ pub(crate) struct Setup {
     pub(crate) nat: AgentConfig,
     pub(crate) seed: [u8; 32],
     pub(crate) clock: WallClock,
+    /// Where what is learned about networks is kept, and what there is of it.
+    pub(crate) store: Option<Store>,
+    pub(crate) learned: Option<Vec<u8>>,
 }
 
 impl AgentRef {
@@ -178,18 +182,23 @@ struct Agent {
     clock: WallClock,
     /// When the agent last looked at either clock.
     looked: (SystemTime, Instant),
+    /// Where what the NAT machine learns is kept for the next process.
+    store: Option<Store>,
 }
 
 /// Starts the agent's task.
 pub(crate) fn spawn(setup: Setup, tasks: &Tasks) -> AgentRef {
-    let Setup { mux, net, datagrams, events, switch, nat, seed, clock } = setup;
+    let Setup { mux, net, datagrams, events, switch, nat, seed, clock, store, learned } = setup;
     let (sender, commands) = mpsc::channel(COMMANDS);
     let mut rng = Rng::new(&seed, "agent");
     let report = Arc::new(Watched::default());
-    let machine = nat::Agent::new(nat, &Rng::new(&seed, "nat").bytes(), mux.now());
+    let mut machine = nat::Agent::new(nat, &Rng::new(&seed, "nat").bytes(), mux.now());
+    if let Some(learned) = learned {
+        machine.recall(&learned, mux.now(), clock.unix());
+    }
     let traversal = Traversal::new(machine, net, switch, Arc::clone(&report));
     let (peers, timers, looked) = (BTreeMap::new(), BTreeSet::new(), (clock.now(), mux.now()));
-    let agent = Agent { mux, events, seed: rng.bytes(), peers, timers, traversal, clock, looked };
+    let agent = Agent { mux, events, seed: rng.bytes(), peers, timers, traversal, clock, looked, store };
     tasks.spawn(agent.run(commands, datagrams, tasks.clone()));
     AgentRef { commands: sender, report }
 }

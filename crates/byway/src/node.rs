@@ -160,7 +160,7 @@ impl Node {
     pub async fn bind_on(net: Arc<dyn Net>, config: Config) -> Result<Node, BindError> {
         config.check()?;
         let seed = config.seed.unwrap_or_else(random_seed);
-        let (book, store) = peers::open_book(&config, &seed)?;
+        let peers::Kept { book, store, learned } = peers::open_store(&config, &seed)?;
         let sockets = bind_sockets(&*net, &config)?;
         let (clock, tasks, events) = (Clock::start(), Tasks::new(), Events::default());
         let routes = Routes::new(&seed, config.identity.derive("byway 1 alias key"));
@@ -183,6 +183,8 @@ impl Node {
             nat: config.nat.clone(),
             seed,
             clock: config.clock.clone(),
+            store: store.clone(),
+            learned,
         };
         let agent = agent::spawn(setup, &tasks);
         let (lan, lan_inlet) = LanRef::new();

@@ -1,4 +1,4 @@
-//! The file that keeps the address book over restarts and crashes (redb).
+//! The file that keeps the address book, and what was learned about networks, over restarts and crashes (redb).
 //!
 //! One thread writes. All that waits for it is committed at once, and acknowledged when it is on the disk: a caller that
 //! was told so finds it again whatever happens to the process. A file that cannot be read is moved aside and a new one begun,
@@ -38,6 +38,12 @@ const HEAD: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("head");
 /// The one key of [`HEAD`].
 const BOOK: &str = "book";
 
+/// What was learned about networks, in one row.
+const NAT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("nat");
+
+/// The one key of [`NAT`].
+const MEMORY: &str = "memory";
+
 /// Why the store cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -75,6 +81,8 @@ pub struct Opened {
     pub head: Option<Head>,
     /// The peers' rows.
     pub records: Vec<Record>,
+    /// What was learned about networks.
+    pub nat: Option<Vec<u8>>,
     /// Rows that could not be read, and are left out.
     pub unread: usize,
     /// Where the file was moved that could not be opened.
@@ -84,6 +92,7 @@ pub struct Opened {
 #[derive(Debug)]
 struct Job {
     rows: Vec<Change>,
+    nat: Option<Vec<u8>>,
     done: oneshot::Sender<Result<(), StoreError>>,
 }
 
@@ -113,8 +122,17 @@ impl Store {
     /// Writes rows; returns when they are on the disk.
     pub async fn save(&self, rows: Vec<Change>) -> Result<(), StoreError> {
         let (done, saved) = oneshot::channel();
-        self.jobs.send(Job { rows, done }).await.map_err(|_| StoreError::Closed)?;
+        self.jobs.send(Job { rows, nat: None, done }).await.map_err(|_| StoreError::Closed)?;
         saved.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Writes what was learned about networks, if there is something, without waiting; asks for nothing while many wait.
+    pub(crate) fn keep(&self, nat: impl FnOnce() -> Option<Vec<u8>>) {
+        if let Ok(place) = self.jobs.try_reserve()
+            && let Some(nat) = nat()
+        {
+            place.send(Job { rows: Vec::new(), nat: Some(nat), done: oneshot::channel().0 });
+        }
     }
 }
 
@@ -176,6 +194,11 @@ fn rows(database: &Database) -> Result<Opened, redb::Error> {
     let mut opened = Opened::default();
     match transaction.open_table(HEAD) {
         Ok(table) => opened.head = table.get(BOOK)?.and_then(|row| Head::from_bytes(row.value())),
+        Err(TableError::TableDoesNotExist(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match transaction.open_table(NAT) {
+        Ok(table) => opened.nat = table.get(MEMORY)?.map(|row| row.value().to_vec()),
         Err(TableError::TableDoesNotExist(_)) => {}
         Err(error) => return Err(error.into()),
     }
@@ -241,6 +264,9 @@ fn commit(database: &Database, batch: &[Job]) -> Result<(), redb::Error> {
                 _ => {}
             }
         }
+    }
+    if let Some(nat) = batch.iter().rev().find_map(|job| job.nat.as_ref()) {
+        transaction.open_table(NAT)?.insert(MEMORY, nat.as_slice())?;
     }
     transaction.commit()?; // flushed to the disk before it returns, as is redb's default
     Ok(())

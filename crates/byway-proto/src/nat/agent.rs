@@ -34,7 +34,7 @@ pub(super) use flight::Flight;
 pub(super) use host::{Host, Packet};
 
 use super::{Counters, Explanation, Input, LinkId, NatReport, Output, SocketId, session::StunMessage, survey::Survey};
-use crate::Instant;
+use crate::{Instant, UnixTime};
 use link::Link;
 
 /// The most connections that are helped at one time: a node has no more peers that it must reach; the others stay on their relay.
@@ -149,6 +149,18 @@ impl Agent {
         self.host.budget.counters()
     }
 
+    /// Takes in what an earlier process had learned, as [`memory`](Self::memory) gave it; call it before anything else. `wall` is
+    /// what the calendar shows at `now`.
+    pub fn recall(&mut self, memory: &[u8], now: Instant, wall: UnixTime) {
+        self.host.memory.recall(memory, now, wall);
+    }
+
+    /// All that was learned about networks (what worked between them, what did not, how long they keep a mapping), to be
+    /// kept for the next process; at most 40 KiB, and `None` if nothing is new since the last call.
+    pub fn memory(&mut self, now: Instant, wall: UnixTime) -> Option<Vec<u8>> {
+        self.host.memory.poll(now, wall)
+    }
+
     /// The connection for which this host makes a hard punch now: the loss of its relay route should be told once a second.
     pub fn punching(&self) -> Option<LinkId> {
         self.host.budget.hard()
@@ -163,9 +175,15 @@ impl Agent {
     fn survey(&mut self, input: &Input, now: Instant) {
         let before = self.survey.report().clone();
         self.survey.handle_input(input, &mut self.host.sockets, now);
-        self.host.outputs.extend(core::iter::from_fn(|| self.survey.poll_output()));
+        while let Some(output) = self.survey.poll_output() {
+            self.host.outputs.push_back(match output {
+                Output::Report(report) => Output::Report(self.host.memory.complete(report, now)),
+                other => other,
+            });
+        }
         if before != *self.survey.report() {
-            self.set_report(self.survey.report().clone(), now);
+            let report = self.host.memory.complete(self.survey.report().clone(), now);
+            self.set_report(report, now);
         }
     }
 

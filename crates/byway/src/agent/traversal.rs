@@ -151,6 +151,9 @@ impl Agent {
             }
             self.close_sockets();
         }
+        if let Some(store) = &self.store {
+            store.keep(|| self.traversal.machine.memory(self.mux.now(), self.clock.unix()));
+        }
         self.traversal.acting = false;
     }
 

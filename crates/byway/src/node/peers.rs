@@ -51,8 +51,16 @@ impl Node {
     }
 }
 
-/// The address book as the store has it, or an empty one.
-pub(super) fn open_book(config: &Config, seed: &[u8; 32]) -> Result<(Book, Option<Store>), StoreError> {
+/// What an earlier process has kept, and where this one keeps it.
+pub(super) struct Kept {
+    pub(super) book: Book,
+    pub(super) store: Option<Store>,
+    /// What the NAT agent had learned.
+    pub(super) learned: Option<Vec<u8>>,
+}
+
+/// Opens the store, if the node has one; without it, the book is empty.
+pub(super) fn open_store(config: &Config, seed: &[u8; 32]) -> Result<Kept, StoreError> {
     let now = config.clock.unix();
     let (store, opened) = match &config.store {
         Some(path) => Store::open(path, now).map(|(store, opened)| (Some(store), opened))?,
@@ -68,5 +76,5 @@ pub(super) fn open_book(config: &Config, seed: &[u8; 32]) -> Result<(Book, Optio
     if let Some(head) = opened.head {
         book.set_anchors(head.anchors);
     }
-    Ok((book, store))
+    Ok(Kept { book, store, learned: opened.nat })
 }
