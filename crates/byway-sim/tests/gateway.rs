@@ -5,8 +5,11 @@ mod common;
 
 use std::net::SocketAddr;
 
-use byway::{Event, PathKind};
-use byway_proto::wire::{natpmp, pcp};
+use byway::{Event, PathKind, PeerAddr, RelayConfig};
+use byway_proto::{
+    nat::portmap::Transport,
+    wire::{natpmp, pcp},
+};
 use byway_sim::{Gateway, Manner, Nat, NatConfig, Ports, World};
 use common::{PORT, Peer, config, exchange, peer, relay, scenario, secs};
 use tokio::time;
@@ -98,12 +101,8 @@ fn neighbours_forged_answer_is_not_believed() {
         // has no nonce.
         let a = peer(&host, config(1)).await;
         let socket = neighbour.bind_udp(SocketAddr::new(neighbour.addr(), pcp::PORT)).unwrap();
-        let map = natpmp::Map {
-            transport: pcp::Transport::Udp,
-            internal_port: PORT,
-            external_port: PORT,
-            lifetime: secs(3_600),
-        };
+        let map =
+            natpmp::Map { transport: Transport::Udp, internal_port: PORT, external_port: PORT, lifetime: secs(3_600) };
         let forged = [natpmp::Body::ExternalAddress([11, 6, 6, 6].into()), natpmp::Body::Map(map)]
             .map(|body| natpmp::encode_response(&natpmp::Response { epoch: 1, body }));
         for _ in 0..5 {
@@ -186,6 +185,38 @@ fn another_nodes_port_is_passed_over() {
 }
 
 #[test]
+fn relay_behind_a_gateway_is_reached_over_tls_by_its_mapped_tcp_port() {
+    scenario(11, secs(60), |world| async move {
+        let hard = symmetric(&world, |_| {});
+        let mut serving = config(9);
+        serving.relay = Some(RelayConfig::default());
+        let mut relay = peer(&hard.host("relay"), serving).await;
+        let external = [mapped(&mut relay).await, mapped(&mut relay).await];
+        assert_eq!(external, [SocketAddr::new(hard.addr(), PORT); 2]);
+        let transports: Vec<_> = relay.node.status().await.mappings.iter().map(|mapping| mapping.transport).collect();
+        assert_eq!(transports, [Transport::Udp, Transport::Tcp]);
+        let blocked = world.nat("office", NatConfig::udp_blocked());
+        let client = config(1).relay_at(PeerAddr::new(relay.id(), [external[0]]));
+        let client = peer(&blocked.host("a"), client).await;
+        client.registered().await;
+        assert!(client.node.status().await.relays[0].over_tls);
+        relay.node.close().await;
+        assert_eq!(hard.mapped_ports(), 0);
+    });
+}
+
+#[test]
+fn node_that_is_no_relay_maps_no_tcp_port() {
+    scenario(12, secs(60), |world| async move {
+        let hard = symmetric(&world, |_| {});
+        let mut a = peer(&hard.host("a"), config(1)).await;
+        mapped(&mut a).await;
+        time::sleep(secs(30)).await;
+        assert_eq!((hard.mapped_ports(), a.node.status().await.mappings.len()), (1, 1));
+    });
+}
+
+#[test]
 fn gateway_that_lies_leaves_the_node_as_reachable_as_without_it() {
     scenario(10, secs(60), |world| async move {
         let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
@@ -199,6 +230,10 @@ fn gateway_that_lies_leaves_the_node_as_reachable_as_without_it() {
         let other = world.nat("other", NatConfig::port_restricted());
         let mut b = peer(&other.host("b"), config(2).relay_at(addr)).await;
         let external = mapped(&mut a).await;
+        // It is told as the gateway's word, and one candidate among others.
+        let status = a.node.status().await;
+        assert_eq!((home.mapped_ports(), status.mappings[0].external), (0, Some(external)));
+        assert!(status.mappings[0].state.contains("says"), "{}", status.mappings[0].state);
         assert!(a.node.addrs().contains(&external));
         a.registered().await;
         b.registered().await;

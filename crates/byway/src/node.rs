@@ -216,15 +216,16 @@ impl Node {
         let setup = switch::Setup { book, seed: Rng::new(&seed, "peers").bytes(), store };
         tasks.spawn(switch::run(Arc::clone(&core), inlets, setup));
         lan::start(&core, lan_inlet);
+        let mut listening = Vec::new();
         if let (Some(shell), Some(from_links)) = (&core.serving, from_links) {
             tasks.spawn(Arc::clone(shell).run(Arc::clone(&core), from_links));
-            listener::start(&core).await.map_err(EndpointError::from)?;
+            listening = listener::start(&core).await.map_err(EndpointError::from)?;
         }
         if core.config.accept {
             tasks.spawn(accept::run(Arc::clone(&core)));
         }
         if core.config.port_mapping && !core.config.relay_only {
-            tasks.spawn(portmap::run(Arc::clone(&core), seed));
+            tasks.spawn(portmap::run(Arc::clone(&core), seed, listening));
         }
         core.relays.set(&core.config.relays, core.mux.now());
         core.relays.plan(&core);

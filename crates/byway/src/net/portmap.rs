@@ -1,4 +1,4 @@
-//! The one task that keeps this node's port mapped at its gateways: it drives `byway_proto`'s [`PortMap`].
+//! The one task that keeps this node's port, and a relay's TCP port, mapped at its gateways: it drives `byway_proto`'s [`PortMap`].
 //!
 //! Its questions leave from sockets of its own: an answer cannot be mistaken for a peer's datagram there, and a stranger
 //! would have to guess the port.
@@ -92,12 +92,14 @@ struct Bound {
 }
 
 /// Maps the node's port until the node is closed, and removes the mappings then; nothing to do for a node that nobody
-/// outside this machine can reach.
-pub(crate) async fn run(core: Arc<Core>, seed: [u8; 32]) {
+/// outside this machine can reach. Of the TCP ports on which a relay is `listening` the one with the same number is mapped too,
+/// for that is where its clients look; where another program has it, nobody outside shall reach that.
+pub(crate) async fn run(core: Arc<Core>, seed: [u8; 32], listening: Vec<u16>) {
     let seed = Rng::new(&seed, "port mapping").bytes();
-    let Some(port) = bound(&core).map(|addr| addr.port()).next() else { return };
-    let port = Port { transport: Transport::Udp, number: port };
-    let machine = PortMap::new([port], &seed, core.mux.now());
+    let Some(number) = bound(&core).map(|addr| addr.port()).next() else { return };
+    let tcp = listening.contains(&number).then_some(Transport::Tcp);
+    let ports = [Transport::Udp].into_iter().chain(tcp).map(|transport| Port { transport, number });
+    let machine = PortMap::new(ports, &seed, core.mux.now());
     let upnp = UpnpRequests::new(core.net.upnp());
     let mapper = Mapper { core, machine, sockets: Vec::new(), upnp, announced: Vec::new() };
     mapper.run().await;
@@ -211,9 +213,9 @@ impl Mapper {
     fn mapped(&mut self, mapping: Mapping) {
         let Mapping { gateway, port, external, by, carrier, .. } = mapping;
         let words = if carrier {
-            format!("mapped by {by}, but the gateway itself stands behind another NAT")
+            format!("mapped, as the gateway says by {by}, but it stands behind another NAT itself")
         } else {
-            format!("mapped by {by}")
+            format!("mapped, as the gateway says by {by}")
         };
         let before = self.set(gateway, port, Some(mapping), words);
         if before.is_none_or(|before| before.external.ip() != external.ip()) {

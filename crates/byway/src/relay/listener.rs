@@ -49,15 +49,18 @@ struct Count {
     greeting: usize,
 }
 
-/// Listens where the relay's UDP sockets do. A port that another program has costs the clients without UDP only.
-pub(crate) async fn start(core: &Arc<Core>) -> Result<(), rustls::Error> {
+/// Listens where the relay's UDP sockets do, and gives the ports where it does. A port that another program has costs the clients
+/// without UDP only.
+pub(crate) async fn start(core: &Arc<Core>) -> Result<Vec<u16>, rustls::Error> {
     let tls = RelayTls::new(&core.config)?;
+    let mut ports = Vec::new();
     let guests = Arc::new(Mutex::new(Guests::default()));
     for addr in core.mux.sockets.own().filter_map(|socket| socket.local_addr().ok()) {
         match core.net.listen_tcp(addr).await {
             Ok(listener) => {
                 let door = Door { core: Arc::clone(core), tls: tls.clone(), guests: Arc::clone(&guests) };
                 core.tasks.spawn(door.keep(listener));
+                ports.push(addr.port());
             }
             Err(error) => warn!(
                 %error,
@@ -66,7 +69,7 @@ pub(crate) async fn start(core: &Arc<Core>) -> Result<(), rustls::Error> {
             ),
         }
     }
-    Ok(())
+    Ok(ports)
 }
 
 /// What every connection needs.
