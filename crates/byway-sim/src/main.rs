@@ -5,7 +5,7 @@ use std::{cell::Cell, process::ExitCode};
 use byway_sim::table::{
     channels, failover,
     matrix::{self, Kind, Plan},
-    scale, soak,
+    scale, soak, survey,
     wan::{self, Case},
 };
 use clap::{Args, Parser, Subcommand};
@@ -43,6 +43,14 @@ enum Table {
         /// Fail if a row shows what even a few runs must not: failures, budgets overrun, misses beyond chance
         #[arg(long)]
         check: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// What the node's survey says of each kind of NAT, as `byway check` would
+    Survey {
+        /// Only these kinds
+        #[arg(long)]
+        nat: Vec<String>,
         #[command(flatten)]
         common: Common,
     },
@@ -148,6 +156,10 @@ fn main() -> ExitCode {
         Table::Matrix { runs, pair, jobs, markdown, check, common } => {
             let pairs = if pair.is_empty() { Kind::pairs() } else { pair };
             matrix(&Plan { runs, seed: common.seed, pairs, jobs }, &Form { json: common.json, markdown, check })
+        }
+        Table::Survey { nat, common } => {
+            let names = if nat.is_empty() { survey::names().into_iter().map(str::to_owned).collect() } else { nat };
+            survey(&names, &common)
         }
         Table::Wan { runs, case, jobs, markdown, check, common } => {
             let cases = if case.is_empty() { Case::ALL.to_vec() } else { case };
@@ -256,6 +268,17 @@ fn matrix(plan: &Plan, form: &Form) -> ExitCode {
         eprintln!("matrix: {done} of {} rows, {short} fall short", plan.pairs.len());
     });
     form.end("matrix", plan.seed, measured, &breaches)
+}
+
+fn survey(names: &[String], common: &Common) -> ExitCode {
+    let form = Form { json: common.json, markdown: false, check: false };
+    form.head(&survey::Row::heading());
+    let measured = names.iter().try_for_each(|name| {
+        let row = survey::run(name, common.seed)?;
+        print_row(&row, common.json);
+        Ok::<(), survey::SurveyError>(())
+    });
+    form.end("survey", common.seed, measured, &[])
 }
 
 fn wan(plan: &wan::Plan, form: &Form) -> ExitCode {

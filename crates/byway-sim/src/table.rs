@@ -5,6 +5,7 @@ pub mod failover;
 pub mod matrix;
 pub mod scale;
 pub mod soak;
+pub mod survey;
 pub mod wan;
 
 use std::{

@@ -14,6 +14,7 @@ use std::{fmt, time::Duration};
 use serde::Serialize;
 
 use self::dial::Outcome;
+pub(super) use self::kind::behind;
 pub use self::{dial::MatrixError, gate::Gate, kind::Kind};
 use super::in_threads;
 use crate::noise::Noise;

@@ -96,23 +96,27 @@ impl Kind {
 
     /// A host behind these NATs, with one access link that loses packets between it and the core.
     pub(crate) fn host(self, world: &World, name: &str) -> Host {
-        let access = Link::standard().loss(LOSS);
-        let mut above: Option<crate::Nat> = None;
-        for (distance, config) in self.nats().into_iter().enumerate().rev() {
-            let nat = match &above {
-                Some(above) => above.nat(name, config),
-                None => world.nat(name, config),
-            };
-            nat.set_link(if distance == 0 { access.clone() } else { Link::lan() });
-            above = Some(nat);
-        }
-        match above {
-            Some(nat) => nat.host(name),
-            None => {
-                let host = world.host(name);
-                host.set_link(access);
-                host
-            }
+        behind(world, name, self.nats(), &Link::standard().loss(LOSS))
+    }
+}
+
+/// A host behind `nats`, which are told from the host outwards, with one link `access` between it and the core.
+pub(crate) fn behind(world: &World, name: &str, nats: Vec<NatConfig>, access: &Link) -> Host {
+    let mut above: Option<crate::Nat> = None;
+    for (distance, config) in nats.into_iter().enumerate().rev() {
+        let nat = match &above {
+            Some(above) => above.nat(name, config),
+            None => world.nat(name, config),
+        };
+        nat.set_link(if distance == 0 { access.clone() } else { Link::lan() });
+        above = Some(nat);
+    }
+    match above {
+        Some(nat) => nat.host(name),
+        None => {
+            let host = world.host(name);
+            host.set_link(access.clone());
+            host
         }
     }
 }
