@@ -69,7 +69,7 @@ impl DataDir {
 
     /// The address book.
     pub(crate) fn book_file(&self) -> PathBuf {
-        self.0.join("book.redb")
+        self.0.join("book.rows")
     }
 
     /// The control socket; an error if the system could not hold its path.

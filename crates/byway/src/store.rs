@@ -1,13 +1,13 @@
-//! The file that keeps the address book, and what was learned about networks, over restarts and crashes (redb).
+//! The file that keeps the address book, and what was learned about networks, over restarts and crashes.
 //!
-//! One thread writes. All that waits for it is committed at once, and acknowledged when it is on the disk: a caller that
-//! was told so finds it again whatever happens to the process. A file that cannot be read is moved aside and a new one begun,
-//! because a node without its book still runs.
+//! One thread writes. All that waits for it is written at once, and acknowledged when it is on the disk: a caller that
+//! was told so finds it again whatever happens to the process. A file that is damaged is moved aside, and a new one begun with
+//! what is whole of it.
+
+mod log;
 
 use std::{
-    fs::{self, File, OpenOptions},
     io,
-    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     thread,
 };
@@ -16,33 +16,25 @@ use byway_proto::{
     UnixTime,
     book::{Change, Head, Record},
 };
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, backends::FileBackend};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
+
+use self::log::{Log, Row, Rows};
 
 /// Callers that may wait for the writer; the next one keeps its rows, which are in the book anyway.
 const QUEUE: usize = 64;
 
-/// Rows in one commit: a commit costs the disk one flush, whatever it holds, and a row about 400 bytes.
+/// Rows that are written at once: that costs the disk one flush, whatever it holds, and a row about 400 bytes.
 const MAX_BATCH: usize = 8_192;
 
-/// What redb may keep in memory of the file: the book itself is in memory, so that hardly anything is read twice.
-const CACHE: usize = 1 << 20;
+/// The table of the peers' rows, by the bytes of their ids.
+const PEERS: u8 = 1;
 
-/// A peer's row, by the bytes of its id.
-const PEERS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("peers");
+/// The table of the book's own row, whose key is empty.
+const HEAD: u8 = 2;
 
-/// The book's own row.
-const HEAD: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("head");
-
-/// The one key of [`HEAD`].
-const BOOK: &str = "book";
-
-/// What was learned about networks, in one row.
-const NAT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("nat");
-
-/// The one key of [`NAT`].
-const MEMORY: &str = "memory";
+/// The table of what was learned about networks: one row, whose key is empty.
+const NAT: u8 = 3;
 
 /// Why the store cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -59,7 +51,7 @@ pub enum StoreError {
         /// The system's answer.
         what: String,
     },
-    /// A commit failed.
+    /// Writing failed.
     #[error("cannot write to the store: {0}; check that the disk is neither full nor failing")]
     Write(String),
     /// The store is closed.
@@ -85,7 +77,7 @@ pub struct Opened {
     pub nat: Option<Vec<u8>>,
     /// Rows that could not be read, and are left out.
     pub unread: usize,
-    /// Where the file was moved that could not be opened.
+    /// Where the file was moved that was damaged; the rows are what was whole of it.
     pub aside: Option<PathBuf>,
 }
 
@@ -100,23 +92,11 @@ impl Store {
     /// Opens a store, and makes it if there is none. A file that is damaged is moved aside; `now` goes into its new name.
     /// Blocks while the file is read.
     pub fn open(path: &Path, now: UnixTime) -> Result<(Store, Opened), StoreError> {
-        let (database, opened) = match read(path) {
-            Ok(read) => read,
-            Err(Unread::Refused(error)) => return Err(error),
-            Err(Unread::Damaged(what)) => {
-                let aside = move_aside(path, now)?;
-                warn!(file = %path.display(), aside = %aside.display(), %what, "the store is damaged; begun anew");
-                match read(path) {
-                    Ok((database, opened)) => (database, Opened { aside: Some(aside), ..opened }),
-                    Err(Unread::Refused(error)) => return Err(error),
-                    Err(Unread::Damaged(what)) => return Err(StoreError::File { path: path.into(), what }),
-                }
-            }
-        };
+        let (log, rows, aside) = Log::open(path, now)?;
         let (jobs, waiting) = mpsc::channel(QUEUE);
-        let thread = thread::Builder::new().name("byway-store".into()).spawn(move || write(&database, waiting));
-        thread.map_err(|error| file_error(path, &error))?;
-        Ok((Store { jobs }, opened))
+        let thread = thread::Builder::new().name("byway-store".into()).spawn(move || write(log, waiting));
+        thread.map_err(|error: io::Error| StoreError::File { path: path.into(), what: error.to_string() })?;
+        Ok((Store { jobs }, Opened { aside, ..Opened::from(rows) }))
     }
 
     /// Writes rows; returns when they are on the disk.
@@ -136,101 +116,26 @@ impl Store {
     }
 }
 
-/// Why a file was not read.
-enum Unread {
-    /// It is damaged: another can take its place.
-    Damaged(String),
-    /// It may be whole: nothing is done to it.
-    Refused(StoreError),
-}
-
-/// Opens the file and reads all of it.
-fn read(path: &Path) -> Result<(Database, Opened), Unread> {
-    let file = open(path).map_err(|error| Unread::Refused(file_error(path, &error)))?;
-    // A library's panic over a damaged file shall not take the node with it.
-    let read = panic::catch_unwind(|| {
-        let mut database = database(path, file)?;
-        database.check_integrity().map_err(damaged)?; // all checksums: a bit that fell over shows here, and nowhere else
-        let opened = rows(&database).map_err(damaged)?;
-        Ok((database, opened))
-    });
-    read.unwrap_or_else(|_| Err(Unread::Damaged("its structure makes no sense".into())))
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
-}
-
-fn database(path: &Path, file: File) -> Result<Database, Unread> {
-    let in_use = || Unread::Refused(StoreError::InUse(path.into()));
-    let backend = FileBackend::new(file).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => in_use(),
-        error => Unread::Refused(StoreError::File { path: path.into(), what: error.to_string() }),
-    })?;
-    Database::builder().set_cache_size(CACHE).create_with_backend(backend).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => in_use(),
-        redb::DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => {
-            Unread::Refused(file_error(path, &error))
+impl From<Rows> for Opened {
+    fn from(rows: Rows) -> Self {
+        let mut opened = Opened::default();
+        for ((table, _), value) in rows {
+            match table {
+                HEAD => opened.head = Head::from_bytes(&value),
+                NAT => opened.nat = Some(value),
+                PEERS => match Record::from_bytes(&value) {
+                    Some(record) => opened.records.push(record),
+                    None => opened.unread += 1,
+                },
+                _ => {} // a newer version's, and kept for it
+            }
         }
-        error => damaged(error),
-    })
-}
-
-/// Whether an error of the file system means that the contents are wrong, not the access.
-fn is_damage(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput)
-}
-
-fn damaged(error: impl ToString) -> Unread {
-    Unread::Damaged(error.to_string())
-}
-
-fn rows(database: &Database) -> Result<Opened, redb::Error> {
-    let transaction = database.begin_read()?;
-    let mut opened = Opened::default();
-    match transaction.open_table(HEAD) {
-        Ok(table) => opened.head = table.get(BOOK)?.and_then(|row| Head::from_bytes(row.value())),
-        Err(TableError::TableDoesNotExist(_)) => {}
-        Err(error) => return Err(error.into()),
+        opened
     }
-    match transaction.open_table(NAT) {
-        Ok(table) => opened.nat = table.get(MEMORY)?.map(|row| row.value().to_vec()),
-        Err(TableError::TableDoesNotExist(_)) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let table = match transaction.open_table(PEERS) {
-        Ok(table) => table,
-        Err(TableError::TableDoesNotExist(_)) => return Ok(opened),
-        Err(error) => return Err(error.into()),
-    };
-    for row in table.iter()? {
-        let (_, row) = row?;
-        match Record::from_bytes(row.value()) {
-            Some(record) => opened.records.push(record),
-            None => opened.unread += 1,
-        }
-    }
-    Ok(opened)
 }
 
-fn move_aside(path: &Path, now: UnixTime) -> Result<PathBuf, StoreError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".damaged-{}", now.0));
-    let aside = path.with_file_name(name);
-    fs::rename(path, &aside).map_err(|error| file_error(path, &error))?;
-    Ok(aside)
-}
-
-fn file_error(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::File { path: path.into(), what: error.to_string() }
-}
-
-/// Writes what waits, in one commit each time, until nobody can send more.
-fn write(database: &Database, mut jobs: mpsc::Receiver<Job>) {
+/// Writes what waits, all at once each time, until nobody can send more.
+fn write(mut log: Log, mut jobs: mpsc::Receiver<Job>) {
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
         while batch.iter().map(|job| job.rows.len()).sum::<usize>() < MAX_BATCH
@@ -238,10 +143,10 @@ fn write(database: &Database, mut jobs: mpsc::Receiver<Job>) {
         {
             batch.push(next);
         }
-        // As when reading: what a library's panic means is that these rows are not stored.
-        let result = panic::catch_unwind(AssertUnwindSafe(|| commit(database, &batch)));
-        let result = result.map_err(|_| StoreError::Write("the file's structure makes no sense".into()));
-        let result = result.and_then(|result| result.map_err(|error| StoreError::Write(error.to_string())));
+        let nat = batch.iter().rev().find_map(|job| job.nat.clone());
+        let nat = nat.map(|memory| Row { table: NAT, key: Vec::new(), value: Some(memory) });
+        let rows: Vec<_> = batch.iter().flat_map(|job| &job.rows).filter_map(row).chain(nat).collect();
+        let result = log.append(&rows).map_err(|error| StoreError::Write(error.to_string()));
         if let Err(error) = &result {
             warn!(%error, "rows not stored");
         }
@@ -251,23 +156,12 @@ fn write(database: &Database, mut jobs: mpsc::Receiver<Job>) {
     }
 }
 
-fn commit(database: &Database, batch: &[Job]) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
-    {
-        let mut peers = transaction.open_table(PEERS)?;
-        let mut head = transaction.open_table(HEAD)?;
-        for row in batch.iter().flat_map(|job| &job.rows) {
-            match row {
-                Change::Head(it) => drop(head.insert(BOOK, it.to_bytes().as_slice())?),
-                Change::Peer(it) => drop(peers.insert(it.peer.to_wire().as_slice(), it.to_bytes().as_slice())?),
-                Change::Gone(peer) => drop(peers.remove(peer.to_wire().as_slice())?),
-                _ => {}
-            }
-        }
-    }
-    if let Some(nat) = batch.iter().rev().find_map(|job| job.nat.as_ref()) {
-        transaction.open_table(NAT)?.insert(MEMORY, nat.as_slice())?;
-    }
-    transaction.commit()?; // flushed to the disk before it returns, as is redb's default
-    Ok(())
+fn row(change: &Change) -> Option<Row> {
+    let (table, key, value) = match change {
+        Change::Head(it) => (HEAD, Vec::new(), Some(it.to_bytes())),
+        Change::Peer(it) => (PEERS, it.peer.to_wire().to_vec(), Some(it.to_bytes())),
+        Change::Gone(peer) => (PEERS, peer.to_wire().to_vec(), None),
+        _ => return None,
+    };
+    Some(Row { table, key, value })
 }

@@ -17,7 +17,7 @@ async fn a_ban_closes_the_connection_and_outlives_a_restart_and_both_sides_are_t
     let dir = std::env::temp_dir().join(format!("byway-peers-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
     let mut settings = config(1, V4);
-    settings.store = Some(dir.join("book.redb"));
+    settings.store = Some(dir.join("book.rows"));
     let mut a = Peer::bind(settings.clone()).await;
     let mut b = Peer::bind(config(2, V4)).await;
     b.node.dial(a.node.ticket()).await.unwrap();

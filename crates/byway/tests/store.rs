@@ -16,6 +16,7 @@ use byway::{
     book::{Book, BookConfig, Change, Contact, Head, Record},
     store::{Store, StoreError},
 };
+use byway_proto::Rng;
 
 /// Kills of the writer; each comes at another moment of a commit.
 const KILLS: u32 = 200;
@@ -114,46 +115,66 @@ fn open_patiently(file: &std::path::Path) -> (Store, byway::store::Opened) {
     }
 }
 
+/// Damages of a real file, each opened, written to and opened again.
+const DAMAGES: u64 = 2_000;
+
 #[tokio::test]
-async fn a_damaged_file_is_moved_aside_and_a_new_one_begun() {
+async fn a_damaged_file_is_moved_aside_and_a_new_one_begun_with_what_is_whole_of_it() {
     let scratch = Scratch::new("damage");
     let file = scratch.file();
     let (store, _) = Store::open(&file, NOW).unwrap();
     let head = Head { key: [9; 32], anchors: vec![peer(1)] };
-    let rows = [Change::Head(head.clone())].into_iter().chain((0..500).map(row)).collect();
-    store.save(rows).await.unwrap();
+    store.save([Change::Head(head.clone())].into_iter().chain((0..500).map(row)).collect()).await.unwrap();
+    store.save((250..300).map(|n| Change::Gone(peer(n))).collect()).await.unwrap();
     drop(store);
     let (store, opened) = open_patiently(&file);
-    assert_eq!((opened.head, opened.records.len()), (Some(head), 500));
+    assert_eq!((opened.head, opened.records.len(), opened.aside), (Some(head), 450, None));
     drop(store);
-    drop(open_patiently(&file));
     let whole = fs::read(&file).unwrap();
-    let mut damages: Vec<Vec<u8>> = vec![
-        b"not a database at all".to_vec(),
-        vec![0; whole.len()],
-        vec![0xff; 4_096],
-        whole[..whole.len() / 2].to_vec(),
-        whole[..100].to_vec(),
-    ];
-    // Any byte of it, and stretches.
-    for n in 0..60usize {
-        let mut bytes = whole.clone();
-        let at = n * 7_919 % bytes.len();
-        let end = (at + 1 + n * 13).min(bytes.len());
-        bytes[at..end].iter_mut().for_each(|byte| *byte = !*byte);
-        damages.push(bytes);
-    }
-    let mut aside = 0;
-    for (n, damage) in damages.into_iter().enumerate() {
-        fs::write(&file, damage).unwrap();
+    let (mut aside, mut lost) = (0, 0);
+    let mut random = Rng::new(&[3; 32], "damages");
+    for n in 0..DAMAGES {
+        fs::write(&file, damage(&whole, n, &mut random)).unwrap();
         let (store, opened) = open_patiently(&file);
-        aside += usize::from(opened.aside.as_ref().is_some_and(|aside| aside.exists()));
-        assert!(opened.aside.is_some() || opened.records.len() + opened.unread <= 500, "damage {n}");
-        store.save(vec![row(1)]).await.unwrap_or_else(|error| println!("damage {n}: {error}"));
+        let moved = opened.aside.is_some_and(|aside| aside.exists() && fs::remove_file(aside).is_ok());
+        aside += u64::from(moved);
+        let records: BTreeMap<_, _> = opened.records.into_iter().map(|record| (record.peer, record)).collect();
+        assert_eq!(opened.unread, 0, "damage {n}");
+        assert!(records.values().all(|record| record.added.0 < 500), "damage {n} invents a row");
+        lost += 450usize.saturating_sub(records.len());
+        store.save(vec![row(PEERS + 3)]).await.unwrap();
         drop(store);
-        drop(open_patiently(&file));
+        let (_store, opened) = open_patiently(&file);
+        assert_eq!((opened.aside, opened.unread), (None, 0), "damage {n}: the new file is whole");
+        let again: BTreeMap<_, _> = opened.records.into_iter().map(|record| (record.peer, record)).collect();
+        assert!(records.iter().all(|(peer, record)| again.get(peer) == Some(record) || *peer == self::peer(3)));
+        assert_eq!(again.get(&peer(3)).map(|record| record.added.0), Some(PEERS + 3), "damage {n}");
     }
-    assert!(aside >= 4, "{aside}");
+    println!("{aside} of {DAMAGES} moved aside, {} rows of 450 lost in the mean", lost as u64 / DAMAGES);
+    assert!(aside >= DAMAGES / 2, "{aside}");
+}
+
+/// A file that is not what it was.
+fn damage(whole: &[u8], n: u64, random: &mut Rng) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    let at = random.below(bytes.len() as u64) as usize;
+    let end = (at + 1 + random.below(8_192) as usize).min(bytes.len());
+    match n % 8 {
+        0 => {
+            (0..=random.below(4)).for_each(|_| bytes[random.below(whole.len() as u64) as usize] ^= 1 << random.below(8))
+        }
+        1 => bytes.truncate(at),
+        2 => bytes[at / 4_096 * 4_096..].iter_mut().take(4_096).for_each(|byte| *byte = 0),
+        3 => bytes[at..end].fill_with(|| random.below(256) as u8),
+        4 => drop(bytes.drain(at..end)),
+        5 => bytes.extend((at..end).map(|_| random.below(256) as u8)),
+        6 => bytes.fill(random.below(256) as u8),
+        _ => {
+            bytes =
+                b"redb\x1a\x0a\xa9\x0d\x0a".iter().copied().chain((0..end).map(|_| random.below(256) as u8)).collect()
+        }
+    }
+    bytes
 }
 
 #[test]
@@ -197,7 +218,7 @@ impl Scratch {
     }
 
     fn file(&self) -> PathBuf {
-        self.0.join("book.redb")
+        self.0.join("book.rows")
     }
 }
 

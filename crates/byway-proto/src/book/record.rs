@@ -124,6 +124,7 @@ impl Book {
     pub fn restore(&mut self, record: Record, now: UnixTime) -> bool {
         let peer = record.peer;
         let is_hidden = self.config.hidden.contains(&peer) && record.ban.is_none();
+        self.changed.insert(peer); // what finds no place here has none in the store either
         if peer == self.own_id || is_hidden || !record.is_sound() {
             return false;
         }
