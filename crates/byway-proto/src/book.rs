@@ -81,6 +81,9 @@ const RETRY: Duration = Duration::from_secs(30);
 /// Longest wait between two dials of one peer out of the book.
 const MAX_RETRY: Duration = Duration::from_secs(3_600);
 
+/// As many dials in vain as one that another key answered counts for: the wait after them is [`MAX_RETRY`].
+const MISPLACED: u32 = 8;
+
 /// What a book keeps to.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -234,6 +237,14 @@ impl Book {
         if is_over {
             self.forget(peer);
         }
+    }
+
+    /// Another key answered where the peer was said to be. Unless this node has met it before, it rests for as long as any, and its
+    /// place may be taken; it is not forgotten, for whoever named it would name it again, and it would be dialled again.
+    pub fn misplaced(&mut self, peer: PeerId, now: UnixTime) {
+        let Some(entry) = self.entries.get_mut(&peer).filter(|entry| entry.proven.is_none()) else { return };
+        (entry.attempts, entry.tried) = (entry.attempts.max(MISPLACED), Some(now));
+        self.changed.insert(peer);
     }
 
     /// Forgets a peer, but not its ban.

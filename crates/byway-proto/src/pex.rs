@@ -43,6 +43,13 @@ pub const ANSWER_BURST: u64 = 3;
 /// Time in which one more question of a peer is answered.
 pub const ANSWER_EVERY: Duration = Duration::from_secs(30);
 
+/// Times that a peer may say at once where it is.
+pub const OWN_BURST: u64 = 3;
+
+/// Time in which a peer may say once more where it is: nodes look at their addresses every ten seconds, and what a peer says
+/// costs a look into the book.
+pub const OWN_EVERY: Duration = Duration::from_secs(5);
+
 /// How long a seed lets its answer travel before it hangs up.
 pub const SEED_LINGER: Duration = Duration::from_secs(3);
 
@@ -142,6 +149,8 @@ struct Talk {
     /// Until when an answer is read.
     due: Option<Instant>,
     answers: Bucket,
+    /// What it says of itself.
+    owns: Bucket,
     /// When a seed hangs up.
     hang_up: Option<Instant>,
 }
@@ -204,8 +213,9 @@ impl Pex {
             return;
         }
         let answers = Bucket::new(1, ANSWER_BURST * ANSWER_EVERY.as_secs(), now);
+        let owns = Bucket::new(1, OWN_BURST * OWN_EVERY.as_secs(), now);
         let hang_up = self.config.seed.then_some(now + SEED_STAY);
-        self.peers.insert(peer, Talk { ask_at: now, due: None, answers, hang_up });
+        self.peers.insert(peer, Talk { ask_at: now, due: None, answers, owns, hang_up });
         self.introduce(peer);
     }
 
@@ -242,10 +252,11 @@ impl Pex {
                     }
                 }
             }
-            Ok(Some(Message::Own(contact))) => {
+            Ok(Some(Message::Own(contact))) if talk.owns.take(OWN_EVERY.as_secs(), now) => {
                 self.outputs.push_back(Output::Heard { peer, contacts: [contact].into() });
             }
-            Ok(None) => {} // of a later version
+            Ok(Some(Message::Own(_))) => {} // it says so far too often
+            Ok(None) => {}                  // of a later version
             Err(fault) => {
                 self.peers.remove(&peer);
                 self.outputs.push_back(Output::Misbehaved { peer, fault });

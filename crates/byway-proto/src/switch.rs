@@ -44,6 +44,10 @@ use seats::{Seat, Seats};
 /// Dials under way at once, whoever wants them: each has a socket's share of packets and a handshake in memory.
 pub const MAX_DIALS: usize = 1_024;
 
+/// A link that held so long has shown that the peer wants it; a shorter one counts as a dial in vain, or a peer that hangs up
+/// at once would be dialled as fast as the network carries it.
+pub const STEADY: Duration = Duration::from_secs(60);
+
 /// Who is connected to one node.
 #[derive(Debug)]
 pub struct Switch {
@@ -126,7 +130,7 @@ impl Switch {
             Input::DialFailed { dial, why } => self.dial_failed(dial, why, now),
             Input::Knock { knock, peer, instance, from } => self.knock(knock, (peer, instance), from, now),
             Input::Filtered { knock, verdict } => self.filtered(knock, verdict, now),
-            Input::KnockOver { knock } => self.leave_door(knock),
+            Input::KnockOver { knock } => self.knock_over(knock),
             Input::Established(up) => self.established(up, now),
             Input::Moved { link, group } => self.moved(link, group),
             Input::Ended { link } => self.ended(link, None, now),
@@ -258,8 +262,10 @@ impl Switch {
         let Some(peer) = self.dials.iter().find(|(_, dial)| dial.id == id).map(|(peer, _)| *peer) else { return };
         let Some(dial) = self.dials.remove(&peer) else { return };
         self.seats.free(dial.seat);
-        if why == DialFailure::Itself || (why == DialFailure::OtherKey && !self.book.is_proven(peer)) {
-            self.book.forget(peer);
+        match why {
+            DialFailure::Itself => self.book.forget(peer),
+            DialFailure::OtherKey => self.book.misplaced(peer, self.unix(now)),
+            DialFailure::Unreached | DialFailure::Refused => {}
         }
         self.schedule.failed(peer, dial.cause, &mut self.rng, now);
     }
@@ -330,9 +336,13 @@ impl Switch {
         let Some(gone) = self.links.remove(&link) else { return };
         self.by_peer.remove(&gone.peer);
         self.seats.free(Some(gone.seat));
+        let held = now.since(gone.since) >= STEADY;
+        if gone.dialled && (why.is_some() || !held) {
+            self.book.attempted(gone.peer, self.unix(now)); // whoever hangs up, or is sent away, rests as one that was not reached
+        }
         self.outputs.push_back(Output::Removed { link, why });
         if !self.stopped {
-            self.schedule.lost(gone.peer, &mut self.rng, now);
+            self.schedule.lost(gone.peer, held, &mut self.rng, now);
             self.set_anchors();
         }
     }

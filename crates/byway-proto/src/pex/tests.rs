@@ -57,6 +57,21 @@ fn a_new_peer_is_told_who_we_are_and_asked_whom_it_knows() {
 }
 
 #[test]
+fn a_peer_that_says_without_end_where_it_is_is_heard_now_and_then() {
+    let mut pex = pex(false);
+    feed(&mut pex, Input::Up { peer: peer(1) }, at(0));
+    let mut heard = 0;
+    for second in 0..60 {
+        for n in 0..100 {
+            let outputs = receive(&mut pex, 1, &Message::Own(contact(n)), at(second));
+            assert!(!outputs.iter().any(|it| matches!(it, Output::Misbehaved { .. })));
+            heard += outputs.iter().filter(|it| matches!(it, Output::Heard { .. })).count();
+        }
+    }
+    assert!((12..=15).contains(&heard), "{heard}");
+}
+
+#[test]
 fn who_asks_too_early_gets_no_answer_and_loses_nothing_by_it() {
     let mut pex = pex(false);
     feed(&mut pex, Input::Up { peer: peer(1) }, at(0));

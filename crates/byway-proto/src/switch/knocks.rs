@@ -108,6 +108,19 @@ impl Switch {
         }
     }
 
+    /// A stranger that was let in has gone: our own dial of it, which had given way, may go on.
+    pub(super) fn knock_over(&mut self, id: KnockId) {
+        let peer = self.knocks.0.get(&id).map(|knock| knock.peer);
+        self.leave_door(id);
+        let dial = peer.and_then(|peer| self.dials.get_mut(&peer));
+        let is_admitted = |knock: &Knock| Some(knock.peer) == peer && matches!(knock.stage, Stage::Admitted(..));
+        if let Some(dial) = dial
+            && !self.knocks.0.values().any(is_admitted)
+        {
+            dial.yielded = false;
+        }
+    }
+
     /// A stranger's link is there, or never will be.
     pub(super) fn leave_door(&mut self, id: KnockId) {
         let knock = self.knocks.0.remove(&id);

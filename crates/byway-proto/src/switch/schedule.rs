@@ -45,7 +45,10 @@ pub(super) struct Schedule {
 #[derive(Debug)]
 struct Persistent {
     contact: Contact,
+    /// Dials in vain since the last link.
     failures: u32,
+    /// Links, one after the other, that did not hold for [`STEADY`](super::STEADY).
+    brief: u32,
     next: Instant,
 }
 
@@ -53,7 +56,7 @@ impl Schedule {
     pub(super) fn new(config: &SwitchConfig, anchors: &[PeerId], now: Instant) -> Self {
         let persistent = config.persistent.iter().map(|addr| {
             let contact = Contact::from(addr.clone());
-            (addr.id, Persistent { contact, failures: 0, next: now })
+            (addr.id, Persistent { contact, failures: 0, brief: 0, next: now })
         });
         Schedule {
             persistent: persistent.collect(),
@@ -91,11 +94,15 @@ impl Schedule {
         }
     }
 
-    /// A link is gone: its slot is free, or its peer is to be had back.
-    pub(super) fn lost(&mut self, peer: PeerId, rng: &mut Rng, now: Instant) {
-        match self.persistent.get_mut(&peer) {
-            Some(it) => it.next = now + wait(0, rng),
-            None => self.wake(now),
+    /// A link is gone, which `held` for a while or did not: its slot is free, or its peer is to be had back.
+    pub(super) fn lost(&mut self, peer: PeerId, held: bool, rng: &mut Rng, now: Instant) {
+        let Some(it) = self.persistent.get_mut(&peer) else { return self.wake(now) };
+        if held {
+            it.brief = 0;
+        }
+        it.next = now + wait(it.brief, rng);
+        if !held {
+            it.brief = it.brief.saturating_add(1);
         }
     }
 

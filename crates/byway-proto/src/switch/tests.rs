@@ -381,3 +381,123 @@ fn nodes_that_a_seed_had_no_place_for_come_back_each_at_its_own_moment() {
     moments.dedup();
     assert!(moments.len() >= 6, "{moments:?}");
 }
+
+#[test]
+fn whoever_comes_or_is_asked_for_shares_the_slots_that_are_not_reserved() {
+    let mut rig = Rig::new(|config| {
+        (config.max_peers, config.reserved) = (6, 2);
+        config.unconditional = [peer(90), peer(91)].into();
+    });
+    assert!(rig.enter(1, at(0)).is_some() && rig.enter(2, at(0)).is_some());
+    let dial = rig.begin(3, at(0));
+    rig.establish(3, By::Dial(dial), 1, at(0));
+    let under_way = rig.begin(4, at(0));
+    let full = |n| Output::NotDialled { peer: peer(n), why: NotDialing::Full };
+    assert_eq!(rig.feed(Input::Dial { contact: contact(5) }, at(0)), [full(5)], "a dial holds a slot");
+    assert_eq!(rig.knock(6, 6, at(0)), [Output::TurnAway { knock: KnockId(6), why: Close::Full }]);
+    assert!(rig.enter(90, at(0)).is_some(), "friends have slots of their own");
+    let dial = rig.begin(91, at(0));
+    assert!(rig.establish(91, By::Dial(dial), 1, at(0)).1.iter().any(|it| matches!(it, Output::Added { .. })));
+    rig.feed(Input::DialFailed { dial: under_way, why: DialFailure::Unreached }, at(1));
+    assert!(rig.enter(6, at(1)).is_some());
+    assert_eq!(rig.feed(Input::Dial { contact: contact(5) }, at(1)), [full(5)], "and friends leave none to others");
+}
+
+/// The link that comes of a dial out of the book, if one is among the outputs.
+fn chosen(rig: &mut Rig, outputs: &[Output], now: Instant) -> Option<LinkId> {
+    let (dial, peer, _) = Rig::dials(outputs).into_iter().find(|(.., cause)| *cause == Cause::Chosen)?;
+    rig.links += 1;
+    let link = LinkId(rig.links);
+    rig.feed(Input::Established(Up { link, peer, instance: 1, by: By::Dial(dial), group: group(1) }), now);
+    Some(link)
+}
+
+#[test]
+fn a_peer_out_of_the_book_that_hangs_up_at_once_is_left_alone_for_half_a_minute() {
+    let mut rig = discovering(1, 1);
+    let wait = |rig: &mut Rig, from: u64| {
+        (from..from + 100).find_map(|second| {
+            let outputs = rig.feed(Input::Timeout, at(second));
+            chosen(rig, &outputs, at(second)).map(|link| (second, link))
+        })
+    };
+    let (_, link) = wait(&mut rig, 0).expect("the one peer is dialled");
+    let outputs = rig.feed(Input::Ended { link }, at(1));
+    assert!(chosen(&mut rig, &outputs, at(1)).is_none(), "{outputs:?}");
+    let (second, link) = wait(&mut rig, 1).expect("it is tried again");
+    assert!((31..40).contains(&second), "{second}");
+    // One that stayed and was lost is had back at once; one that the program sent away is not.
+    let outputs = rig.feed(Input::Ended { link }, at(second + 60));
+    assert!(chosen(&mut rig, &outputs, at(second + 60)).is_some(), "{outputs:?}");
+    let outputs = rig.feed(Input::Disconnect { peer: peer(1_000) }, at(200));
+    assert!(chosen(&mut rig, &outputs, at(200)).is_none(), "{outputs:?}");
+    assert!(wait(&mut rig, 200).is_some_and(|(second, _)| second >= 230));
+}
+
+#[test]
+fn a_persistent_peer_that_hangs_up_each_time_is_dialled_ever_more_rarely() {
+    let mut rig = Rig::new(|config| config.persistent = [addr(1)].into());
+    let mut now = at(0);
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        let dial = Rig::dials(&rig.feed(Input::Timeout, now))[0].0;
+        let (link, _) = rig.establish(1, By::Dial(dial), 1, now);
+        rig.feed(Input::Ended { link }, now);
+        let next = rig.switch.poll_timeout().expect("it is never given up").0;
+        waits.push(next.since(now));
+        now = next;
+    }
+    assert!(waits[0] <= RECONNECT && waits[11] >= MAX_RECONNECT * 3 / 4, "{waits:?}");
+    let dial = Rig::dials(&rig.feed(Input::Timeout, now))[0].0;
+    let (link, _) = rig.establish(1, By::Dial(dial), 1, now);
+    let later = now + STEADY;
+    rig.feed(Input::Ended { link }, later);
+    assert!(rig.switch.poll_timeout().unwrap().0.since(later) <= RECONNECT, "one that stayed is had back at once");
+}
+
+#[test]
+fn an_address_where_another_key_answers_is_dialled_once_an_hour_however_often_it_is_named() {
+    let mut rig = Rig::new(|config| config.discover = true);
+    let named = || Input::Heard { from: group(9), contacts: [contact(1)].into() };
+    let mut dialled = Rig::dials(&rig.feed(named(), at(0)));
+    let mut all = 0;
+    for second in 1..3_600 {
+        if let Some((dial, ..)) = dialled.pop() {
+            all += 1;
+            rig.feed(Input::DialFailed { dial, why: DialFailure::OtherKey }, at(second));
+        }
+        dialled = Rig::dials(&rig.feed(named(), at(second)));
+    }
+    assert_eq!(all, 1);
+    assert!(matches!(rig.switch.why_not_dialing(peer(1), at(3_599)), NotDialing::Resting { .. }));
+}
+
+#[test]
+fn a_dial_goes_on_if_the_stranger_for_which_it_gave_way_never_comes() {
+    let mut rig = Rig::new(|_| {});
+    let dial = rig.begin(OWN + 1, at(0));
+    assert_eq!(rig.knock(OWN + 1, 1, at(0)), [Output::Admit { knock: KnockId(1) }]);
+    rig.feed(Input::KnockOver { knock: KnockId(1) }, at(1));
+    assert_eq!(rig.feed(Input::Answered { dial }, at(1)), [Output::GoOn { dial, goes_on: true }]);
+}
+
+#[test]
+fn a_link_counts_in_the_group_of_the_address_that_it_goes_by_now() {
+    let mut rig = Rig::new(|config| (config.max_peers, config.reserved, config.inbound_per_group) = (9, 1, 25));
+    let relay = group(77);
+    let knock = |rig: &mut Rig, n: u32| {
+        let knock = KnockId(n.into());
+        rig.feed(Input::Knock { knock, peer: peer(n), instance: 1, from: relay }, at(0)) == [Output::Admit { knock }]
+    };
+    for n in [1, 2] {
+        assert!(knock(&mut rig, n));
+        rig.links += 1;
+        let up =
+            Up { link: LinkId(rig.links), peer: peer(n), instance: 1, by: By::Knock(KnockId(n.into())), group: relay };
+        rig.feed(Input::Established(up), at(0));
+    }
+    assert!(!knock(&mut rig, 3), "two of eight come by one relay");
+    rig.feed(Input::Moved { link: LinkId(1), group: group(1) }, at(0));
+    assert!(knock(&mut rig, 4), "one of them is reached directly by now");
+    assert!(!knock(&mut rig, 5));
+}
