@@ -1,6 +1,6 @@
 //! The simulator's tables in their short forms: at scale, one seed gives one hash in two processes and another seed
 //! another; every pair of NATs comes to what a few dials must show; bulk keeps bad lines full; channels get their shares and
-//! leave each other alone; a path's death is a pause, and where nothing dies nothing switches.
+//! leave each other alone; a path's death is a pause, and where nothing dies nothing switches; strangers become one graph.
 
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ const CHANNELS: [&str; 7] = [
     "register-under-load-q20-loss-1",
 ];
 
-/// Runs the scale table three times, the matrix, the wan table, the channels table, failovers and the soak; `--nodes N` runs the first alone in
+/// Runs the scale table three times, the matrix, the wan table, the channels table, failovers, peer exchange and the soak; `--nodes N` runs the first alone in
 /// another size, and with it lifts the time limit.
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     let nodes = match args {
@@ -54,7 +54,13 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     wan()?;
     channels()?;
     failover()?;
+    exchange()?;
     soak()
+}
+
+/// A thousand nodes that know one seed alone; the command fails if they are not one graph after ten simulated minutes.
+fn exchange() -> Result<(), Stop> {
+    command::pass(&mut command::cargo("run --release -p byway-sim -- exchange --nodes 1000 --seed 1 --json"))
 }
 
 /// Deaths, a smaller line, and ten minutes each of a quiet line and of a bad one.

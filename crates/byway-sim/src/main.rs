@@ -3,7 +3,7 @@
 use std::{cell::Cell, process::ExitCode};
 
 use byway_sim::table::{
-    channels, failover,
+    channels, exchange, failover,
     matrix::{self, Kind, Plan},
     scale, soak, survey,
     wan::{self, Case},
@@ -128,6 +128,14 @@ enum Table {
         #[command(flatten)]
         common: Common,
     },
+    /// How soon nodes that know one seed alone are one connected graph by peer exchange; fails if they are not after 10 minutes
+    Exchange {
+        /// How many nodes beside the seed
+        #[arg(long, default_value_t = 1_000)]
+        nodes: usize,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Many nodes in one process: each dials 4 others, and every connection echoes 10 messages
     Scale {
         /// How many nodes, at least 5
@@ -187,16 +195,32 @@ fn main() -> ExitCode {
                 }
             }
         }
-        Table::Scale { nodes, common } => match scale::run(nodes, common.seed, |what| eprintln!("scale: {what}")) {
-            Ok(row) => {
-                print_row(&row, common.json);
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("scale, seed {}: {error}", common.seed);
-                ExitCode::FAILURE
-            }
-        },
+        Table::Exchange { nodes, common } => {
+            let row = exchange::run(nodes, common.seed, |what| eprintln!("exchange: {what}"));
+            one_row("exchange", row, &common)
+        }
+        Table::Scale { nodes, common } => {
+            let row = scale::run(nodes, common.seed, |what| eprintln!("scale: {what}"));
+            one_row("scale", row, &common)
+        }
+    }
+}
+
+/// A table of one row.
+fn one_row(
+    name: &str,
+    row: Result<impl Serialize + std::fmt::Display, impl std::fmt::Display>,
+    common: &Common,
+) -> ExitCode {
+    match row {
+        Ok(row) => {
+            print_row(&row, common.json);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{name}, seed {}: {error}", common.seed);
+            ExitCode::FAILURE
+        }
     }
 }
 

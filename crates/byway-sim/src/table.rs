@@ -1,6 +1,7 @@
 //! The project's own measurements, as `byway-sim` prints them: each is a scenario and the row it makes.
 
 pub mod channels;
+pub mod exchange;
 pub mod failover;
 pub mod matrix;
 pub mod scale;
