@@ -174,7 +174,7 @@ fn another_key_at_the_address_is_named_as_the_reason() {
         let mut ticket = Ticket::new(config(77).identity.id());
         ticket.addrs = b.node.addrs();
         let (error, after) = fails(&a, &ticket).await;
-        assert!(matches!(error, DialError::Unreached { peer, .. } if peer == ticket.peer), "{error:?}");
+        assert!(matches!(error, DialError::OtherKey { peer, .. } if peer == ticket.peer), "{error:?}");
         assert!(after < secs(1));
         assert!(error.to_string().contains("another key"));
     });

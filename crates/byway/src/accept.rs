@@ -5,9 +5,9 @@ use std::sync::{Arc, PoisonError};
 use byway_proto::{
     gate::{DropReason, HANDSHAKE_TOTAL, HandshakeId, Source, Verdict},
     hello::Hello,
-    switch::{By, KnockId},
+    switch::{By, FILTER_DEADLINE, KnockId},
 };
-use tokio::time;
+use tokio::{sync::oneshot, time};
 use tracing::debug;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     gone::Gone,
     link::establish::{self, ControlStream, Established},
     net::{routes::Via, track::Track},
-    switch::{Command, Knock},
+    switch::{Command, Knock, Origin},
 };
 
 /// Takes strangers in until the endpoint is closed; there is no task for one before the gate has let it in.
@@ -38,14 +38,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         match admit(&core, &track, incoming.remote_address_validated()) {
             Verdict::Accept(handshake) => {
                 track.lock().admitted = true;
-                match core.endpoint.accept(&track, incoming) {
-                    Ok(connecting) => core.tasks.spawn(greet(Arc::clone(&core), track, connecting, handshake)),
-                    Err(error) => {
-                        debug!(%error, "handshake not begun");
-                        core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner).handshake_failed(handshake);
-                        core.mux.routes.remove(track.alias());
-                    }
-                }
+                core.tasks.spawn(greet(Arc::clone(&core), track, incoming, handshake));
             }
             // The token names the alias; it is drawn again for the same source, should this one be forgotten.
             Verdict::Retry if incoming.may_retry() => drop(incoming.retry()),
@@ -73,8 +66,28 @@ fn admit(core: &Core, track: &Track, validated: bool) -> Verdict {
     gate.admit(source, validated, core.mux.now())
 }
 
-async fn greet(core: Arc<Core>, track: Arc<Track>, connecting: quinn::Connecting, handshake: HandshakeId) {
+/// The program's word on where a stranger comes from; without one in time it is refused.
+async fn is_welcome(core: &Core, track: &Track) -> bool {
+    let Some(filter) = core.config.source_filter.clone() else { return true };
+    let Some(via) = track.via() else { return false };
+    let origin = Origin { remote: core.mux.sockets.wss().behind(via.remote()), relayed: via.is_relay() };
+    let (told, verdict) = oneshot::channel();
+    // A task of its own: should the filter panic, its word is missing, and nothing else.
+    core.tasks.spawn(async move {
+        if let Ok(verdict) = time::timeout(FILTER_DEADLINE, filter.judge(origin)).await {
+            let _ = told.send(verdict); // the handshake may be over
+        }
+    });
+    verdict.await.unwrap_or(false)
+}
+
+async fn greet(core: Arc<Core>, track: Arc<Track>, incoming: quinn::Incoming, handshake: HandshakeId) {
     let greeted = async {
+        if !is_welcome(&core, &track).await {
+            incoming.ignore();
+            return Err(Gone::Filtered("not from there".into()));
+        }
+        let connecting = core.endpoint.accept(&track, incoming).map_err(|error| Gone::Lost(error.to_string()))?;
         let connection = core.endpoint.handshake(&track, connecting).await.map_err(|e| Gone::Lost(e.to_string()))?;
         hello(&core, &track, connection).await
     };

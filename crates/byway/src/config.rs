@@ -22,7 +22,10 @@ pub use self::{
     no_proxy::{NoProxy, ParseNoProxyError},
     tls::{Certificate, HttpProxy, ParseProxyError, PemError, Roots, TlsConfig},
 };
-use crate::{identity::Identity, switch::Filter};
+use crate::{
+    identity::Identity,
+    switch::{Filter, SourceFilter},
+};
 
 mod no_proxy;
 mod tls;
@@ -77,6 +80,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How many peers there may be, whom to dial without being asked, and whom the limits do not concern.
     pub peers: SwitchConfig,
+    /// Asked where each stranger comes from, before its handshake begins.
+    pub source_filter: Option<SourceFilter>,
     /// Asked about each stranger before it is let in.
     pub filter: Option<Filter>,
     /// Tell peers of each other, and dial out of the book ([`SwitchConfig::discover`]). Off, for a node that joins its
@@ -118,6 +123,7 @@ impl Config {
             accept: true,
             idle_timeout: Duration::from_secs(300),
             peers: SwitchConfig::default(),
+            source_filter: None,
             filter: None,
             peer_exchange: false,
             store: None,

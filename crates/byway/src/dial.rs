@@ -102,6 +102,16 @@ pub enum DialError {
         /// What was learned on the way.
         notes: String,
     },
+    /// Somebody else answered where the peer was said to be, and nobody elsewhere.
+    #[error(
+        "another key than {peer}'s answered at its address{notes}; the address has changed hands, or whoever named it was wrong: ask the peer for a new ticket"
+    )]
+    OtherKey {
+        /// The peer.
+        peer: PeerId,
+        /// What was learned on the way.
+        notes: String,
+    },
     /// The peer answered, and the hellos did not fit.
     #[error("{peer} was reached, but the two nodes cannot talk: {reason}")]
     Hello {
@@ -189,9 +199,11 @@ async fn connect(core: &Arc<Core>, mut target: Target) -> Result<(Arc<Track>, qu
         let impostor = matches!(error, HandshakeError::WrongPeer).then(|| first_heard(&track)).flatten();
         last = match error {
             HandshakeError::Connection(error) => match Gone::from(error) {
+                Gone::Lost(_) | Gone::TimedOut if !impostors.is_empty() => other_key(peer, &notes),
                 reason @ (Gone::Lost(_) | Gone::TimedOut) => unreached(peer, &reason, &notes),
                 reason => DialError::Hello { peer, reason },
             },
+            HandshakeError::WrongPeer => other_key(peer, &notes),
             error => unreached(peer, &error, &notes),
         };
         let Some(impostor) = impostor.filter(|_| impostors.len() < MAX_IMPOSTORS) else { return Err(last) };
@@ -203,6 +215,10 @@ async fn connect(core: &Arc<Core>, mut target: Target) -> Result<(Arc<Track>, qu
         target.addrs.extend(others);
         target.addrs.retain(|addr| !impostors.contains(addr));
     }
+}
+
+fn other_key(peer: PeerId, notes: &Notes) -> DialError {
+    DialError::OtherKey { peer, notes: notes.text() }
 }
 
 fn unreached(peer: PeerId, what: &impl ToString, notes: &Notes) -> DialError {

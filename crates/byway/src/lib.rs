@@ -79,5 +79,5 @@ pub use self::{
         MappingStatus, NatStatus, NodeStatus, PeerStatus, ProtocolStatus, RelayServerStatus, RelayStatus, RouteReport,
     },
     stream::{ReadHalf, Stream, WriteHalf},
-    switch::{AddPeerError, Candidate, Filter},
+    switch::{AddPeerError, Candidate, Filter, Origin, SourceFilter},
 };

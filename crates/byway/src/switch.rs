@@ -10,15 +10,16 @@ mod reason;
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use byway_proto::{
-    PeerId, Rng, UnixTime,
+    Instant, PeerId, Rng, UnixTime,
     book::{Book, Contact, Group, Record},
-    gate::ACCEPT_QUEUE,
+    gate::{ACCEPT_QUEUE, HANDSHAKE_TOTAL},
     hello::{Announced, Control},
-    switch::{By, DialFailure, DialId, Input, KnockId, LinkId, NotDialing, Switch, Up},
+    switch::{By, DialFailure, DialId, FILTER_DEADLINE, Input, KnockId, LinkId, NotDialing, Switch, Up},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -27,7 +28,7 @@ use tokio::{
 
 use self::keeper::Keeper;
 pub use self::{
-    filter::{Candidate, Filter},
+    filter::{Candidate, Filter, Origin, SourceFilter},
     keeper::AddPeerError,
 };
 use crate::{
@@ -89,6 +90,8 @@ pub(crate) enum Command {
         knock: KnockId,
         verdict: Result<(), String>,
     },
+    /// A link goes by another route.
+    Moved(Arc<Link>),
     /// A link's connection has ended.
     Ended {
         link: Arc<Link>,
@@ -263,6 +266,9 @@ struct Shell {
     /// The dial that waits for its word now.
     going: Option<oneshot::Sender<bool>>,
     doors: BTreeMap<KnockId, Door>,
+    /// Strangers that are not refused and have no link yet, with the addresses that filters are told of them, and when they came:
+    /// for a slot is held for none of them longer than for a handshake.
+    coming: BTreeMap<KnockId, (SocketAddr, Instant)>,
     named: u64,
 }
 
@@ -322,6 +328,7 @@ impl Shell {
             waiting: BTreeMap::new(),
             going: None,
             doors: BTreeMap::new(),
+            coming: BTreeMap::new(),
             named: 0,
         }
     }
@@ -335,8 +342,12 @@ impl Shell {
             }
             Command::DialFailed { dial, error } => self.dial_failed(dial, error),
             Command::Vet { knock, reply } => self.vet(knock, reply),
-            Command::KnockOver(knock) => self.feed(Input::KnockOver { knock }),
+            Command::KnockOver(knock) => {
+                self.coming.remove(&knock);
+                self.feed(Input::KnockOver { knock });
+            }
             Command::Filtered { knock, verdict } => self.feed(Input::Filtered { knock, verdict }),
+            Command::Moved(link) => self.moved(&link),
             Command::Ended { link, reason } => self.ended(&link, reason),
             Command::Failed(failure) => self.failed(failure),
             Command::Announce => self.announce(),
@@ -392,6 +403,7 @@ impl Shell {
         let why = match &error {
             DialError::Hello { reason: Gone::SelfDial, .. } | DialError::SelfDial => DialFailure::Itself,
             DialError::Hello { .. } => DialFailure::Refused,
+            DialError::OtherKey { .. } => DialFailure::OtherKey,
             _ => DialFailure::Unreached,
         };
         let peer = self.waiting.iter().find(|(_, waiting)| waiting.dial == Some(dial)).map(|(peer, _)| *peer);
@@ -415,6 +427,11 @@ impl Shell {
             self.ended(&link, why.into());
         }
         let id = KnockId(self.name());
+        let now = self.core.mux.now();
+        self.coming.retain(|_, (_, since)| now.since(*since) < FILTER_DEADLINE + HANDSHAKE_TOTAL);
+        if let Some(via) = via.filter(|via| !via.is_relay()) {
+            self.coming.insert(id, (self.core.mux.sockets.wss().behind(via.remote()), now));
+        }
         self.doors.insert(id, Door { knock, reply });
         let from = self.core.group(via);
         self.feed(Input::Knock { knock: id, peer, instance, from });
@@ -422,15 +439,28 @@ impl Shell {
 
     fn up(&mut self, established: Established, by: By) {
         let link = LinkId(self.name());
+        if let By::Knock(knock) = by {
+            self.coming.remove(&knock);
+        }
         let (peer, instance) = (established.link.peer, established.link.hello().instance);
         let group = self.core.group(established.link.track.via());
         self.offered = Some((link, established));
         self.feed(Input::Established(Up { link, peer, instance, by, group }));
     }
 
+    /// The name of a link that is not forgotten.
+    fn link(&self, link: &Arc<Link>) -> Option<LinkId> {
+        self.links.iter().find(|(_, known)| Arc::ptr_eq(known, link)).map(|(id, _)| *id)
+    }
+
+    fn moved(&mut self, link: &Arc<Link>) {
+        let Some(id) = self.link(link) else { return };
+        let group = self.core.group(link.track.via());
+        self.feed(Input::Moved { link: id, group });
+    }
+
     fn ended(&mut self, link: &Arc<Link>, reason: Gone) {
-        let id = self.links.iter().find(|(_, known)| Arc::ptr_eq(known, link)).map(|(id, _)| *id);
-        let Some(link) = id else { return }; // forgotten before
+        let Some(link) = self.link(link) else { return };
         self.ended = Some(reason);
         self.feed(Input::Ended { link });
     }

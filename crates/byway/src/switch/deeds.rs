@@ -14,7 +14,7 @@ use tracing::{debug, info};
 use super::{Candidate, Command, Shell, SwitchRef, reason};
 use crate::{
     core::Core,
-    dial::{self, DialError, Target},
+    dial::{self, DialError, MAX_DIAL_ADDRS, Target},
     event::Event,
     gone::Gone,
     link::{Link, readers, writer},
@@ -47,6 +47,7 @@ impl Shell {
             }
             Output::TurnAway { knock, why } => {
                 debug!(%why, "stranger turned away");
+                self.coming.remove(&knock);
                 if let Some(door) = self.doors.remove(&knock) {
                     let _ = door.reply.send(Err(reason::gone(why))); // it may have gone meanwhile
                 }
@@ -87,7 +88,10 @@ impl Shell {
         let (Some(door), Some(filter)) = (self.doors.get(&knock), self.core.config.filter.clone()) else {
             return self.later(Command::Filtered { knock, verdict: Ok(()) });
         };
-        let connected = self.links.values().filter_map(|link| link.track.via()).map(|via| via.remote()).collect();
+        let wss = self.core.mux.sockets.wss();
+        let linked = self.links.values().filter_map(|link| link.track.via()).map(|via| wss.behind(via.remote()));
+        let before = self.coming.range(..knock).map(|(_, (remote, _))| *remote);
+        let connected = linked.chain(before).collect();
         let candidate = Candidate {
             peer: door.knock.peer,
             remote: door.knock.via.map(|via| self.core.mux.sockets.wss().behind(via.remote())),
@@ -122,7 +126,13 @@ impl Shell {
         core.tasks.spawn(readers::run(Arc::clone(&link), established.recv, established.codec, scope));
         let watcher = core.switch.clone();
         core.tasks.spawn(async move {
-            let reason = link.ended().await;
+            let reason = loop {
+                tokio::select! {
+                    biased;
+                    reason = link.ended() => break reason,
+                    () = link.track.moved.notified() => watcher.send(Command::Moved(Arc::clone(&link))).await,
+                }
+            };
             watcher.send(Command::Ended { link, reason }).await;
         });
     }
@@ -179,9 +189,10 @@ async fn resolve(core: &Core, contact: Contact) -> Target {
         _ => None,
     });
     target.addrs.extend(contact.addrs.iter().filter_map(HostAddr::socket_addr));
+    let deadline = time::Instant::now() + RESOLVE;
     for (name, port) in names {
-        match time::timeout(RESOLVE, core.net.resolve(name, port)).await {
-            Ok(Ok(addrs)) => target.addrs.extend(addrs),
+        match time::timeout_at(deadline, core.net.resolve(name, port)).await {
+            Ok(Ok(addrs)) => target.addrs.extend(addrs.into_iter().take(MAX_DIAL_ADDRS)),
             Ok(Err(error)) => debug!(%error, "a peer's name does not resolve"),
             Err(_) => debug!("a peer's name does not resolve in time"),
         }

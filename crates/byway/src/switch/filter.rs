@@ -1,4 +1,4 @@
-//! The program's own say in who is let in.
+//! The program's own say in who is let in: by where it comes from, before it has proven anything, and by who it is, after.
 
 use std::{fmt, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 
@@ -22,7 +22,7 @@ pub struct Candidate {
     pub remote: Option<SocketAddr>,
     /// It comes by a relay.
     pub relayed: bool,
-    /// The addresses at which the connected peers are now.
+    /// The addresses at which the connected peers are now, and those strangers that came before it and are not refused yet.
     pub connected: Vec<SocketAddr>,
 }
 
@@ -49,6 +49,45 @@ impl Filter {
 
     pub(super) async fn judge(&self, candidate: Candidate) -> Result<(), String> {
         (self.0)(candidate).await
+    }
+}
+
+type Welcome = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+/// Asked where each stranger comes from, before its handshake begins: peers and, at a relay, its clients. It has three seconds
+/// ([`FILTER_DEADLINE`](byway_proto::switch::FILTER_DEADLINE)), a filter that is silent or panics refuses, and whoever is refused hears
+/// nothing. While it thinks, the stranger counts as a handshake under way, of which there are
+/// [`HALF_OPEN`](byway_proto::gate::HALF_OPEN) at most, and nobody else waits.
+#[derive(Clone)]
+pub struct SourceFilter(Arc<dyn Fn(Origin) -> Welcome + Send + Sync>);
+
+/// Where a stranger comes from. Its address has not been proven, unless many handshakes were under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Origin {
+    /// Its address; its relay's, if it is relayed.
+    pub remote: SocketAddr,
+    /// It comes by a relay.
+    pub relayed: bool,
+}
+
+impl SourceFilter {
+    /// A filter of one's own; `false` refuses.
+    pub fn new<F>(judge: impl Fn(Origin) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = bool> + Send + 'static,
+    {
+        SourceFilter(Arc::new(move |origin| Box::pin(judge(origin))))
+    }
+
+    pub(crate) async fn judge(&self, origin: Origin) -> bool {
+        (self.0)(origin).await
+    }
+}
+
+impl fmt::Debug for SourceFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SourceFilter")
     }
 }
 
