@@ -143,8 +143,8 @@ mod tests {
             mapped: vec!["203.0.113.1:9".parse().unwrap()],
             interfaces: vec![
                 on("127.0.0.1", 1, Loopback),
-                on("10.8.0.2", 4, Tunnel),
-                on("172.17.0.1", 3, Container),
+                on("10.8.0.2", 3, Tunnel),
+                on("172.17.0.1", 4, Container),
                 on("192.168.1.2", 2, Physical),
                 on("fd00::2", 2, Physical),
                 on("2001:db8::2", 2, Physical),

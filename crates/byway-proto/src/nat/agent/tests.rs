@@ -132,8 +132,20 @@ fn a_route_to_one_peer_does_not_end_the_pings_to_another_at_the_same_address() {
     agent.handle_input(up(other), at(0));
     agent.handle_input(candidates(&["192.0.2.1:5"]), at(0));
     agent.handle_input(Input::Candidates { link: other, addrs: vec![addr("192.0.2.1:5")] }, at(0));
-    agent.handle_input(direct(other, SocketId::MAIN), at(1));
-    assert_eq!(pings(&run(&mut agent, at(60_000))).len(), 1 + 6);
+    let begun = run(&mut agent, at(0));
+    let (socket, from) = (SocketId::MAIN, addr("192.0.2.1:5"));
+    let ping_of = |of: LinkId| {
+        begun.iter().find_map(|(_, output)| match output {
+            Output::Ping { link, txid, .. } if *link == of => Some(*txid),
+            _ => None,
+        })
+    };
+    assert!(ping_of(LINK).is_some());
+    agent.handle_input(Input::Pong { link: other, socket, from, txid: ping_of(other).unwrap() }, at(1));
+    agent.handle_input(Input::Direct { link: other, socket, remote: from }, at(1));
+    let left = run(&mut agent, at(60_000));
+    let of_other = left.iter().any(|(_, output)| matches!(output, Output::Ping { link, .. } if *link == other));
+    assert_eq!((pings(&left).len(), of_other), (5, false));
 }
 
 #[test]
