@@ -83,6 +83,8 @@ struct Lab {
     network: Network,
     /// The command under test.
     byway: PathBuf,
+    /// The simulator's command, whose NATs the lab's are compared with.
+    simulator: PathBuf,
     /// Where the scenario's files go.
     dir: PathBuf,
 }
@@ -144,13 +146,13 @@ fn scenarios(options: &Options) -> Result<(), Stop> {
         return Err(Stop::Usage(format!("no scenario `{only}`; survey/NAT and pair/NAT/NAT are some")));
     }
     need::check()?;
-    let byway = build()?;
+    let programs = build()?;
     let lock = File::create(LOCK).map_err(|error| Stop::Failed(format!("cannot write {LOCK}: {error}")))?;
     if lock.try_lock().is_err() {
         return Err(Stop::Failed(format!("another run of the lab holds {LOCK}: wait for its end")));
     }
     let mut guard = if options.keep { None } else { Some(start_guard()?) };
-    let failed = run_all(&list, &byway, options.json);
+    let failed = run_all(&list, &programs, options.json);
     if options.keep {
         eprintln!("lab: the network is kept; `ip netns list` shows it, the next run removes it. Logs are in {DIR}");
     } else {
@@ -173,7 +175,7 @@ fn is_part(only: &str, id: &str) -> bool {
 }
 
 /// Runs the scenarios one after another, and gives the number of those that failed.
-fn run_all(list: &[Scenario], byway: &Path, json: bool) -> usize {
+fn run_all(list: &[Scenario], programs: &[PathBuf; 2], json: bool) -> usize {
     let started = Instant::now();
     let mut failed = 0;
     let mut network = None;
@@ -183,7 +185,7 @@ fn run_all(list: &[Scenario], byway: &Path, json: bool) -> usize {
         let result = if started.elapsed() > SUITE_LIMIT {
             Err(Stop::Failed(format!("not run: the suite has taken {} s already", SUITE_LIMIT.as_secs())))
         } else {
-            one(scenario, &mut network, byway, &dir)
+            one(scenario, &mut network, programs, &dir)
         };
         eprintln!("lab: {} took {:.1} s", scenario.id(), begun.elapsed().as_secs_f64());
         if matches!(result, Err(Stop::Failed(_) | Stop::Usage(_))) {
@@ -195,14 +197,19 @@ fn run_all(list: &[Scenario], byway: &Path, json: bool) -> usize {
     failed
 }
 
-fn one(scenario: &Scenario, network: &mut Option<Network>, byway: &Path, dir: &Path) -> Result<Outcome, Stop> {
+fn one(
+    scenario: &Scenario,
+    network: &mut Option<Network>,
+    [byway, simulator]: &[PathBuf; 2],
+    dir: &Path,
+) -> Result<Outcome, Stop> {
     let ready = match network.take() {
         Some(network) if network.plan() == scenario.plan => network,
         _ => Network::build(scenario.plan)?,
     };
     let _ = fs::remove_dir_all(dir);
     fs::create_dir_all(dir).map_err(|error| Stop::Failed(format!("cannot create {}: {error}", dir.display())))?;
-    let lab = Lab { network: ready, byway: byway.to_owned(), dir: dir.to_owned() };
+    let lab = Lab { network: ready, byway: byway.clone(), simulator: simulator.clone(), dir: dir.to_owned() };
     let result = (scenario.run)(&lab);
     if !scenario.breaks && !matches!(result, Err(Stop::Failed(_))) {
         *network = Some(lab.network);
@@ -235,14 +242,17 @@ fn print(row: &Value, json: bool) {
     println!("{result:<4}  {scenario:<14}  {a:<24}  {b:<24}  {path:<6}  {ms:>6}  {note}");
 }
 
-/// Builds the command as it ships, and tells where it is.
-fn build() -> Result<PathBuf, Stop> {
-    let mut build = command::cargo("build --release -p byway-cli --message-format=json");
+/// Builds the command as it ships and the simulator's, and tells where they are.
+fn build() -> Result<[PathBuf; 2], Stop> {
+    let mut build = command::cargo("build --release -p byway-cli -p byway-sim --message-format=json");
     let output = command::output(&mut build, command::LIMIT)?;
-    let messages = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut programs = messages.filter(|message| message["target"]["name"] == "byway");
-    let path = programs.find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    path.ok_or_else(|| Stop::Failed("cargo built no program `byway`: does byway-cli still have it?".into()))
+    let messages: Vec<Value> = output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let find = |name: &str| {
+        let mut programs = messages.iter().filter(|message| message["target"]["name"] == name);
+        let path = programs.find_map(|message| message["executable"].as_str().map(PathBuf::from));
+        path.ok_or_else(|| Stop::Failed(format!("cargo built no program `{name}`: does its crate still have it?")))
+    };
+    Ok([find("byway")?, find("byway-sim")?])
 }
 
 /// This program in one of its roles.

@@ -7,8 +7,9 @@ use crate::{
     lab::{
         Lab, Outcome, Scenario,
         meet::{Expected, meet},
-        nat::{Depends, Nat, Ports, Udp},
+        nat::{Depends, Nat, Ports},
         network::Plan,
+        survey,
     },
 };
 
@@ -42,18 +43,9 @@ const KINDS: [Kind; 8] = [
 ];
 
 impl Kind {
-    fn nat(self) -> Option<Nat> {
-        let symmetric = |ports| Nat::new(AddressAndPort, AddressAndPort, ports);
-        Some(match self {
-            Open => return None,
-            FullCone => Nat::new(Nothing, Nothing, Ports::Random),
-            AddressRestricted => Nat::new(Nothing, Address, Ports::Random),
-            PortRestricted => Nat::new(Nothing, AddressAndPort, Ports::Preserving),
-            SymmetricSequential => symmetric(Ports::Sequential(1)),
-            SymmetricRandom => symmetric(Ports::Random),
-            CgnatPortRestricted => Nat::new(Nothing, AddressAndPort, Ports::Random),
-            UdpBlocked => Nat { udp: Udp::Dropped, ..Nat::default() },
-        })
+    /// Its NATs, from the host outwards: those that the survey has been seen to judge as in the simulator.
+    fn nats(self) -> Vec<Nat> {
+        survey::named(&self.to_string())
     }
 
     fn expected(self, other: Kind) -> Expected {
@@ -61,7 +53,7 @@ impl Kind {
             return Expected::Tls;
         }
         let open = Nat::new(Nothing, Nothing, Ports::Preserving);
-        let (a, b) = (self.nat().unwrap_or(open), other.nat().unwrap_or(open));
+        let [a, b] = [self, other].map(|kind| kind.nats().last().copied().unwrap_or(open));
         if lets_in(&a, &b) || lets_in(&b, &a) {
             return Expected::Direct;
         }
@@ -118,12 +110,11 @@ fn scenario(a: Kind, b: Kind) -> Scenario {
 fn pair(lab: &Lab, a: Kind, b: Kind) -> Result<Outcome, Stop> {
     let [dialler, server] = [(a, "ha", "ra", "ca", "stun"), (b, "hb", "rb", "cb", "open")].map(
         |(kind, host, router, carrier, public)| -> Result<&str, Stop> {
-            let Some(nat) = kind.nat() else { return Ok(public) };
-            lab.network.router(router).load(&nat)?;
-            if kind == CgnatPortRestricted {
-                lab.network.router(carrier).load(&nat)?;
+            let nats = kind.nats();
+            for (router, nat) in [router, carrier].iter().zip(&nats) {
+                lab.network.router(router).load(nat)?;
             }
-            Ok(host)
+            Ok(if nats.is_empty() { public } else { host })
         },
     );
     meet(lab, [dialler?, server?], a.expected(b))
@@ -132,6 +123,14 @@ fn pair(lab: &Lab, a: Kind, b: Kind) -> Result<Outcome, Stop> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_but_open_has_nats() {
+        for kind in KINDS {
+            let layers = [usize::from(kind != Open), 2][usize::from(kind == CgnatPortRestricted)];
+            assert_eq!(kind.nats().len(), layers, "{kind}");
+        }
+    }
 
     #[test]
     fn one_soft_side_is_enough_and_two_restricted_ones_meet() {

@@ -1,7 +1,8 @@
-//! What a NAT is, by several judges: the axes it was made from, coturn's client, and `byway check`. All must agree, or
-//! the NATs of the lab, of the simulator and of our survey are not the same.
+//! What a NAT is, by several judges: the axes it was made from, coturn's client, `byway check`, and the same survey in the
+//! simulator behind the NAT of the same name. All must agree, or the NATs of the lab, of the simulator and of our survey are
+//! not the same.
 
-use std::{fmt, thread};
+use std::{fmt, process::Command, thread};
 
 use serde_json::{Value, json};
 
@@ -13,48 +14,62 @@ use crate::{
         network::{Plan, STUN},
         node, process,
     },
+    rows,
 };
 
 use Depends::{Address, AddressAndPort, Nothing};
 
-/// Every NAT that is surveyed.
-fn kinds() -> Vec<(&'static str, Nat)> {
+/// Every NAT that is surveyed, by the simulator's name for it, from the host outwards.
+fn kinds() -> Vec<(&'static str, Vec<Nat>)> {
+    let one = |mapping, filtering, ports| vec![Nat::new(mapping, filtering, ports)];
+    let hairpin = |filtering, ports| vec![Nat { hairpin: true, ..Nat::new(Nothing, filtering, ports) }];
     let seq = Ports::Sequential(1);
     let (same, random) = (Ports::Preserving, Ports::Random);
+    let home = Nat::new(Nothing, AddressAndPort, same);
     vec![
-        ("full-cone", Nat::new(Nothing, Nothing, same)),
-        ("full-cone-random", Nat::new(Nothing, Nothing, random)),
-        ("full-cone-hairpin", Nat { hairpin: true, ..Nat::new(Nothing, Nothing, random) }),
-        ("address-restricted", Nat::new(Nothing, Address, same)),
-        ("address-restricted-random", Nat::new(Nothing, Address, random)),
-        ("port-restricted", Nat::new(Nothing, AddressAndPort, same)),
-        ("port-restricted-random", Nat::new(Nothing, AddressAndPort, random)),
-        ("port-restricted-hairpin", Nat { hairpin: true, ..Nat::new(Nothing, AddressAndPort, same) }),
-        ("address-dependent", Nat::new(Address, AddressAndPort, random)),
-        ("symmetric-random", Nat::new(AddressAndPort, AddressAndPort, random)),
-        ("symmetric-sequential", Nat::new(AddressAndPort, AddressAndPort, seq)),
-        ("symmetric-step-4", Nat::new(AddressAndPort, AddressAndPort, Ports::Sequential(4))),
-        ("symmetric-preserving", Nat::new(AddressAndPort, AddressAndPort, same)),
-        ("udp-dropped", Nat { udp: Udp::Dropped, ..Nat::default() }),
-        ("udp-rejected", Nat { udp: Udp::Rejected, ..Nat::default() }),
+        ("full-cone", one(Nothing, Nothing, same)),
+        ("full-cone-random", one(Nothing, Nothing, random)),
+        ("full-cone-hairpin", hairpin(Nothing, random)),
+        ("address-restricted", one(Nothing, Address, same)),
+        ("address-restricted-random", one(Nothing, Address, random)),
+        ("port-restricted", vec![home]),
+        ("port-restricted-random", one(Nothing, AddressAndPort, random)),
+        ("port-restricted-hairpin", hairpin(AddressAndPort, same)),
+        ("address-dependent", one(Address, AddressAndPort, random)),
+        ("symmetric-random", one(AddressAndPort, AddressAndPort, random)),
+        ("symmetric-sequential", one(AddressAndPort, AddressAndPort, seq)),
+        ("symmetric-step-4", one(AddressAndPort, AddressAndPort, Ports::Sequential(4))),
+        ("symmetric-preserving", one(AddressAndPort, AddressAndPort, same)),
+        ("udp-blocked", vec![Nat { udp: Udp::Dropped, ..Nat::default() }]),
+        ("cgnat-port-restricted", vec![home, Nat { ports: random, ..home }]),
     ]
 }
 
-/// One scenario for each NAT.
+/// The NATs of this name, none for who stands behind nothing.
+pub(crate) fn named(name: &str) -> Vec<Nat> {
+    kinds().into_iter().find(|(known, _)| *known == name).map(|(_, nats)| nats).unwrap_or_default()
+}
+
+/// One scenario for each NAT, and one for a NAT that says that it lets no UDP pass, for which the simulator has no words.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    let scenario = |(name, nat): (&'static str, Nat)| Scenario {
+    let scenario = |name: &str, simulated: &'static str, nats: Vec<Nat>| Scenario {
         name: "survey",
         a: name.to_owned(),
         b: String::new(),
-        plan: Plan::default(),
+        plan: Plan { carrier: [nats.len() > 1, false], ..Plan::default() },
         breaks: false,
-        run: Box::new(move |lab| survey(lab, &nat)),
+        run: Box::new(move |lab| survey(lab, simulated, &nats)),
     };
-    kinds().into_iter().map(scenario).collect()
+    let rejecting = Nat { udp: Udp::Rejected, ..Nat::default() };
+    let all = kinds().into_iter().map(|(name, nats)| scenario(name, name, nats));
+    all.chain([scenario("udp-rejected", "udp-blocked", vec![rejecting])]).collect()
 }
 
-fn survey(lab: &Lab, nat: &Nat) -> Result<Outcome, Stop> {
-    lab.network.router("ra").load(nat)?;
+fn survey(lab: &Lab, simulated: &str, nats: &[Nat]) -> Result<Outcome, Stop> {
+    for (router, nat) in ["ra", "ca"].iter().zip(nats) {
+        lab.network.router(router).load(nat)?;
+    }
+    let nat = nats.last().ok_or_else(|| Stop::Failed("there is no NAT to survey".into()))?;
     let _server = coturn::serve(lab.network.host("stun"), &lab.dir)?;
     let server = format!("{}:{}", STUN[0], coturn::PORT);
     // At once, for both spend seconds waiting for what a filter keeps away; from two hosts, whose sockets share no mapping.
@@ -65,17 +80,27 @@ fn survey(lab: &Lab, nat: &Nat) -> Result<Outcome, Stop> {
     });
     let theirs = theirs.unwrap_or_else(|_| Err(Stop::Failed("the one who asks coturn panicked".into())));
     let (theirs, found) = (Verdict::from(theirs?), ipv4(&check?)?);
+    let simulated = simulate(lab, simulated)?;
     let wanted = declared(nat);
-    let differing: Vec<String> = wanted
-        .iter()
-        .filter(|(property, value)| found[*property] != *value)
-        .map(|(property, value)| format!("{property}: the rules {value}, byway check {}", found[*property]))
-        .chain((theirs != Verdict::of(nat)).then(|| format!("the rules {}, coturn {theirs}", Verdict::of(nat))))
-        .collect();
+    let differs = |who: &str, verdict: &Value| -> Vec<String> {
+        let differing = wanted.iter().filter(|(property, value)| verdict[*property] != *value);
+        differing
+            .map(|(property, value)| format!("{property}: the rules {value}, {who} {}", verdict[*property]))
+            .collect()
+    };
+    let mut differing = [differs("byway check", &found), differs("the simulator", &simulated)].concat();
+    differing.extend((theirs != Verdict::of(nat)).then(|| format!("the rules {}, coturn {theirs}", Verdict::of(nat))));
     if !differing.is_empty() {
         return Err(Stop::Failed(format!("the judges differ: {}", differing.join("; "))));
     }
-    Ok(Outcome { took: Some(took), note: theirs.to_string(), ..Outcome::default() })
+    let note = format!("{theirs}; nftables, the simulator and coturn alike");
+    Ok(Outcome { took: Some(took), note, ..Outcome::default() })
+}
+
+/// What the survey says behind the simulator's NAT of this name.
+fn simulate(lab: &Lab, name: &str) -> Result<Value, Stop> {
+    let mut command = Command::new(&lab.simulator);
+    rows::last(&process::run(command.args(["survey", "--json", "--nat", name]), "")?)
 }
 
 /// What `byway check` must print of this NAT.
