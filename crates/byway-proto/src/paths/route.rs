@@ -474,6 +474,46 @@ mod tests {
         now += Duration::from_secs(600);
         route.die(now);
         assert_eq!(route.standing.barred.since(now).as_secs(), 2);
+        for _ in 0..30 {
+            route.take_over(now);
+            route.die(now);
+        }
+        assert_eq!(route.standing.barred.since(now).as_secs(), 128, "it is not given up");
+    }
+
+    #[test]
+    fn a_return_takes_five_pongs_in_a_row_without_a_long_pause() {
+        let after = |spacing: u64, count: u64| {
+            let mut route = answering(RouteKind::Direct, 50);
+            route.row.pongs = 0;
+            for n in 1..=count {
+                route.ping(n + 1, false, at(n * spacing));
+                route.pong(n + 1, at(n * spacing + 50)).unwrap();
+            }
+            route.may_return(at(count * spacing + 50))
+        };
+        assert!(!after(1_000, 4) && after(1_000, 5));
+        assert!(after(10_000, 5) && !after(40_000, 5), "what was true before an idle time need not be true after it");
+    }
+
+    #[test]
+    fn a_burst_of_lost_pings_is_one_sample_of_loss_or_two() {
+        let mut route = answering(RouteKind::Direct, 50);
+        (0..8).for_each(|n| route.ping(10 + n, false, at(1_000 + n * 49)));
+        route.expire(at(5_000));
+        assert_eq!(route.misses, 8);
+        assert!(route.tally.loss < 150, "{}", route.tally.loss);
+    }
+
+    #[test]
+    fn a_rival_must_lose_less_by_a_fifth() {
+        let lossy = |loss| {
+            let mut route = answering(RouteKind::Direct, 50);
+            route.tally.loss = loss;
+            route
+        };
+        assert!(lossy(90).rivals(&lossy(310)));
+        assert!(!lossy(110).rivals(&lossy(310)), "the measures of two like routes stray as much");
     }
 
     #[test]

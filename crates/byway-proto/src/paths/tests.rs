@@ -233,6 +233,77 @@ fn peer_that_pings_from_a_new_address_and_is_silent_at_the_old_one_is_followed_a
 }
 
 #[test]
+fn a_peer_that_pings_by_a_relay_has_not_moved_there() {
+    let mut one = Driven::established();
+    one.wait(5_000);
+    let by_relay = RouteId(4);
+    one.input(Input::Add { route: by_relay, kind: RouteKind::Relay, trusted: false, rtt: None });
+    one.input(Input::Ping { route: by_relay, doubt: false });
+    one.wait(100);
+    let (_, txid) = *one.pings.iter().rev().find(|(route, _)| *route == by_relay).unwrap();
+    one.input(Input::Pong { route: by_relay, txid });
+    assert_eq!(one.paths.selected(), Some(A));
+}
+
+#[test]
+fn in_another_network_what_answered_before_is_no_longer_relied_on() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    one.wait(60);
+    one.pong(&hedge, B);
+    assert_eq!(one.paths.plan(), Plan::Instead(B));
+    one.input(Input::NetworkChanged);
+    assert_eq!(one.paths.plan(), Plan::Several([A, B].into_iter().collect()));
+}
+
+/// Keeps a connection busy for `time`; routes answer their pings after so many milliseconds, those that are left out not at all.
+fn keep_busy(one: &mut Driven, time: u64, rtts: &[(RouteId, u64)]) -> Vec<RouteId> {
+    let (end, mut waiting, mut all) = (one.now + ms(time), vec![], vec![]);
+    while one.now < end {
+        one.wait(10);
+        let due = one.paths.poll_timeout().is_some_and(|(at, _)| at <= one.now);
+        let outputs = if due { one.sample(Sample { last_sent: Some(one.now), ..Sample::default() }) } else { vec![] };
+        all.extend(pinged(&outputs));
+        for output in outputs {
+            let Output::Ping { route, txid, .. } = output else { continue };
+            let rtt = rtts.iter().find(|(known, _)| *known == route).map(|(_, rtt)| ms(*rtt));
+            waiting.extend(rtt.map(|rtt| (one.now + rtt, route, txid)));
+        }
+        let (now, later): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(at, ..)| *at <= one.now);
+        waiting = later;
+        now.into_iter().for_each(|(_, route, txid)| drop(one.input(Input::Pong { route, txid })));
+    }
+    all
+}
+
+#[test]
+fn a_route_left_for_a_better_one_is_barred_and_both_are_measured_alike_before() {
+    let mut one = Driven::established();
+    one.sample(Sample { last_sent: Some(one.now), ..Sample::default() });
+    let pings = keep_busy(&mut one, 1_900, &[(A, 600), (B, 20)]);
+    let count = |pings: &[RouteId], route| pings.iter().filter(|pinged| **pinged == route).count();
+    assert_eq!(one.paths.selected(), Some(A));
+    assert!(count(&pings, A) >= 4, "{pings:?}");
+    keep_busy(&mut one, 8_000, &[(A, 600), (B, 20)]);
+    assert_eq!(one.paths.selected(), Some(B));
+    assert!(one.paths.routes[&A].standing.flaps == 1 && one.paths.routes[&A].standing.barred > Instant::START);
+}
+
+#[test]
+fn a_dead_route_is_asked_ever_less_often() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    one.wait(100);
+    one.pong(&hedge, B);
+    while one.paths.selected() == Some(A) {
+        one.next();
+    }
+    let pings = keep_busy(&mut one, 60_000, &[(B, 100)]);
+    let tries = pings.iter().filter(|route| **route == A).count();
+    assert!((4..=9).contains(&tries), "{tries} pings of a dead route in a minute: after 1, 2, 4, 8 … seconds");
+}
+
+#[test]
 fn change_of_network_doubts_every_route_at_once_although_all_was_well() {
     let mut one = Driven::established();
     let outputs = one.input(Input::NetworkChanged);

@@ -412,6 +412,13 @@ fn clients_share_a_total_rate_equally() {
 }
 
 #[test]
+fn what_is_held_counts_as_sent() {
+    let mut relay = Bench::new(RelayConfig { total_rate: Some(20_000), ..RelayConfig::default() }, &[1, 2]);
+    let held: Vec<_> = (0..3).map(|_| relay.server.hold(addr(1), ID, &[0; 1_200], relay.now)).collect();
+    assert_eq!(held, [Ok(()), Ok(()), Err(RelayDrop::RateLimited)], "2,000 bytes are the share of a window");
+}
+
+#[test]
 fn clients_count_as_what_stands_behind_their_addresses() {
     let mut relay = Bench::new(RelayConfig { max_clients_per_source: 1, ..RelayConfig::default() }, &[]);
     let inside = |n: u8| SocketAddr::from(([0x100, 0, 0, 1, 0, 0, 0, u16::from(n)], 1));
