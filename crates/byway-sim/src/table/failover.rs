@@ -32,6 +32,10 @@
 //! more for full queues, and four standard deviations: 1.25 *n p* + 4 √(*n p*). Where nothing dies there is no gap. Who asks in
 //! turns asks again after 200 ms without an answer; the one datagram of `idle-death` counts for the stall only if it arrives.
 //!
+//! **False switches.** Where nothing dies every switch is for nothing. It counts if it cost more than 100 ms: if the longest gap
+//! that any of the six receivers saw between a second before and a second after it, or that began or ended there, is longer by so
+//! much than that receiver's gaps are as a rule, which is the median of the longest in each two seconds of the run.
+//!
 //! **Bare.** `--stack bare` plays the same with one connection of bare quinn and its defaults on the direct path, b without a
 //! router, and a second stream in the place of the TCP connection. A stall is infinite where the connection is lost; cases
 //! about relays, another path or hedging have no figures.
@@ -148,7 +152,7 @@ pub struct Row {
     pub errors: Option<u64>,
     /// Runs in which the connection ended, or never came to be.
     pub lost_connections: Option<u64>,
-    /// Switches for nothing, of the side that made more; each counts, whatever it cost.
+    /// Switches for nothing that cost somebody more than 100 ms, of the side that made more of them.
     pub false_switches: Option<u64>,
     /// The share of copies in the bytes sent, in percent.
     pub copied_pct: Option<f64>,
@@ -279,7 +283,7 @@ impl Row {
             }),
             errors: told(sum(|outcome| outcome.errors)),
             lost_connections: told(sum(|outcome| outcome.lost_connections)),
-            false_switches: (case.is_quiet() && is_byway).then(|| sum(|outcome| outcome.switches)),
+            false_switches: (case.is_quiet() && is_byway).then(|| sum(|outcome| outcome.costly)),
             copied_pct: quiet(ratio(with.iter().map(|outcome| outcome.copied_pct).sum(), with.len() as f64)),
             goodput_pct: without
                 .map(|without| ratio(100.0 * sum(|outcome| outcome.received) as f64, without.received as f64)),

@@ -99,6 +99,24 @@ impl Ledger {
         gaps.max_by_key(|(since, until)| *until - *since).unwrap_or((end, end))
     }
 
+    /// The longest time without an arrival of which a part lies between `from` and `to`; one that goes on counts up to `end`.
+    pub(super) fn gap_around(&self, (from, to): (Duration, Duration), end: Duration) -> Duration {
+        let first = self.arrivals.partition_point(|(at, _)| *at <= from).saturating_sub(1);
+        let last = self.arrivals.partition_point(|(at, _)| *at < to);
+        let within = self.arrivals.get(first..=last).or_else(|| self.arrivals.get(first..)).unwrap_or_default();
+        let goes_on = Some(end).filter(|_| last == self.arrivals.len());
+        let times: Vec<Duration> = within.iter().map(|(at, _)| *at).chain(goes_on).collect();
+        times.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or_default()
+    }
+
+    /// The median of the longest gaps around times of `width`, one after another, between `from` and `end`.
+    pub(super) fn usual_gap(&self, width: Duration, from: Duration, end: Duration) -> Duration {
+        let times = (0..).map(|n| from + width * n).take_while(|at| *at + width <= end);
+        let mut gaps: Vec<Duration> = times.map(|at| self.gap_around((at, at + width), end)).collect();
+        gaps.sort_unstable();
+        gaps.get(gaps.len() / 2).copied().unwrap_or_default()
+    }
+
     /// How long after `from` something arrived.
     pub(super) fn first_after(&self, from: Duration) -> Option<Duration> {
         self.arrivals.iter().map(|(at, _)| *at).find(|at| *at >= from).map(|at| at - from)
@@ -296,6 +314,21 @@ mod tests {
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_gap_counts_where_it_touches_a_time_and_is_held_against_the_usual_one() {
+        let mut ledger = Ledger::default();
+        (0..100).filter(|n| !(50..58).contains(n)).for_each(|n| ledger.take(&pattern(n * 8, 8), ms(n * 20)));
+        let end = ms(2_000);
+        assert_eq!(ledger.gap_around((ms(100), ms(200)), end), ms(20));
+        assert_eq!(ledger.gap_around((ms(1_100), ms(1_110)), end), ms(180), "from 980 to 1,160");
+        assert_eq!(ledger.gap_around((ms(1_150), ms(1_400)), end), ms(180), "its end lies within");
+        assert_eq!(ledger.gap_around((ms(800), ms(990)), end), ms(180), "its beginning does");
+        assert_eq!(ledger.gap_around((ms(1_160), ms(1_400)), end), ms(20));
+        assert_eq!(ledger.gap_around((ms(1_900), ms(2_500)), ms(3_000)), ms(1_020), "nothing came any more");
+        assert_eq!(ledger.usual_gap(ms(200), ms(0), end), ms(20));
+        assert_eq!(Ledger::default().gap_around((ms(1), ms(2)), end), ms(0));
     }
 
     #[test]

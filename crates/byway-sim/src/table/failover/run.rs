@@ -41,6 +41,12 @@ const FILLED_FOR: Duration = Duration::from_millis(50);
 /// A line of which less than this is used in the end was never filled.
 const USED: f64 = 0.75;
 
+/// A switch is to blame for gaps that touch this much time before and after it: the doubt that led to it, and the repair.
+const AROUND: Duration = Duration::from_secs(1);
+
+/// A switch that lengthened no receiver's gap by more than this cost nothing.
+const NO_COST: Duration = Duration::from_millis(100);
+
 /// What a run came to.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
@@ -55,6 +61,8 @@ pub(super) struct Outcome {
     pub(super) lost_connections: u64,
     /// Switches of the side that switched more often.
     pub(super) switches: u64,
+    /// The same of those that cost more than [`NO_COST`].
+    pub(super) costly: u64,
     pub(super) copied_pct: f64,
     /// Bytes that applications received while the flows ran.
     pub(super) received: u64,
@@ -105,6 +113,9 @@ async fn play(mut scene: Scene, case: Case) -> Result<Outcome, FailoverError> {
     scene.drain(DRAIN).await;
     outcome.lost_connections = scene.lost_connections();
     outcome.stall = (outcome.lost_connections == 0).then_some(Duration::ZERO);
+    if case.is_quiet() {
+        outcome.costly = costly(&scene, began, end);
+    }
     for (flow, directions) in scene.book.read().iter().enumerate() {
         directions.iter().for_each(|ledger| outcome.take(flow, ledger, case, (counts_from, end)));
     }
@@ -202,6 +213,25 @@ fn stall(ledger: &Ledger, case: Case, from: Duration, end: Duration) -> Option<D
             Some(until - since)
         }
     }
+}
+
+/// How many switches of the side that made more of them lengthened somebody's gaps, beside what is usual in the run.
+fn costly(scene: &Scene, began: Duration, end: Duration) -> u64 {
+    let book = scene.book.read();
+    let ledgers: Vec<(&Ledger, Duration)> =
+        book.iter().flatten().map(|ledger| (ledger, ledger.usual_gap(2 * AROUND, began, end))).collect();
+    let cost = |at: Duration| {
+        let time = (at.saturating_sub(AROUND), at + AROUND);
+        let costs = ledgers.iter().map(|(ledger, usual)| ledger.gap_around(time, end).saturating_sub(*usual));
+        costs.max().unwrap_or_default()
+    };
+    let count = |side: usize| {
+        let switches = scene.switches(side, began).into_iter().filter(|(at, _)| *at <= end);
+        let costs: Vec<Duration> = switches.map(|(at, _)| cost(at)).collect();
+        debug!(side, ?costs, "switches for nothing");
+        costs.into_iter().filter(|cost| *cost > NO_COST).count() as u64
+    };
+    count(0).max(count(1))
 }
 
 /// How long after its switch a's new line was filled.
