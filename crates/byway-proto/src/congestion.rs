@@ -227,6 +227,11 @@ impl Model {
         (self.bandwidth.max() > 0.0).then(|| self.held() as u64)
     }
 
+    /// Bytes per second that the path was seen to deliver at most of late; 0 if nothing is known of it.
+    pub fn goodput(&self) -> u64 {
+        self.bandwidth.max() as u64
+    }
+
     /// Starts from `window` bytes rather than from nothing, unless the path is known or the window is larger already.
     pub fn start_from(&mut self, window: u64) {
         if self.known().is_none() {

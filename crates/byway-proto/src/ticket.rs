@@ -45,6 +45,16 @@ const TAG_SECRET: u32 = 5;
 ///
 /// As text, `byway1` and base32. Blanks and line breaks anywhere, and either case, are accepted. Whoever holds a
 /// ticket with a secret may use the service: treat the text like a password.
+///
+/// ```
+/// use byway_proto::{PeerId, Ticket};
+///
+/// let mut ticket = Ticket::new(PeerId::ed25519([7; 32]));
+/// ticket.addrs.push(([192, 0, 2, 1], 4433).into());
+/// ticket.service = Some("web".into());
+/// let text = ticket.to_string();
+/// assert!(text.starts_with("byway1") && text.parse() == Ok(ticket));
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ticket {

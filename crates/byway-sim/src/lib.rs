@@ -4,6 +4,44 @@
 //! an hour of silence takes no time, and one seed gives one run, packet by packet ([`World::hash`]). A [`Host`] gives
 //! you UDP and TCP sockets; [`Host::net`] gives a Byway node the network it runs on.
 //!
+//! Your protocol on the shipping node, from behind a NAT over a bad line:
+//!
+//! ```
+//! use byway::{Channel, Config, Identity, Node, Protocol};
+//! use byway_sim::{Host, Link, NatConfig, World};
+//!
+//! /// A node of your protocol. Its key and its chance follow from `n`, so that a run can be had again.
+//! async fn node(host: &Host, n: u8) -> (Node, byway::Sender, byway::Receiver, byway::Peers) {
+//!     let mut config = Config::new(Identity::from_seed([n; 32]));
+//!     (config.seed, config.ipv6) = (Some([n; 32]), None);
+//!     let node = Node::bind_on(host.net(), config).await.expect("the host has a network");
+//!     let mut count = Protocol::new("count", 1..=1);
+//!     let (tx, rx) = count.channel(Channel::new(1));
+//!     let peers = node.register(count).expect("the name is free");
+//!     (node, tx, rx, peers)
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//! let run = || World::run(7, |world| async move {
+//!     let home = world.nat("router", NatConfig::port_restricted());
+//!     home.set_link(Link::standard().rate(20_000_000).loss(0.02));
+//!     let (laptop, tx, _rx, _peers) = node(&home.host("laptop"), 1).await;
+//!     let (server, _tx, mut rx, _theirs) = node(&world.host("server"), 2).await;
+//!     let peer = laptop.dial(server.ticket()).await?;
+//!     for n in 0..100_u8 {
+//!         tx.send_wait(peer, vec![n].into()).await?;
+//!         let (_, message) = rx.recv().await.ok_or("the node is closed")?;
+//!         assert_eq!(message[..], [n], "each arrives, and in order");
+//!     }
+//!     Ok::<_, Box<dyn std::error::Error + Send + Sync>>(world.hash())
+//! });
+//! assert_eq!(run()?, run()?, "one seed, one run");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Or nothing but the network:
+//!
 //! ```
 //! use std::time::Duration;
 //! use byway_sim::{DropReason, Link, World};

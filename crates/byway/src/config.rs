@@ -40,6 +40,23 @@ pub const DEFAULT_NETWORK: &str = "byway";
 pub const MAX_STUN: usize = 4;
 
 /// Everything a node needs to start.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use byway::{Config, Filter, Identity};
+///
+/// # let path = std::env::temp_dir().join(format!("byway-doc-{}.key", std::process::id()));
+/// # let relay = format!("{}@relay.example:4477", Identity::generate().id());
+/// let mut config = Config::new(Identity::load_or_create(&path)?).relay_at(relay.parse()?);
+/// config.network = "chess".into();
+/// config.port = 4_433;
+/// config.peers.max_peers = 100;
+/// config.peers.reserved = 10;
+/// config.filter = Some(Filter::one_per_ip());
+/// # std::fs::remove_file(path)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
@@ -98,6 +115,9 @@ pub struct Config {
     pub seed: Option<[u8; 32]>,
     /// The wall clock.
     pub clock: WallClock,
+    /// Tell of each message that is sent or received ([`Event::Message`](crate::Event::Message)): to look for mistakes, for it costs
+    /// as much as a small message does, and listeners that do not keep up miss other events, too.
+    pub message_events: bool,
     /// What this program is, as told to peers and shown by their `status`.
     pub agent: String,
 }
@@ -131,6 +151,7 @@ impl Config {
             paths: PathsConfig::default(),
             seed: None,
             clock: WallClock::default(),
+            message_events: false,
             agent: concat!("byway/", env!("CARGO_PKG_VERSION")).into(),
         }
     }

@@ -1,9 +1,12 @@
 //! What a node tells of itself while it runs.
 
 use std::{
-    fmt,
+    array, fmt,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -23,6 +26,26 @@ use crate::gone::Gone;
 pub const EVENT_QUEUE: usize = 1_024;
 
 /// Something that happened to a node.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use byway::{Config, Event, Identity, Node};
+///
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// let mut events = a.events();
+/// a.dial(b.ticket()).await?;
+/// while let Some(event) = events.recv().await {
+///     match event {
+///         Event::PeerUp { peer } if peer == b.id() => break,
+///         Event::Missed(count) => println!("{count} events came faster than they were read"),
+///         _ => {} // there will be more kinds
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Event {
@@ -131,8 +154,73 @@ pub enum Event {
         /// The reason, and what may be done.
         why: String,
     },
+    /// A message has left for a peer's queue, or has come from it; told only with
+    /// [`Config::message_events`](crate::Config::message_events).
+    Message {
+        /// The peer.
+        peer: PeerId,
+        /// The protocol's name.
+        protocol: String,
+        /// The channel's number.
+        channel: u32,
+        /// The message's length in bytes.
+        len: usize,
+        /// Whether this node sends it or has received it.
+        direction: Direction,
+    },
     /// The listener was too slow, and this many events are lost to it.
     Missed(u64),
+}
+
+/// Which way a message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Direction {
+    /// From this node to the peer.
+    Sent,
+    /// From the peer to this node.
+    Received,
+}
+
+/// The kinds of events, as the metrics name them, in the order of [`Event::kind`].
+pub(crate) const KINDS: [&str; 14] = [
+    "peer_up",
+    "peer_down",
+    "protocol_failed",
+    "path_up",
+    "path_down",
+    "path_best",
+    "stalled",
+    "resumed",
+    "relay_up",
+    "relay_down",
+    "nat_changed",
+    "mapping_added",
+    "mapping_lost",
+    "message",
+];
+
+impl Event {
+    /// Its place among the [`KINDS`]; none for what one listener alone is told.
+    fn kind(&self) -> Option<usize> {
+        Some(match self {
+            Event::PeerUp { .. } => 0,
+            Event::PeerDown { .. } => 1,
+            Event::ProtocolFailed { .. } => 2,
+            Event::PathUp { .. } => 3,
+            Event::PathDown { .. } => 4,
+            Event::PathBest { .. } => 5,
+            Event::Stalled { .. } => 6,
+            Event::Resumed { .. } => 7,
+            Event::RelayUp { .. } => 8,
+            Event::RelayDown { .. } => 9,
+            Event::NatChanged(_) => 10,
+            Event::MappingAdded { .. } => 11,
+            Event::MappingLost { .. } => 12,
+            Event::Message { .. } => 13,
+            Event::Missed(_) => return None,
+        })
+    }
 }
 
 /// What a connection's packets go through.
@@ -163,34 +251,95 @@ impl fmt::Display for PathKind {
     }
 }
 
-/// Sends events to every listener there is. The queue takes 100 KiB, so it is made for the first listener.
+/// Sends events to every listener there is, and counts them. The queue takes 100 KiB, so it is made for the first listener.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Events(Arc<OnceLock<broadcast::Sender<Event>>>);
+pub(crate) struct Events(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    listeners: OnceLock<broadcast::Sender<Event>>,
+    counts: [AtomicU64; KINDS.len()],
+    missed: AtomicU64,
+}
 
 impl Events {
     pub(crate) fn send(&self, event: Event) {
-        if let Some(listeners) = self.0.get() {
+        if let Some(kind) = event.kind() {
+            self.0.counts[kind].fetch_add(1, Relaxed);
+        }
+        if let Some(listeners) = self.0.listeners.get() {
             let _ = listeners.send(event); // they may have gone
         }
     }
 
     pub(crate) fn subscribe(&self) -> EventStream {
-        EventStream(self.0.get_or_init(|| broadcast::Sender::new(EVENT_QUEUE)).subscribe())
+        let events = self.0.listeners.get_or_init(|| broadcast::Sender::new(EVENT_QUEUE)).subscribe();
+        EventStream { events, missed: 0, node: Arc::downgrade(&self.0) }
+    }
+
+    /// How often each kind of event has happened.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); KINDS.len()] {
+        array::from_fn(|kind| (KINDS[kind], self.0.counts[kind].load(Relaxed)))
+    }
+
+    /// Events that listeners have missed, those of all listeners added up.
+    pub(crate) fn missed(&self) -> u64 {
+        self.0.missed.load(Relaxed)
     }
 }
 
 /// A node's events from the moment of subscription on.
 #[derive(Debug)]
-pub struct EventStream(broadcast::Receiver<Event>);
+pub struct EventStream {
+    events: broadcast::Receiver<Event>,
+    missed: u64,
+    node: Weak<Shared>,
+}
 
 impl EventStream {
     /// Waits for the next event; `None` once the node is gone. A listener that lags [`EVENT_QUEUE`] events behind is
     /// told how many it missed.
     pub async fn recv(&mut self) -> Option<Event> {
-        match self.0.recv().await {
+        match self.events.recv().await {
             Ok(event) => Some(event),
-            Err(RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(RecvError::Lagged(missed)) => {
+                self.missed += missed;
+                if let Some(node) = self.node.upgrade() {
+                    node.missed.fetch_add(missed, Relaxed);
+                }
+                Some(Event::Missed(missed))
+            }
             Err(RecvError::Closed) => None,
         }
+    }
+
+    /// How many events this listener has missed so far.
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_listener_is_told_how_many_events_it_has_missed_and_the_node_counts_them() {
+        let events = Events::default();
+        let peer = PeerId::ed25519([7; 32]);
+        events.send(Event::PeerUp { peer }); // to nobody, but it happened
+        let (mut slow, mut quick) = (events.subscribe(), events.subscribe());
+        for _ in 0..EVENT_QUEUE + 10 {
+            events.send(Event::PeerUp { peer });
+            assert!(matches!(quick.recv().await, Some(Event::PeerUp { .. })));
+        }
+        assert!(matches!(slow.recv().await, Some(Event::Missed(10))));
+        for _ in 0..EVENT_QUEUE {
+            assert!(matches!(slow.recv().await, Some(Event::PeerUp { .. })));
+        }
+        assert_eq!((slow.missed(), quick.missed(), events.missed()), (10, 0, 10));
+        assert_eq!(events.counts()[0], ("peer_up", EVENT_QUEUE as u64 + 11));
+        drop(events);
+        assert!(slow.recv().await.is_none());
     }
 }

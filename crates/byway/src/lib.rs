@@ -4,19 +4,32 @@
 //! A [`Node`] is one identity on one port. Protocols are registered at it, each with channels for messages and, if it
 //! wants them, byte streams; peers are dialled by [`Ticket`].
 //!
-//! ```no_run
-//! # async fn example(ticket: byway::Ticket) -> Result<(), Box<dyn std::error::Error>> {
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use byway::{Channel, Config, Identity, Node, Protocol, To};
 //!
-//! let node = Node::bind(Config::new(Identity::generate())).await?;
+//! # let other = Node::bind(Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into())).await?;
+//! # let mut chat = Protocol::new("chat", 1..=1);
+//! # let (answer, mut questions) = chat.channel(Channel::new(1));
+//! # let _peers = other.register(chat)?;
+//! # let ticket = other.ticket();
+//! # tokio::spawn(async move {
+//! #     let (peer, _) = questions.recv().await.unwrap();
+//! #     let _ = answer.send(&peer.into(), "hello yourself".into());
+//! # });
+//! let config = Config::new(Identity::generate());
+//! # let config = config.listen(([127, 0, 0, 1], 0).into());
+//! let node = Node::bind(config).await?;
 //! let mut chat = Protocol::new("chat", 1..=2);
 //! let (tx, mut rx) = chat.channel(Channel::new(1));
 //! let mut peers = node.register(chat)?;
-//! node.dial(ticket).await?;
+//! node.dial(ticket).await?; // which the other machine's `node.ticket()` gave
 //! peers.next().await; // up
 //! let _ = tx.send(&To::All, "hello".into()); // never waits
 //! while let Some((peer, message)) = rx.recv().await {
 //!     println!("{peer}: {message:?}");
+//! #     break;
 //! }
 //! # Ok(())
 //! # }
@@ -64,11 +77,11 @@ pub use self::{
         ParseNoProxyError, ParseProxyError, PemError, Roots, TlsConfig, WallClock,
     },
     dial::{DialError, MAX_DIAL_ADDRS, MAX_DIAL_RELAYS, Target},
-    event::{EVENT_QUEUE, Event, EventStream, PathKind},
+    event::{Direction, EVENT_QUEUE, Event, EventStream, PathKind},
     gone::Gone,
     identity::{Identity, IdentityError},
-    metrics::Dropped,
-    node::{BindError, MAX_WHY, Node, PingError, Pong},
+    metrics::{Dropped, MAX_METRIC_PEERS, Metrics},
+    node::{BindError, MAX_WHY, Node, Peer, PingError, Pong},
     protocol::{
         Channel, DEFAULT_WEIGHT, Delivery, LARGEST_DATAGRAM, MAX_ABOUT, MAX_CHANNELS, MAX_DATAGRAM, MAX_MESSAGE,
         Malformed, Message, OnFailure, OpenError, PeerEvent, Peers, PeersHandle, Protocol, Receiver, RegisterError,
@@ -76,7 +89,8 @@ pub use self::{
     },
     quic::endpoint::EndpointError,
     status::{
-        MappingStatus, NatStatus, NodeStatus, PeerStatus, ProtocolStatus, RelayServerStatus, RelayStatus, RouteReport,
+        ChannelStatus, Flow, MappingStatus, NatStatus, NodeStatus, PeerStatus, ProtocolStatus, RelayServerStatus,
+        RelayStatus, RouteReport,
     },
     stream::{ReadHalf, Stream, WriteHalf},
     switch::{AddPeerError, Candidate, Filter, Origin, SourceFilter},

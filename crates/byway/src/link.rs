@@ -7,6 +7,7 @@ pub(crate) mod outbox;
 pub(crate) mod queue;
 pub(crate) mod readers;
 pub(crate) mod stripe;
+pub(crate) mod tally;
 pub(crate) mod writer;
 
 use std::{
@@ -25,11 +26,12 @@ use tokio::time::Instant;
 use self::{
     outbox::{CONTROL, Outbox, Pushed},
     queue::FrameQueue,
+    tally::Tally,
 };
 use crate::{
     gone::Gone,
     net::track::Track,
-    protocol::{OpenError, STREAM_SHARE},
+    protocol::OpenError,
     stream::{self, STREAM_QUEUE, Stream},
     watched::Watched,
 };
@@ -96,12 +98,13 @@ impl Link {
     }
 
     /// Opens a byte stream that begins with `header`.
-    pub(crate) async fn open_stream(&self, header: Bytes) -> Result<Stream, OpenError> {
+    pub(crate) async fn open_stream(&self, header: Bytes, tally: Arc<Tally>) -> Result<Stream, OpenError> {
         let (send, recv) = self.connection.open_bi().await.map_err(|error| OpenError::Gone(error.into()))?;
         let received = stream::received(&send);
         let mut queue = FrameQueue::new(usize::MAX, STREAM_QUEUE);
         queue.push_raw(&header);
-        let key = self.outbox.open_stream(STREAM_SHARE, queue, send).ok_or(OpenError::TooMany(self.peer))?;
-        Ok(Stream::new(Arc::clone(&self.outbox), key, recv, received))
+        let key = self.outbox.open_stream(queue, send, Arc::clone(&tally)).ok_or(OpenError::TooMany(self.peer))?;
+        tally.sent(1, 0);
+        Ok(Stream::new((Arc::clone(&self.outbox), key), recv, received, tally))
     }
 }

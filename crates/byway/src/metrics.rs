@@ -1,6 +1,10 @@
 //! Counters of what was dropped, and why.
 
+mod export;
+
 use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use self::export::{MAX_METRIC_PEERS, Metrics};
 
 /// Why a datagram was not carried on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

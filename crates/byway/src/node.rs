@@ -1,5 +1,6 @@
 //! A node: one identity, one port, any number of peers.
 
+mod peer;
 mod peers;
 
 use std::{
@@ -22,6 +23,8 @@ use byway_proto::{
 };
 use quinn::VarInt;
 use tokio::time::Instant;
+
+pub use self::peer::Peer;
 
 use crate::{
     accept, agent,
@@ -47,7 +50,7 @@ use crate::{
         server::RelayShell,
         table::{self as relays, Relays},
     },
-    status::{NodeStatus, PeerStatus},
+    status::NodeStatus,
     store::StoreError,
     switch::{self, Command, SwitchRef, exchange::Exchange},
     tasks::Tasks,
@@ -69,6 +72,22 @@ const MAX_STUN_ADDRS: usize = 2;
 const PORT_ATTEMPTS: usize = 16;
 
 /// A node of the network; a clone is another handle to the same node.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use byway::{Config, Identity, Node};
+///
+/// let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// let peer = a.dial(b.ticket()).await?;
+/// assert_eq!((peer, a.peers()), (b.id(), vec![b.id()]));
+/// println!("{:?} by {}", a.ping(peer).await?.rtt, a.ping(peer).await?.path);
+/// a.disconnect(peer, 7, "enough"); // which the other side's events tell as they are told here
+/// b.close().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Node {
     core: Arc<Core>,
@@ -189,6 +208,7 @@ impl Node {
         let agent = agent::spawn(setup, &tasks);
         let (lan, lan_inlet) = LanRef::new();
         let (shell, from_links) = serving.unzip();
+        let registry = Arc::new(Registry::new(config.message_events.then(|| events.clone())));
         let relays = Relays::new(&config).map_err(EndpointError::from)?;
         let mut rng = Rng::new(&seed, "node");
         let core = Arc::new(Core {
@@ -198,7 +218,7 @@ impl Node {
             mux,
             endpoint,
             agent,
-            registry: Arc::new(Registry::default()),
+            registry,
             switch,
             relays,
             port_mappings: PortMappings::default(),
@@ -290,6 +310,10 @@ impl Node {
         was_there
     }
 
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
     fn announce(&self) {
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move { core.switch.send(Command::Announce).await });
@@ -344,18 +368,7 @@ impl Node {
         let core = &self.core;
         let mut peers = Vec::new();
         for link in core.switch.links() {
-            let routes = core.agent.report(link.track.alias()).await;
-            let selected = routes.iter().find(|route| route.selected);
-            peers.push(PeerStatus {
-                id: link.peer,
-                agent: link.hello().agent.clone(),
-                path: selected.map(|route| route.path),
-                rtt: selected.and_then(|route| route.rtt),
-                connected: link.since.elapsed(),
-                dialled: link.dialled,
-                protocols: core.registry.status(Some(link.peer)),
-                routes,
-            });
+            peers.push(peer::status(core, &link).await);
         }
         NodeStatus {
             id: self.id(),

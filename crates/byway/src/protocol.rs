@@ -4,6 +4,7 @@ mod peers;
 mod registry;
 mod run;
 mod slot;
+mod stats;
 mod typed;
 
 use std::{
@@ -31,7 +32,8 @@ pub use self::{
     typed::{Malformed, Message, TypedReceiver, TypedSender},
 };
 use crate::{
-    link::{datagrams, inbox::Inbox, outbox::Pushed, queue::MAX_HEADER},
+    event::Direction,
+    link::{datagrams, inbox::Inbox, outbox::Pushed, queue::MAX_HEADER, tally::Refused},
     net::track::MIN_MTU,
     quic::endpoint::MAX_MTU,
     stream::Stream,
@@ -62,6 +64,18 @@ pub const MAX_ABOUT: usize = 1_024;
 pub(crate) type About = Box<dyn Fn(Option<PeerId>) -> String + Send + Sync>;
 
 /// A protocol's name, versions, channels and streams, before it is registered at a node.
+///
+/// ```
+/// use byway::{Channel, Class, Protocol};
+///
+/// let mut files = Protocol::new("files", 1..=3).required().about(|peer| match peer {
+///     None => "40 files".into(),
+///     Some(peer) => format!("{} has them all", peer.short()),
+/// });
+/// let (ask, asked) = files.channel(Channel::new(1).share(Class::Interactive, 1));
+/// let (tell, told) = files.channel(Channel::new(2).max_message(256 << 10));
+/// let uploads = files.streams(); // byte streams that peers open
+/// ```
 pub struct Protocol {
     pub(crate) name: String,
     pub(crate) versions: RangeInclusive<u32>,
@@ -271,6 +285,30 @@ pub enum SendError {
 }
 
 /// Sends on one channel.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Channel, Config, Identity, Node, Protocol, To};
+///
+/// let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// let chat = || {
+///     let mut chat = Protocol::new("chat", 1..=1);
+///     let (tx, rx) = chat.channel(Channel::new(1));
+///     (chat, tx, rx)
+/// };
+/// let ((ours, tx, _), (theirs, _, mut rx)) = (chat(), chat());
+/// let (mut peers, _peers) = (a.register(ours)?, b.register(theirs)?);
+/// let peer = a.dial(b.ticket()).await?;
+/// peers.next().await; // it is up, and speaks the protocol
+/// let sent = tx.send(&To::All, "to whom it may concern".into());
+/// assert_eq!((sent.queued, sent.full), (1, 0));
+/// tx.send_wait(peer, "to you, whenever there is room".into()).await?;
+/// assert_eq!(rx.recv().await, Some((a.id(), "to whom it may concern".into())));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Sender {
     channel: Channel,
@@ -283,10 +321,12 @@ impl Sender {
     pub fn send(&self, to: &To, message: Bytes) -> Sent {
         let mut sent = Sent::default();
         let Some(protocol) = self.protocol.get() else { return sent };
+        let push = |member: &Member| self.push_or_drop(protocol, member, &message);
+        let mut send = |peer| sent.count(protocol.with_member(peer, push).unwrap_or(Pushed::Closed));
         match to {
-            To::Peer(peer) => sent.count(self.push(protocol, *peer, &message)),
-            To::Peers(peers) => peers.iter().for_each(|peer| sent.count(self.push(protocol, *peer, &message))),
-            To::All => protocol.each_member(|member| sent.count(self.push_to(member, &message))),
+            To::Peer(peer) => send(*peer),
+            To::Peers(peers) => peers.iter().copied().for_each(send),
+            To::All => protocol.each_member(|member| sent.count(push(member))),
         }
         sent
     }
@@ -317,12 +357,27 @@ impl Sender {
     }
 
     fn push(&self, protocol: &Registered, peer: PeerId, message: &Bytes) -> Pushed {
-        protocol.with_member(peer, |member| self.push_to(member, message)).unwrap_or(Pushed::Closed)
+        protocol.with_member(peer, |member| self.push_to(protocol, member, message)).unwrap_or(Pushed::Closed)
     }
 
-    fn push_to(&self, member: &Member, message: &Bytes) -> Pushed {
+    fn push_to(&self, protocol: &Registered, member: &Member, message: &Bytes) -> Pushed {
         let max = self.channel.max_message;
-        if message.len() > max { Pushed::TooLarge(max) } else { member.push(&self.channel, message) }
+        let pushed = if message.len() > max { Pushed::TooLarge(max) } else { member.push(&self.channel, message) };
+        match pushed {
+            Pushed::Queued => protocol.tell_message(member.link.peer, self.channel.id, message.len(), Direction::Sent),
+            Pushed::TooLarge(_) => member.refuse(&self.channel, Refused::TooLarge),
+            Pushed::Full | Pushed::Closed => {}
+        }
+        pushed
+    }
+
+    /// As [`Sender::push_to`], for a message that is lost if there is no room.
+    fn push_or_drop(&self, protocol: &Registered, member: &Member, message: &Bytes) -> Pushed {
+        let pushed = self.push_to(protocol, member, message);
+        if pushed == Pushed::Full {
+            member.refuse(&self.channel, Refused::QueueFull);
+        }
+        pushed
     }
 }
 
@@ -333,6 +388,25 @@ impl fmt::Debug for Sender {
 }
 
 /// Receives on one channel from all peers in turn, so that a flooding one starves nobody.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Channel, Config, Identity, Node, Protocol};
+///
+/// let node = Node::bind(on_loopback()).await?;
+/// let mut echo = Protocol::new("echo", 1..=1);
+/// let (tx, mut rx) = echo.channel(Channel::new(1));
+/// let _peers = node.register(echo)?;
+/// tokio::spawn(async move {
+///     while let Some((peer, message)) = rx.recv().await {
+///         let _ = tx.send(&peer.into(), message); // a peer that does not read loses its echoes
+///     }
+/// });
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Receiver {
     inbox: Arc<Inbox>,
@@ -365,7 +439,7 @@ impl Drop for Receiver {
     }
 }
 
-/// Byte streams that peers open.
+/// Byte streams that peers open; [`Stream`] has an example.
 #[derive(Debug)]
 pub struct Streams(mpsc::Receiver<(PeerId, Stream)>);
 

@@ -12,9 +12,10 @@ use byway_proto::{
         Counters, NatReport,
         portmap::{Dialect, Transport},
     },
+    schedule::Share,
 };
 
-use crate::event::PathKind;
+use crate::{event::PathKind, protocol::Delivery};
 
 /// A node's state at one moment.
 #[derive(Debug, Clone)]
@@ -122,8 +123,49 @@ pub struct PeerStatus {
     pub dialled: bool,
     /// The protocols that both speak.
     pub protocols: Vec<ProtocolStatus>,
+    /// The channels of these protocols, and after each protocol's its byte streams together.
+    pub channels: Vec<ChannelStatus>,
     /// Every route to it.
     pub routes: Vec<RouteReport>,
+}
+
+/// What a channel has carried since the peer speaks its protocol.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ChannelStatus {
+    /// The protocol's name.
+    pub protocol: String,
+    /// The channel's number; `None` stands for all byte streams of the protocol.
+    pub channel: Option<u32>,
+    /// How its messages are delivered.
+    pub delivery: Delivery,
+    /// Its class, and its weight within the class.
+    pub share: Share,
+    /// What has left the queue, and what waits in it.
+    pub sent: Flow,
+    /// What has come in, and what waits for the receiver.
+    pub received: Flow,
+    /// Messages that were not carried, by reason; reasons that never occurred are left out. A message that was sent without
+    /// waiting while the queue was full is one; a sender that waits loses none.
+    pub dropped: Vec<(&'static str, u64)>,
+}
+
+/// One direction of a channel. Of byte streams, `messages` counts those that this side (sent) or the peer (received) opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Flow {
+    /// Messages in all.
+    pub messages: u64,
+    /// Bytes in all, with the few in front of each message that tell its length or its channel.
+    pub bytes: u64,
+    /// Messages that wait now.
+    pub waiting_messages: usize,
+    /// Bytes that wait now.
+    pub waiting_bytes: usize,
+    /// Messages per second, a mean over the last one to three seconds.
+    pub messages_per_second: f64,
+    /// Bytes per second, a mean over the last one to three seconds.
+    pub bytes_per_second: f64,
 }
 
 /// A protocol of a node, or as it is spoken with one peer.
@@ -150,6 +192,9 @@ pub struct RouteReport {
     pub rtt: Option<Duration>,
     /// The share of lost probes, from 0 to 1.
     pub loss: f64,
+    /// Bytes per second that it was seen to deliver at most of late; `None` unless it carries the connection and has had
+    /// something to carry.
+    pub goodput: Option<u64>,
     /// The largest UDP payload in bytes known to pass.
     pub mtu: u16,
     /// Whether it carries the connection.

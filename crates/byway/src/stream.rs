@@ -13,7 +13,10 @@ use quinn::{RecvStream, SendStream, VarInt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    link::outbox::{End, Outbox, Pushed},
+    link::{
+        outbox::{End, Outbox, Pushed},
+        tally::Tally,
+    },
     net::BoxFuture,
 };
 
@@ -30,6 +33,30 @@ const ABANDONED: u32 = 1;
 ///
 /// Writing waits for the link, reading for the peer. `shutdown` ends the writing half: the peer reads an end of file
 /// after all bytes. A stream that is dropped before that reads as a reset at the peer.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Config, Identity, Node, Protocol};
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// let mut theirs = Protocol::new("copy", 1..=1);
+/// let mut opened = theirs.streams();
+/// let (mut peers, _theirs) = (a.register(Protocol::new("copy", 1..=1))?, b.register(theirs)?);
+/// let peer = a.dial(b.ticket()).await?;
+/// peers.next().await;
+/// let mut stream = peers.open(peer).await?;
+/// stream.write_all(b"all of it").await?;
+/// stream.shutdown().await?;
+/// let (_, mut there) = opened.accept().await.ok_or("the node is closed")?;
+/// let mut all = Vec::new();
+/// there.read_to_end(&mut all).await?;
+/// assert_eq!(all, b"all of it");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Stream {
     read: ReadHalf,
@@ -39,6 +66,7 @@ pub struct Stream {
 /// The reading half of a [`Stream`].
 pub struct ReadHalf {
     stream: RecvStream,
+    tally: Arc<Tally>,
 }
 
 /// The writing half of a [`Stream`].
@@ -53,13 +81,13 @@ pub struct WriteHalf {
 
 impl Stream {
     pub(crate) fn new(
-        outbox: Arc<Outbox>,
-        key: ChannelKey,
+        (outbox, key): (Arc<Outbox>, ChannelKey),
         stream: RecvStream,
         received: BoxFuture<'static, bool>,
+        tally: Arc<Tally>,
     ) -> Self {
         let write = WriteHalf { outbox, key, waiting: None, ended: false, received: Err(received) };
-        Stream { read: ReadHalf { stream }, write }
+        Stream { read: ReadHalf { stream, tally }, write }
     }
 
     /// The two halves, for two tasks.
@@ -130,7 +158,12 @@ fn gone() -> io::Error {
 
 impl AsyncRead for ReadHalf {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            self.tally.received(0, buf.filled().len() - before);
+        }
+        read
     }
 }
 

@@ -40,6 +40,30 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 pub const RESET_BEHIND: u32 = 2;
 
 /// Offers and dials named services on one node.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Config, Identity, Node, tunnel::{Access, Tunnel}};
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// let (here, there) = (Tunnel::new(&a)?, Tunnel::new(&b)?);
+/// let mut greeter = there.listen("greeter", Access::Anyone)?;
+/// tokio::spawn(async move {
+///     while let Some(mut session) = greeter.accept().await {
+///         let _ = session.stream.write_all(b"hello").await; // an error says that the peer has gone
+///         let _ = session.stream.shutdown().await;
+///     }
+/// });
+/// let peer = a.dial(b.ticket()).await?;
+/// let mut words = String::new();
+/// here.dial(peer, "greeter", None).await?.read_to_string(&mut words).await?;
+/// assert_eq!(words, "hello");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Tunnel {
     peers: PeersHandle,

@@ -438,6 +438,7 @@ impl AgentPeer {
                 remote: slot.via.remote(),
                 rtt: route.srtt,
                 loss: f64::from(route.loss) / 1_000.0,
+                goodput: route.selected.then(|| self.track.line.goodput()).flatten(),
                 mtu: slot.mtu,
                 selected: route.selected,
                 alive: route.alive,

@@ -5,7 +5,7 @@
 //! schedule says so and while its short buffer has room: what waits, waits in the lane, where order is ours.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     pin::pin,
     sync::Arc,
     task::{Context, Poll},
@@ -20,8 +20,10 @@ use super::{
     Link,
     queue::{CHUNK, MAX_HEADER, QUIET_CHUNK, put_varint, take_varint},
     readers::Scope,
+    tally::{Refused, Tally},
 };
 use crate::{
+    event::Direction,
     gone::Gone,
     metrics::Dropped,
     net::{BoxFuture, mux::Mux},
@@ -72,6 +74,11 @@ impl DatagramQueue {
         self.waiting.is_empty()
     }
 
+    /// Datagrams that wait, and their bytes.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.waiting.len(), self.bytes)
+    }
+
     pub(super) fn has_room(&self) -> bool {
         self.waiting.len() < self.max_messages && self.bytes < self.max_bytes
     }
@@ -110,13 +117,14 @@ impl DatagramQueue {
 pub(super) struct Outgoing {
     connection: Connection,
     mux: Arc<Mux>,
+    tally: Arc<Tally>,
     /// The front datagram, once QUIC had no room for it.
     waiting: Option<BoxFuture<'static, Result<(), SendDatagramError>>>,
 }
 
 impl Outgoing {
-    pub(super) fn new(connection: Connection, mux: Arc<Mux>) -> Self {
-        Outgoing { connection, mux, waiting: None }
+    pub(super) fn new(connection: Connection, mux: Arc<Mux>, tally: Arc<Tally>) -> Self {
+        Outgoing { connection, mux, tally, waiting: None }
     }
 
     /// Gives QUIC the front datagram of `held`; how many bytes it had.
@@ -144,6 +152,7 @@ impl Outgoing {
             // It was measured when it was queued; meanwhile packets have become smaller.
             Err(_) => {
                 self.mux.counters.count(Dropped::DatagramTooLarge);
+                self.tally.refused(Refused::Outgrown);
                 Poll::Ready(Ok(0))
             }
         }
@@ -154,13 +163,13 @@ impl Outgoing {
 pub(super) struct Incoming<'a> {
     link: &'a Link,
     scope: &'a Scope,
-    /// Protocols and channels, by our numbers, whose inbox has a queue of this peer.
-    fed: BTreeSet<(u32, u32)>,
+    /// Protocols and channels, by our numbers, whose inbox has a queue of this peer, and what they have carried.
+    fed: BTreeMap<(u32, u32), Arc<Tally>>,
 }
 
 impl<'a> Incoming<'a> {
     pub(super) fn new(link: &'a Link, scope: &'a Scope) -> Self {
-        Incoming { link, scope, fed: BTreeSet::new() }
+        Incoming { link, scope, fed: BTreeMap::new() }
     }
 
     /// Takes a datagram, and those that are there behind it, to their channels; an error says what the peer did wrong.
@@ -174,6 +183,7 @@ impl<'a> Incoming<'a> {
     }
 
     fn deliver(&mut self, mut message: Bytes) -> Result<(), Gone> {
+        let len = message.len();
         let Some((protocol, id)) = self.channel(&mut message) else {
             self.scope.mux.counters.count(Dropped::UnknownChannel);
             return Ok(());
@@ -187,9 +197,13 @@ impl<'a> Incoming<'a> {
             let (len, max) = (message.len(), channel.max_message);
             return Err(Gone::Misbehaved(format!("a message of {len} bytes on a channel for {max}")));
         }
+        let tally = self.fed.entry((protocol.id, id)).or_insert_with(|| protocol.tally(self.link, Some(id)));
+        let length = message.len();
         if inbox.offer(self.link.peer, message) {
-            self.fed.insert((protocol.id, id));
+            tally.received(1, len);
+            protocol.tell_message(self.link.peer, id, length, Direction::Received);
         } else {
+            tally.refused(Refused::ReceiverBehind);
             self.scope.mux.counters.count(Dropped::ChannelFull);
         }
         Ok(())
@@ -207,7 +221,7 @@ impl<'a> Incoming<'a> {
 
 impl Drop for Incoming<'_> {
     fn drop(&mut self) {
-        for (protocol, channel) in &self.fed {
+        for (protocol, channel) in self.fed.keys() {
             if let Some(protocol) = self.scope.registry.by_id(*protocol)
                 && let Some((_, inbox)) = protocol.channel(*channel)
             {

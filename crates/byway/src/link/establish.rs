@@ -14,7 +14,7 @@ use tokio::time;
 
 use super::{
     Link,
-    outbox::{CONTROL, Outbox, Outlet},
+    outbox::{CONTROL, NewLane, Outbox, Outlet},
     queue::FrameQueue,
     stripe::Waiting,
     writer,
@@ -121,7 +121,8 @@ impl Established {
         let outbox = Arc::new(Outbox::new());
         let share = Share { class: Class::Control, weight: 1 };
         let _ = control.send.set_priority(writer::priority(Class::Control)); // the stream is open
-        outbox.open(CONTROL, share, FrameQueue::new(CONTROL_QUEUE.0, CONTROL_QUEUE.1), Outlet::Open(control.send));
+        let queue = FrameQueue::new(CONTROL_QUEUE.0, CONTROL_QUEUE.1).into();
+        outbox.open(CONTROL, NewLane { share, queue, outlet: Outlet::Open(control.send), tally: None });
         let link = Link {
             peer,
             dialled,

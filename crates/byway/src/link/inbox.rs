@@ -101,6 +101,11 @@ impl Inbox {
         true
     }
 
+    /// Messages of a peer that wait, and their bytes.
+    pub(crate) fn waiting(&self, peer: PeerId) -> (usize, usize) {
+        self.lock().peers.get(&peer).map_or((0, 0), |queue| (queue.messages.len(), queue.bytes))
+    }
+
     /// Takes the messages of the peer whose turn it is; waits for one, and `None` once the inbox is closed and empty.
     pub(crate) async fn take(&self, out: &mut VecDeque<(PeerId, Bytes)>) -> Option<()> {
         loop {

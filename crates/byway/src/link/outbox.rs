@@ -13,7 +13,11 @@ use byway_proto::schedule::{ChannelKey, Class, Schedule, Share};
 use quinn::{SendStream, VarInt};
 use tokio::sync::Notify;
 
-use super::queue::{FrameQueue, Queue};
+use super::{
+    queue::{FrameQueue, Queue},
+    tally::Tally,
+};
+use crate::protocol::STREAM_SHARE;
 
 /// The lane of the control stream.
 pub(crate) const CONTROL: ChannelKey = ChannelKey(0, 0);
@@ -49,6 +53,16 @@ struct Lane {
     /// In the schedule's ring already, or in the writer's hands.
     busy: bool,
     space: Arc<Notify>,
+    /// Counts what leaves; the control stream's lane has none.
+    tally: Option<Arc<Tally>>,
+}
+
+/// What a lane begins with.
+pub(crate) struct NewLane {
+    pub(crate) share: Share,
+    pub(crate) queue: Queue,
+    pub(crate) outlet: Outlet,
+    pub(crate) tally: Option<Arc<Tally>>,
 }
 
 /// Where a lane's bytes go.
@@ -58,8 +72,8 @@ pub(crate) enum Outlet {
     Open(SendStream),
     /// A stream of one direction, which the writer opens when there is something to send; it begins with these bytes.
     Uni(Bytes),
-    /// Datagrams.
-    Datagrams,
+    /// Datagrams, of which those are counted that do not fit.
+    Datagrams(Arc<Tally>),
 }
 
 /// How a lane ends once its queue is empty, or at once.
@@ -102,18 +116,20 @@ impl Outbox {
     }
 
     /// Adds a lane; `false` if the link is closed or has [`MAX_LANES`].
-    pub(crate) fn open(&self, key: ChannelKey, share: Share, queue: impl Into<Queue>, outlet: Outlet) -> bool {
+    pub(crate) fn open(&self, key: ChannelKey, new: NewLane) -> bool {
+        let NewLane { share, queue, outlet, tally } = new;
         let mut state = self.lock();
         if state.closed || state.lanes.len() >= MAX_LANES || state.schedule.add(key, share).is_err() {
             return false;
         }
         let lane = Lane {
-            queue: queue.into(),
+            queue,
             end: None,
             stream: Some(outlet),
             class: share.class,
             busy: false,
             space: Arc::new(Notify::new()),
+            tally,
         };
         let begun = !lane.queue.is_empty();
         state.lanes.insert(key, lane);
@@ -124,13 +140,14 @@ impl Outbox {
     }
 
     /// Adds a lane for a byte stream; `None` as with [`Outbox::open`].
-    pub(crate) fn open_stream(&self, share: Share, queue: FrameQueue, stream: SendStream) -> Option<ChannelKey> {
+    pub(crate) fn open_stream(&self, queue: FrameQueue, stream: SendStream, tally: Arc<Tally>) -> Option<ChannelKey> {
         let key = {
             let mut state = self.lock();
             state.next_stream = state.next_stream.wrapping_add(1);
             ChannelKey(STREAMS, state.next_stream)
         };
-        self.open(key, share, queue, Outlet::Open(stream)).then_some(key)
+        let (queue, outlet) = (queue.into(), Outlet::Open(stream));
+        self.open(key, NewLane { share: STREAM_SHARE, queue, outlet, tally: Some(tally) }).then_some(key)
     }
 
     /// Queues a message with its length in front.
@@ -180,6 +197,19 @@ impl Outbox {
         self.lock().lanes.get(&key).map(|lane| Arc::clone(&lane.space))
     }
 
+    /// Messages and bytes that wait in a lane.
+    pub(crate) fn waiting_in(&self, key: ChannelKey) -> (usize, usize) {
+        self.lock().lanes.get(&key).map_or((0, 0), |lane| lane.queue.waiting())
+    }
+
+    /// Messages and bytes that wait in all the lanes that a tally counts.
+    pub(crate) fn waiting(&self, of: &Arc<Tally>) -> (usize, usize) {
+        let state = self.lock();
+        let lanes = state.lanes.values().filter(|lane| lane.tally.as_ref().is_some_and(|tally| Arc::ptr_eq(tally, of)));
+        let waits = lanes.map(|lane| lane.queue.waiting());
+        waits.fold((0, 0), |sum, waits| (sum.0 + waits.0, sum.1 + waits.1))
+    }
+
     /// Closes the box: nothing more goes in, and the writer ends.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
@@ -210,7 +240,13 @@ impl Outbox {
             lane.queue.take(usize::MAX, &mut VecDeque::new());
         }
         let had_room = lane.queue.has_room();
+        let waited = lane.queue.waiting();
         lane.queue.take(quantum, out);
+        if let Some(tally) = &lane.tally {
+            let waits = lane.queue.waiting();
+            let messages = if key.0 == STREAMS { 0 } else { waited.0 - waits.0 };
+            tally.sent(messages, waited.1 - waits.1);
+        }
         if !had_room && lane.queue.has_room() {
             lane.space.notify_waiters();
         }

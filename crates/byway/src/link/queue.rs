@@ -50,6 +50,14 @@ impl Queue {
         }
     }
 
+    /// Messages that wait, and the bytes of what waits. Of raw bytes each piece that was put in counts as a message.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        match self {
+            Queue::Frames(queue) => (queue.messages, queue.bytes),
+            Queue::Datagrams(queue) => queue.waiting(),
+        }
+    }
+
     /// Appends a message; `false` if there is no room.
     pub(super) fn push(&mut self, message: &Bytes) -> bool {
         match self {

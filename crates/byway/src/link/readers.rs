@@ -15,12 +15,14 @@ use super::{
     inbox::Inbox,
     queue,
     stripe::{Incoming, STRIPE},
+    tally::Tally,
 };
 use crate::{
+    event::Direction,
     gone::Gone,
     link::queue::FrameQueue,
     net::mux::Mux,
-    protocol::{Delivery, Registered, Registry, STREAM_SHARE},
+    protocol::{Delivery, Registered, Registry},
     quic::endpoint::CONNECTION_WINDOW,
     stream::{self, STREAM_QUEUE, Stream},
     tasks::Tasks,
@@ -106,10 +108,10 @@ async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
         let _ = stream.stop(VarInt::from_u32(UNKNOWN));
         return;
     };
-    let mut frames =
-        Frames { max: channel.max_message, partial: None, header: BytesMut::new(), batch: VecDeque::new() };
+    let mut frames = Frames::new(channel.max_message, protocol.tally(&link, Some(id)));
     let mut incoming = Incoming::new(&link.stripes, &link.connection, stream);
-    let read = messages(link.peer, &mut incoming, inbox, &mut frames).await;
+    let told = |message: &Bytes| protocol.tell_message(link.peer, id, message.len(), Direction::Received);
+    let read = messages((link.peer, inbox), &mut incoming, &mut frames, told).await;
     inbox.orphan(link.peer);
     if let Err(gone) = read {
         link.close(gone);
@@ -122,19 +124,28 @@ async fn stripe(link: &Link, mut stream: RecvStream) {
     link.stripes.put(first, index, stream);
 }
 
-async fn messages(peer: PeerId, incoming: &mut Incoming<'_>, inbox: &Inbox, frames: &mut Frames) -> Result<(), Gone> {
+async fn messages(
+    (peer, inbox): (PeerId, &Inbox),
+    incoming: &mut Incoming<'_>,
+    frames: &mut Frames,
+    told: impl Fn(&Bytes),
+) -> Result<(), Gone> {
     loop {
         if !inbox.deliver(peer, &mut frames.batch).await {
             incoming.stop(VarInt::from_u32(UNKNOWN));
             return Ok(());
         }
         let Some(bytes) = incoming.next().await? else { return Ok(()) };
+        let mut read = bytes.len();
         frames.split(bytes)?;
         while incoming.is_ready()
             && let Some(bytes) = incoming.next().await?
         {
+            read += bytes.len();
             frames.split(bytes)?;
         }
+        frames.tally.received(frames.batch.len(), read);
+        frames.batch.iter().for_each(&told);
     }
 }
 
@@ -146,9 +157,14 @@ struct Frames {
     /// A length of which not all bytes have come.
     header: BytesMut,
     batch: VecDeque<Bytes>,
+    tally: Arc<Tally>,
 }
 
 impl Frames {
+    fn new(max: usize, tally: Arc<Tally>) -> Self {
+        Frames { max, partial: None, header: BytesMut::new(), batch: VecDeque::new(), tally }
+    }
+
     fn split(&mut self, mut chunk: Bytes) -> Result<(), Gone> {
         while !chunk.is_empty() {
             if let Some((message, missing)) = &mut self.partial {
@@ -220,8 +236,10 @@ async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream
     };
     let received = stream::received(&send);
     let queue = FrameQueue::new(usize::MAX, STREAM_QUEUE);
-    if let Some(key) = link.outbox.open_stream(STREAM_SHARE, queue, send) {
-        place.send((link.peer, Stream::new(Arc::clone(&link.outbox), key, recv, received)));
+    let tally = protocol.tally(&link, None);
+    if let Some(key) = link.outbox.open_stream(queue, send, Arc::clone(&tally)) {
+        tally.received(1, 0);
+        place.send((link.peer, Stream::new((Arc::clone(&link.outbox), key), recv, received, tally)));
     }
 }
 

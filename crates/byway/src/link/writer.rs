@@ -136,7 +136,9 @@ impl Writer {
                 Outlet::Uni(header) => {
                     Stream::Channel(Stripes::new(self.connection.clone(), header, priority(turn.class)))
                 }
-                Outlet::Datagrams => Stream::Datagrams(Outgoing::new(self.connection.clone(), Arc::clone(&self.mux))),
+                Outlet::Datagrams(tally) => {
+                    Stream::Datagrams(Outgoing::new(self.connection.clone(), Arc::clone(&self.mux), tally))
+                }
             };
             let lane =
                 Lane { class: turn.class, stream, held: VecDeque::new(), end: None, is_sparse: false, passed: None };

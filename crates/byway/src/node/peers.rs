@@ -16,6 +16,22 @@ use crate::{
 impl Node {
     /// Keeps a peer out until `until` ([`UnixTime::NEVER`] for good) and closes its connection; known or not, connected or not.
     /// Returns when the ban is on the disk, if there is a [`Config::store`](crate::Config::store).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use byway::{Config, Identity, Node, NotDialing, UnixTime, book::Contact};
+    ///
+    /// let node = Node::bind(Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into())).await?;
+    /// let peer = Identity::generate().id();
+    /// let home = Contact { addrs: vec!["home.example:4433".parse()?], ..Contact::new(peer) };
+    /// node.add_peer(home).await?;
+    /// node.ban(peer, UnixTime::NEVER, "spam").await?;
+    /// assert!(matches!(node.why_not_dialing(peer).await, Some(NotDialing::Banned { .. })));
+    /// assert!(node.unban(peer).await? && node.known_peers().await.len() == 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn ban(&self, peer: PeerId, until: UnixTime, why: impl Into<String>) -> Result<(), StoreError> {
         let why = why.into();
         let banned = self.core.switch.ask(|reply| Command::Ban { peer, until, why, reply });

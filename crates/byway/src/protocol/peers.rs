@@ -30,6 +30,24 @@ pub enum PeerEvent {
 }
 
 /// The peers that speak a registered protocol.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Config, Identity, Node, PeerEvent, Protocol};
+///
+/// let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// let mut peers = a.register(Protocol::new("presence", 1..=2))?;
+/// let _theirs = b.register(Protocol::new("presence", 1..=1))?;
+/// let peer = a.dial(b.ticket()).await?;
+/// assert_eq!(peers.next().await, Some(PeerEvent::Up { peer, version: 1 }));
+/// assert!(peers.contains(peer) && peers.list() == [(peer, 1)]);
+/// b.close().await;
+/// assert!(matches!(peers.next().await, Some(PeerEvent::Down { .. })));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Peers {
     pub(super) protocol: Arc<Registered>,
@@ -111,7 +129,7 @@ impl PeersHandle {
         let member = self.protocol.member(peer).ok_or(OpenError::Absent(peer))?;
         let mut header = BytesMut::new();
         put_varint(&mut header, u64::from(member.ours));
-        member.link.open_stream(header.freeze()).await
+        member.link.open_stream(header.freeze(), Arc::clone(member.tallies.of(None))).await
     }
 
     /// Whether the peer is connected and speaks the protocol.

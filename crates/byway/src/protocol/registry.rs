@@ -21,17 +21,19 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     About, Channel, Delivery, LARGEST_DATAGRAM, MAX_ABOUT, MAX_CHANNELS, MAX_DATAGRAM, MAX_MESSAGE, PeerEvent,
-    Protocol, slot::PerPeer,
+    Protocol, slot::PerPeer, stats::Tallies,
 };
 use crate::{
+    event::Events,
     gone::Gone,
     link::{
         Link,
         datagrams::{self, DatagramQueue},
         inbox::Inbox,
-        outbox::{End, Outlet, Pushed},
+        outbox::{End, NewLane, Outlet, Pushed},
         queue::{FrameQueue, Queue},
         readers::UNKNOWN,
+        tally::Refused,
     },
     status::ProtocolStatus,
     stream::Stream,
@@ -44,13 +46,17 @@ pub(crate) struct Registered {
     min: u32,
     max: u32,
     required: bool,
-    channels: BTreeMap<u32, (Channel, Arc<Inbox>)>,
+    pub(super) channels: BTreeMap<u32, (Channel, Arc<Inbox>)>,
     streams: Mutex<Option<mpsc::Sender<(PeerId, Stream)>>>,
     slots: Vec<Arc<dyn PerPeer>>,
     about: Option<About>,
     members: RwLock<BTreeMap<PeerId, Member>>,
     events: Mutex<VecDeque<PeerEvent>>,
     pub(super) changed: Notify,
+    /// What was carried for all peers.
+    pub(super) tallies: Arc<Tallies>,
+    /// Where messages are told, if they are.
+    pub(super) told: Option<Events>,
 }
 
 /// A connected peer that speaks a protocol.
@@ -62,7 +68,8 @@ pub(crate) struct Member {
     pub(super) version: u32,
     /// The first number of the lanes of its channels: of its own for each time that the peer joins, for the lanes of the time
     /// before may still be ending.
-    lanes: u32,
+    pub(super) lanes: u32,
+    pub(super) tallies: Arc<Tallies>,
 }
 
 /// Why a protocol cannot be registered.
@@ -105,9 +112,15 @@ pub(crate) struct Registry {
     last: AtomicU32,
     last_lanes: AtomicU32,
     closed: Mutex<Option<Arc<Notify>>>,
+    /// Where messages are told, if they are.
+    told: Option<Events>,
 }
 
 impl Registry {
+    pub(crate) fn new(told: Option<Events>) -> Self {
+        Registry { told, ..Registry::default() }
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Arc<Registered>>> {
         self.protocols.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,6 +141,7 @@ impl Registry {
             return Err(RegisterError::Taken(protocol.name));
         }
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let tallies = Tallies::new(protocol.channels.iter().map(|(channel, _)| channel.id));
         let registered = Arc::new(Registered {
             id,
             name: protocol.name,
@@ -141,6 +155,8 @@ impl Registry {
             members: RwLock::default(),
             events: Mutex::default(),
             changed: Notify::new(),
+            tallies,
+            told: self.told.clone(),
         });
         protocols.insert(id, Arc::clone(&registered));
         // A protocol is registered once: `register` takes it by value.
@@ -224,8 +240,11 @@ impl Registry {
             let about = protocol.about.as_ref().map_or_else(String::new, |about| about(of));
             Some(ProtocolStatus { name: protocol.name.clone(), versions, about: prefix(&about, MAX_ABOUT).to_owned() })
         };
-        let protocols: Vec<_> = self.read().values().cloned().collect();
-        protocols.iter().filter_map(status).collect()
+        self.all().iter().filter_map(status).collect()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Registered>> {
+        self.read().values().cloned().collect()
     }
 
     /// Ends all receivers.
@@ -312,7 +331,7 @@ impl Registered {
         self.leave(link, &Gone::Unregistered, End::Reset(VarInt::from_u32(UNKNOWN))); // it speaks another version now
         self.slots.iter().for_each(|slot| slot.init(peer));
         let lanes = last_lanes.fetch_add(1, Ordering::Relaxed) + 1;
-        let member = Member { link: Arc::clone(link), ours: self.id, version, lanes };
+        let member = Member { link: Arc::clone(link), ours: self.id, version, lanes, tallies: self.tallies.of_peer() };
         self.members.write().unwrap_or_else(PoisonError::into_inner).insert(peer, member);
         self.tell(PeerEvent::Up { peer, version });
     }
@@ -389,16 +408,23 @@ impl Member {
         self.link.outbox.space(ChannelKey(self.lanes, channel.id))
     }
 
+    /// Counts a message that the channel does not carry.
+    pub(super) fn refuse(&self, channel: &Channel, why: Refused) {
+        self.tallies.of(Some(channel.id)).refused(why);
+    }
+
     fn open_lane(&self, key: ChannelKey, channel: &Channel) -> bool {
-        let (header, outbox) = (datagrams::header(self.ours, channel.id), &self.link.outbox);
+        let (header, tally) = (datagrams::header(self.ours, channel.id), self.tallies.of(Some(channel.id)));
         let (messages, bytes) = (channel.queue, channel.queue_bytes);
-        match channel.delivery {
-            Delivery::Stream => outbox.open(key, channel.share, FrameQueue::new(messages, bytes), Outlet::Uni(header)),
+        let (queue, outlet) = match channel.delivery {
+            Delivery::Stream => (FrameQueue::new(messages, bytes).into(), Outlet::Uni(header)),
             Delivery::Datagram => {
                 let queue = Queue::Datagrams(DatagramQueue::new(header, messages, bytes));
-                outbox.open(key, channel.share, queue, Outlet::Datagrams)
+                (queue, Outlet::Datagrams(Arc::clone(tally)))
             }
-        }
+        };
+        let tally = Some(Arc::clone(tally));
+        self.link.outbox.open(key, NewLane { share: channel.share, queue, outlet, tally })
     }
 }
 

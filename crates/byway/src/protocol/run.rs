@@ -36,14 +36,21 @@ impl Peers {
     /// unregistered or the node closed. A task that returns an error or panics fails for its peer alone, and is told as
     /// [`Event::ProtocolFailed`](crate::Event::ProtocolFailed); other peers and protocols do not notice.
     ///
-    /// ```no_run
-    /// # async fn example(node: byway::Node) -> Result<(), Box<dyn std::error::Error>> {
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use byway::{Config, Identity, Node};
+    /// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+    /// # let (node, other) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+    /// # let mut theirs = byway::Protocol::new("greeting", 1..=1);
+    /// # let mut streams = theirs.streams();
+    /// # let _theirs = other.register(theirs)?;
     /// use byway::{OnFailure, Protocol};
     /// use tokio::io::AsyncWriteExt;
     ///
     /// let peers = node.register(Protocol::new("greeting", 1..=1))?;
     /// let opener = peers.handle();
-    /// peers.run(OnFailure::DropProtocol, move |peer, _version| {
+    /// tokio::spawn(peers.run(OnFailure::DropProtocol, move |peer, _version| {
     ///     let opener = opener.clone();
     ///     async move {
     ///         let mut stream = opener.open(peer).await?;
@@ -51,7 +58,12 @@ impl Peers {
     ///         stream.shutdown().await?;
     ///         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
     ///     }
-    /// }).await;
+    /// }));
+    /// # node.dial(other.ticket()).await?;
+    /// # let (_, mut stream) = streams.accept().await.ok_or("closed")?;
+    /// # let mut word = String::new();
+    /// # tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut word).await?;
+    /// # assert_eq!(word, "hello");
     /// # Ok(())
     /// # }
     /// ```

@@ -65,6 +65,8 @@ pub(crate) struct Line {
     /// The congestion window and [`Model::send_window`], for the link's writer; 0 before the first acknowledgement.
     window: AtomicU64,
     send_window: AtomicU64,
+    /// Bytes per second that the selected route was seen to deliver; 0 if that is not known.
+    goodput: AtomicU64,
     /// Datagrams of the peer's that call for an acknowledgement.
     heard: AtomicU64,
 }
@@ -95,6 +97,11 @@ impl Line {
     /// Bytes that QUIC should be given before they are acknowledged.
     pub(crate) fn send_window(&self) -> u64 {
         self.send_window.load(Ordering::Relaxed)
+    }
+
+    /// Bytes per second that the selected route was seen to deliver at most of late.
+    pub(crate) fn goodput(&self) -> Option<u64> {
+        Some(self.goodput.load(Ordering::Relaxed)).filter(|goodput| *goodput > 0)
     }
 
     /// Notes a datagram that is large enough to call for an acknowledgement.
@@ -246,6 +253,7 @@ impl Routed {
         let line = &self.shared.line;
         line.window.store(self.model.window() + self.stale, Ordering::Relaxed);
         line.send_window.store(self.model.send_window() + self.stale, Ordering::Relaxed);
+        line.goodput.store(self.model.goodput(), Ordering::Relaxed);
     }
 
     fn sent(&mut self, bytes: u64, now: Instant) {

@@ -9,6 +9,18 @@ type Verdict = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 /// Asked about each stranger that has proven its key, before anything is told to it; peers that the owner named are not
 /// asked about. It has three seconds ([`FILTER_DEADLINE`](byway_proto::switch::FILTER_DEADLINE)); a filter that is
 /// silent refuses. While it thinks nobody else waits.
+///
+/// ```
+/// use byway::{Config, Filter, Identity};
+///
+/// let mut config = Config::new(Identity::generate());
+/// config.filter = Some(Filter::new(|candidate| async move {
+///     match candidate.connected.len() {
+///         0..100 => Ok(()),
+///         _ => Err(format!("a hundred are here already; come back later, {}", candidate.peer.short())),
+///     }
+/// }));
+/// ```
 #[derive(Clone)]
 pub struct Filter(Arc<dyn Fn(Candidate) -> Verdict + Send + Sync>);
 
