@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use byway_proto::{PeerAddr, PeerId, addr::HostAddr, ticket::is_service_name};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::{bench::MAX_SECONDS, target::Upstream};
+use crate::{bench::MAX_SECONDS, config::metrics::MetricsAddr, target::Upstream};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -54,7 +54,7 @@ pub(crate) enum Command {
     /// Show it all on this machine: a relay, two nodes and a web server, each a process of its own
     Demo(DemoArgs),
     /// Run the node, and serve what the configuration lists
-    Up,
+    Up(UpArgs),
     /// Print this node's id
     Id,
     /// Let a peer reach a local TCP service, and print the ticket for it
@@ -69,10 +69,10 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Find out how the NATs between this machine and the internet behave, and what that means
     Check(CheckArgs),
-    /// Explain why a connected peer is reached directly, or why it is not and what would help
+    /// Explain why a peer is reached directly, or why it is not and what would help; or why it is not connected
     Why(WhyArgs),
     /// Print what this node knows and does
-    Status,
+    Status(StatusArgs),
     /// The peers that this node knows: list them, keep some out, take them along
     #[command(subcommand)]
     Peers(PeersCommand),
@@ -93,6 +93,13 @@ pub(crate) struct DemoArgs {
     /// Never leave the relay
     #[arg(long)]
     pub(crate) relay_only: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpArgs {
+    /// Tell the node's figures to Prometheus at http://ADDR/metrics; a port alone stands for 127.0.0.1
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<MetricsAddr>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -171,8 +178,15 @@ pub(crate) struct CheckArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub(crate) struct StatusArgs {
+    /// Show peers, paths and channels as a page that renews itself, until q is pressed
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub(crate) struct WhyArgs {
-    /// A ticket, or the id of a connected peer
+    /// A ticket, or the id of a peer
     #[arg(value_name = "TICKET | PEER")]
     pub(crate) to: String,
 }
@@ -217,6 +231,8 @@ pub(crate) struct RelayArgs {
     /// The UDP address to listen on [default: every address, the port used last or 4477]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) up: UpArgs,
 }
 
 /// Servers of one run, beside those of the configuration.
@@ -296,6 +312,7 @@ mod tests {
             "byway reach",
             "byway ping",
             "byway pipe x --hide-addresses",
+            "byway up --metrics localhost:9464",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -14,6 +14,7 @@ pub(crate) mod reload;
 pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod up;
+pub(crate) mod watch;
 pub(crate) mod why;
 
 use crate::{
@@ -49,7 +50,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
     let shell = Shell { global: cli.global, output, stop };
     match cli.command {
         Command::Demo(args) => demo::run(shell, &args).await,
-        Command::Up => up::run(shell).await,
+        Command::Up(args) => up::run(shell, &args).await,
         Command::Id => id::run(&shell).await,
         Command::Serve(args) => serve::run(shell, args).await,
         Command::Reach(args) => reach::run(shell, args).await,
@@ -58,7 +59,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(args) => bench::run(shell, args).await,
         Command::Check(args) => check::run(shell, args).await,
         Command::Why(args) => why::run(shell, args).await,
-        Command::Status => status::run(shell).await,
+        Command::Status(args) if args.watch => watch::run(shell).await,
+        Command::Status(_) => status::run(shell).await,
         Command::Peers(command) => peers::run(shell, command).await,
         Command::Reload => reload::run(shell).await,
         Command::Relay(args) => relay::run(shell, &args).await,

@@ -1,6 +1,8 @@
 //! The configuration file: what a node is told once instead of at every start.
 
+pub(crate) mod metrics;
 pub(crate) mod nat;
+pub(crate) mod peers;
 pub(crate) mod relay;
 pub(crate) mod tls;
 
@@ -16,7 +18,9 @@ use byway_proto::ticket::is_service_name;
 use serde::{Deserialize, Deserializer, de};
 
 use self::{
+    metrics::{MetricsAddr, MetricsTable},
     nat::{NatBudget, NatTable},
+    peers::PeersTable,
     relay::RelayTable,
     tls::TlsTable,
 };
@@ -60,6 +64,10 @@ pub(crate) struct FileConfig {
     pub(crate) relay: RelayTable,
     /// How relays are reached over TLS.
     tls: TlsTable,
+    /// How many peers there may be, who is special, who is let in.
+    pub(crate) peers: PeersTable,
+    /// Where the node's figures are told.
+    pub(crate) metrics: MetricsTable,
     /// What `byway up` serves.
     pub(crate) serve: Vec<Served>,
     /// Where it was read from.
@@ -152,6 +160,8 @@ impl FileConfig {
             ("nat", self.nat != new.nat),
             ("lan", self.lan != new.lan),
             ("tls", self.tls != new.tls),
+            ("peers", self.peers != new.peers),
+            ("metrics", self.metrics != new.metrics),
             ("serve", self.serve != new.serve),
         ];
         keys.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
@@ -165,7 +175,8 @@ impl FileConfig {
             let (path, what) = (path.display(), error.message().trim().replace('\n', "; "));
             Failure::usage(format!("configuration {path}, line {} ({line}): {what}", number + 1))
         })?;
-        config.nat.check().map_err(|why| Failure::usage(format!("configuration {}: {why}", path.display())))?;
+        let checked = config.nat.check().and_then(|()| config.peers.check(config.network.as_deref()));
+        checked.map_err(|why| Failure::usage(format!("configuration {}: {why}", path.display())))?;
         let mut names: Vec<&str> = config.serve.iter().map(|served| served.name.as_str()).collect();
         names.sort_unstable();
         match names.windows(2).find_map(|pair| (pair[0] == pair[1]).then_some(pair[0])) {
@@ -201,6 +212,8 @@ pub(crate) struct Settings {
     pub(crate) relay: bool,
     /// How this node relays for others, if it does.
     relaying: Option<RelayConfig>,
+    /// Where the node's figures are told.
+    pub(crate) metrics: MetricsTable,
     /// What the file said.
     pub(crate) file: FileConfig,
 }
@@ -241,8 +254,15 @@ impl Settings {
             tls: file.tls.config.clone(),
             relay: false,
             relaying: file.relay.config(false),
+            metrics: file.metrics,
             file: file.clone(),
         }
+    }
+
+    /// The same, with its figures told at `addr` if one is named.
+    pub(crate) fn metrics_at(mut self, addr: Option<MetricsAddr>) -> Self {
+        self.metrics.listen = addr.or(self.metrics.listen);
+        self
     }
 
     /// A node that relays for others, at one address if one is named.
@@ -298,6 +318,7 @@ impl Settings {
         config.nat.clone_from(&self.nat);
         config.lan = self.lan.unwrap_or(config.lan);
         config.tls.clone_from(&self.tls);
+        self.file.peers.apply(&mut config);
         config
     }
 }
@@ -308,6 +329,26 @@ impl<A: Copy> Family<A> {
             Family::Switch(on) => on.then_some(any),
             Family::At(address) => Some(address),
         }
+    }
+}
+
+/// A number that lies in a range, or the file is refused with the line where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+struct Within<const LEAST: u64, const MOST: u64>(u64);
+
+impl<const LEAST: u64, const MOST: u64> TryFrom<i64> for Within<LEAST, MOST> {
+    type Error = String;
+
+    fn try_from(found: i64) -> Result<Self, String> {
+        let within = u64::try_from(found).ok().filter(|found| (LEAST..=MOST).contains(found));
+        within.map(Within).ok_or_else(|| format!("{found} is out of its range, {LEAST} to {MOST}"))
+    }
+}
+
+fn set<const LEAST: u64, const MOST: u64>(limit: &mut usize, told: Option<Within<LEAST, MOST>>) {
+    if let Some(Within(told)) = told {
+        *limit = usize::try_from(told).unwrap_or(usize::MAX);
     }
 }
 
@@ -474,6 +515,11 @@ mod tests {
             ("[nat.scan]\ncount = 1", "nat.scan.count is 1, but its range is 32 to 64511"),
             ("[nat]\nprobes = -1", "line 2 (probes = -1)"),
             ("[nat]\nprobe = 1", "`probe`"),
+            ("peers.max = 0", "(peers.max = 0): 0 is out of its range, 1 to 65536"),
+            ("peers.persistant = []", "`persistant`"),
+            ("peers.exchange = true", "/etc/byway.toml: peers.exchange needs a `network` of your own"),
+            ("metrics.listen = \"localhost:9464\"", "write IP:PORT"),
+            ("metrics.peers = 1001", "1001 is out of its range, 0 to 1000"),
             ("[[serve]]\nname = \"a b\"\nto = \"tcp:b:1\"", "letters"),
             ("[[serve]]\nname = \"a\"\nto = \"b:1\"", "tcp:HOST:PORT"),
             ("[[serve]]\nname = \"a\"\nto = \"tcp:b:1\"\n[[serve]]\nname = \"a\"\nto = \"tcp:b:2\"", "twice"),

@@ -7,6 +7,7 @@ mod attend;
 mod bench;
 mod board;
 mod check;
+mod metrics;
 mod peers;
 mod ping;
 mod pipe;
@@ -32,7 +33,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 use self::board::Board;
 use crate::{
     bench::{self as line, Answers, Bench},
-    config::{FileConfig, Settings},
+    config::{FileConfig, Settings, metrics::MetricsAddr},
     control::{
         event::{Path, Process, Reaching, Serving},
         local,
@@ -91,9 +92,20 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts the node of `dir` for the command named `command`.
-    pub(crate) async fn start(dir: DataDir, lock: Lock, settings: Settings, command: &str) -> Result<Self, Failure> {
+    pub(crate) async fn start(
+        dir: DataDir,
+        lock: Lock,
+        mut settings: Settings,
+        command: &str,
+    ) -> Result<Self, Failure> {
         let identity = Identity::load_or_create(&dir.key_file()).map_err(Failure::here)?;
         let (grants, known) = (Grants::open(&dir)?, KnownPeers::open(&dir)?);
+        let asked = match settings.metrics.listen {
+            Some(MetricsAddr(addr)) => Some(metrics::listen(addr).await?),
+            None => None,
+        };
+        let listens = asked.as_ref().and_then(|listener| listener.local_addr().ok());
+        settings.metrics.listen = listens.map(MetricsAddr); // the port that the system chose, if it was to
         let mut config = settings.node_config(identity, dir.remembered_port());
         config.store = Some(dir.book_file());
         let net: Arc<dyn Net> = Arc::new(Os);
@@ -125,6 +137,9 @@ impl Running {
         }
         attached.spawn(take_commands(Arc::clone(&daemon), listener, command.to_owned()));
         attached.spawn(answer_measurements(Arc::clone(&daemon), answers));
+        if let Some(asked) = asked {
+            attached.spawn(metrics::run(Arc::clone(&daemon), asked));
+        }
         Ok(Running { daemon, attached, _lock: lock })
     }
 

@@ -1,4 +1,5 @@
-//! As much of HTTP/1.1 (RFC 9112) as the demo needs: a server of one page and one file, and a download.
+//! As much of HTTP/1.1 (RFC 9112) as the demo needs: a server of one page and one file, and a download; and what the metrics
+//! share with it, the head of a request.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -109,7 +110,7 @@ async fn send_file(stream: &mut BufReader<TcpStream>, seed: u64) -> io::Result<(
 }
 
 /// Reads the lines up to the empty one; `None` if there are none. The first is there otherwise.
-async fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<String>>> {
+pub(crate) async fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<String>>> {
     let mut lines: Vec<String> = Vec::new();
     loop {
         let mut line = Vec::new();

@@ -113,7 +113,9 @@ fn describe(event: &Event) -> Words {
         Event::PeersChanged { message } => message.clone(),
         Event::Reloaded(reloaded) => return Words::Result(cmd::reload::describe(reloaded)),
         Event::Measured(measured) => return Words::Result(cmd::bench::describe(measured)),
-        Event::Status(_) | Event::Check(_) | Event::Why(_) | Event::Done | Event::Error(_) => return Words::None, // each has a place of its own
+        Event::Status(_) | Event::Check(_) | Event::Why(_) | Event::WhyNot(_) | Event::Done | Event::Error(_) => {
+            return Words::None;
+        } // each has a place of its own
         other => note(other),
     };
     Words::Note(text)
@@ -125,6 +127,7 @@ fn note(event: &Event) -> String {
             let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             format!("this node is {id}\nit listens on {}", list.join(", "))
         }
+        Event::Metrics { address } => format!("metrics are told at http://{address}/metrics"),
         Event::RelayUp { relay } => {
             format!("registered at relay {}: peers can reach this node through it", short(relay))
         }

@@ -268,6 +268,11 @@ fn why_says_that_two_nodes_on_one_machine_need_no_relay() {
     let early = scratch.run("reach", &["why", &ticket]);
     assert_eq!(early.status.code(), Some(4), "{early:?}");
     assert!(String::from_utf8_lossy(&early.stderr).contains("byway ping"), "{early:?}");
+    let told = String::from_utf8_lossy(&early.stdout).into_owned();
+    let why_not: Value = serde_json::from_str(told.lines().next().unwrap()).unwrap();
+    assert_eq!((why_not["event"].as_str(), why_not["attempts"].as_u64()), (Some("why_not"), Some(0)), "{told}");
+    assert!(why_not["answer"].as_str().unwrap().contains("no command of this node reaches for it"), "{told}");
+    assert!(why_not["addresses"].as_u64().unwrap() > 0, "{told}");
     let mut reach = scratch.start("reach", &["reach", &ticket]);
     assert_echo(reach.event("listening")["address"].as_str().unwrap());
     let peer = reach.event("dialling")["peer"].as_str().unwrap().to_owned();
@@ -279,6 +284,35 @@ fn why_says_that_two_nodes_on_one_machine_need_no_relay() {
     let id = other.event("peer_up")["peer"].as_str().map(|_| scratch.json("reach", &["id"])).unwrap();
     let seen = scratch.json("serve", &["why", &id["id"].as_str().unwrap()[..10]]);
     assert_eq!(seen["path"], "direct", "{seen}");
+}
+
+/// One request to a web server; the whole answer.
+fn get(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(format!("{request}\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn prometheus_reads_what_a_node_tells_and_a_taken_address_is_an_error() {
+    let scratch = Scratch::new("metrics");
+    let mut up = scratch.start("node", &["up", "--metrics", "0"]);
+    let free = up.event("metrics")["address"].as_str().unwrap().to_owned();
+    let answer = get(&free, "GET /metrics HTTP/1.1");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("version=0.0.4"), "{answer}");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
+    assert!(body.contains("\nbyway_peers{path=\"direct\"} 0\n"), "{body}");
+    assert!(get(&free, "HEAD /metrics HTTP/1.1").ends_with("\r\n\r\n"));
+    assert!(get(&free, "GET / HTTP/1.1").starts_with("HTTP/1.1 404"));
+    assert!(get(&free, "POST /metrics HTTP/1.1").starts_with("HTTP/1.1 405"));
+    let port = free.rsplit_once(':').unwrap().1;
+    let second = scratch.run("second", &["up", "--metrics", port]);
+    let stderr = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains(&free) && stderr.contains("another program uses it"), "{stderr}");
 }
 
 #[test]
@@ -298,6 +332,8 @@ fn bad_input_has_its_exit_code_and_says_what_to_do() {
         ("a", &["reach", "byway1abcdef"][..], 2, "copy all of it"),
         ("a", &["reach", "some-body/web"], 2, "neither a ticket"),
         ("a", &["ping", "abcdefgh"], 2, "by a ticket first"),
+        ("node", &["status", "--watch"], 2, "byway status --json"),
+        ("a", &["up", "--metrics", "localhost:1"], 2, "127.0.0.1:9464"),
         ("a", &["status"], 3, "byway up"),
         ("node", &["relay"], 1, "another --data-dir"),
         ("a", &["--config", "taken.toml", "up"], 1, "in use"),

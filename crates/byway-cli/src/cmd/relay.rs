@@ -12,7 +12,7 @@ use crate::{
 /// Relays until it is stopped; its clients then have some seconds to find another relay.
 pub(super) async fn run(mut shell: Shell, args: &RelayArgs) -> Result<(), Failure> {
     let dir = session::data_dir(&shell.global)?;
-    let settings = Settings::relaying(&session::config(&shell.global)?, args.listen);
+    let settings = Settings::relaying(&session::config(&shell.global)?, args.listen).metrics_at(args.up.metrics);
     let session = Session::open(&dir, "relay", &settings, Needs::default()).await?;
     shell.follow(session, &Request::Watch).await.map(drop)
 }

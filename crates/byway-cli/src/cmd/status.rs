@@ -6,7 +6,11 @@ use super::Shell;
 use crate::{
     control::{
         Event, Request,
-        event::{Path, Peer, Route, Status, nat::Mapping},
+        event::{
+            Path, Peer, Route, Status,
+            channel::{Channel, Flow},
+            nat::Mapping,
+        },
     },
     failure::Failure,
     nat_words::line,
@@ -30,6 +34,9 @@ pub(super) async fn run(shell: Shell) -> Result<(), Failure> {
 
 /// What is told of each way to a peer.
 pub(super) const ROUTE_COLUMNS: [&str; 8] = ["id", "path", "route", "rtt", "loss", "sent", "received", "why"];
+
+/// What is told of each channel that was ever used.
+const CHANNEL_COLUMNS: [&str; 9] = ["id", "channel", "class", "sent", "per s", "waits", "received", "per s", "waits"];
 
 fn describe(status: &Status) -> String {
     let mut parts = vec![head(status)];
@@ -56,6 +63,7 @@ fn describe(status: &Status) -> String {
     });
     part("reaching", &["at", "peer", "service", "state", "sessions"], reaching.collect());
     part("peers", &ROUTE_COLUMNS, status.peers.iter().flat_map(peer_rows).collect());
+    part("channels", &CHANNEL_COLUMNS, status.peers.iter().flat_map(channel_rows).collect());
     let dropped = status.dropped.iter().map(|(why, count)| vec![why.clone(), count.to_string()]);
     part("dropped datagrams", &["reason", "count"], dropped.collect());
     parts.join("\n\n")
@@ -104,6 +112,15 @@ pub(super) fn route_row(id: String, route: &Route) -> Vec<String> {
     ]
 }
 
+fn channel_rows(peer: &Peer) -> Vec<Vec<String>> {
+    let flow = |flow: &Flow| [bytes(flow.bytes), bytes(flow.bytes_s as u64), bytes(flow.waiting_bytes)];
+    let row = |channel: &Channel| {
+        let head = vec![short(&peer.id).to_owned(), channel.name(), channel.class.clone()];
+        [head, flow(&channel.sent).into(), flow(&channel.received).into()].concat()
+    };
+    peer.channels.iter().filter(|channel| channel.is_used()).map(row).collect()
+}
+
 /// What a gateway does with the node's port.
 pub(super) fn mapping_row(mapping: &Mapping) -> Vec<String> {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
@@ -125,14 +142,14 @@ pub(super) fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-fn word(path: Path) -> &'static str {
+pub(super) fn word(path: Path) -> &'static str {
     match path {
         Path::Direct => "direct",
         Path::Relay => "relay",
     }
 }
 
-fn ms(value: Option<f64>) -> String {
+pub(super) fn ms(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms"))
 }
 
@@ -192,7 +209,22 @@ mod tests {
         status.relays.push(relay);
         let (name, to) = ("web".into(), "tcp:a:1".into());
         status.serving.push(Serving { name, to, open: false, holders: 1, sessions: 2 });
+        let idle = Channel { protocol: "chat".into(), channel: Some(1), ..Channel::default() };
+        let mut busy = Channel { channel: None, class: "bulk".into(), ..idle.clone() };
+        busy.received = Flow { bytes: 2_048, bytes_s: 1_024.0, ..Flow::default() };
+        status.peers.push(Peer {
+            id: "peerpeerpeer".into(),
+            agent: String::new(),
+            path: None,
+            rtt_ms: None,
+            connected_s: 1.0,
+            protocols: Vec::new(),
+            channels: vec![idle, busy],
+            routes: Vec::new(),
+        });
         let text = describe(&status);
         assert!(text.contains("relayrelay  ") && text.contains("connecting") && text.contains("1 peer"), "{text}");
+        assert!(text.contains("chat/streams  bulk") && text.contains("2.00 KiB  1.00 KiB"), "{text}");
+        assert!(!text.contains("chat/1"), "{text}");
     }
 }

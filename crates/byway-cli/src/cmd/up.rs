@@ -4,9 +4,9 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use super::Shell;
 use crate::{
-    args::ServerChoice,
-    config::Served,
-    control::{Event, Request},
+    args::{ServerChoice, UpArgs},
+    config::{Served, Settings},
+    control::{Event, Needs, Request},
     datadir::DataDir,
     failure::Failure,
     session::{self, Session},
@@ -16,10 +16,11 @@ use crate::{
 const EVENTS: usize = 64;
 
 /// Runs the node until it is stopped.
-pub(super) async fn run(mut shell: Shell) -> Result<(), Failure> {
+pub(super) async fn run(mut shell: Shell, args: &UpArgs) -> Result<(), Failure> {
     let dir = session::data_dir(&shell.global)?;
     let config = session::config(&shell.global)?;
-    let mut node = shell.open("up", &ServerChoice::default()).await?;
+    let settings = Settings::new(&config, &ServerChoice::default()).metrics_at(args.metrics);
+    let mut node = Session::open(&dir, "up", &settings, Needs::default()).await?;
     let result = serve_all(&mut shell, &mut node, &dir, config.serve).await;
     node.end().await;
     result

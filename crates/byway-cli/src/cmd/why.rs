@@ -1,11 +1,13 @@
-//! `byway why`: why a connected peer is reached directly, or why it is not.
+//! `byway why`: why a peer is reached directly, or why it is not; why it is not connected.
+
+use byway::WallClock;
 
 use super::{Shell, status::table};
 use crate::{
     args::WhyArgs,
     control::{
         Event, Request,
-        event::nat::{Attempt, Family, Why},
+        event::nat::{Attempt, Family, Why, WhyNot},
     },
     failure::Failure,
     nat_words::{name, properties},
@@ -22,6 +24,7 @@ pub(super) async fn run(shell: Shell, args: WhyArgs) -> Result<(), Failure> {
     while let Some(event) = session.next().await? {
         match event {
             Event::Why(why) if !shell.output.is_json() => shell.output.result(&describe(&why)),
+            Event::WhyNot(why) if !shell.output.is_json() => shell.output.result(&describe_not(&why)),
             event => shell.output.event(&event),
         }
     }
@@ -49,6 +52,23 @@ fn describe(why: &Why) -> String {
         parts.push(format!("what would help\n{}", table(&[], rows)));
     }
     parts.join("\n\n")
+}
+
+fn describe_not(why: &WhyNot) -> String {
+    let ago = |at: Option<u64>| {
+        let now = WallClock::default().unix().0;
+        at.map_or_else(|| "never".into(), |at| format!("{} s ago", now.saturating_sub(at)))
+    };
+    let mut rows = vec![
+        vec!["addresses known".into(), why.addresses.to_string()],
+        vec!["last reached".into(), ago(why.good)],
+        vec!["last dialled".into(), ago(why.tried)],
+        vec!["dials in vain since".into(), why.attempts.to_string()],
+    ];
+    if let Some(again) = why.again_s {
+        rows.push(vec!["may be dialled in".into(), format!("{again:.0} s")]);
+    }
+    format!("{} is not dialled: {}\n\n{}", short(&why.peer), why.answer, table(&[], rows))
 }
 
 /// Both reports side by side, one table for each family that either side has told of.

@@ -5,6 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use byway::{Access, PeerId, RelayConfig};
 use serde::{Deserialize, Deserializer, de};
 
+use super::{Within, set};
+
 /// Bytes a second of one Mbit/s.
 const MBIT: u64 = 125_000;
 
@@ -42,20 +44,6 @@ enum RelayFor {
     Friends,
     /// For everyone.
     Everyone,
-}
-
-/// A number that lies in a range, or the file is refused with the line where it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "i64")]
-struct Within<const LEAST: u64, const MOST: u64>(u64);
-
-impl<const LEAST: u64, const MOST: u64> TryFrom<i64> for Within<LEAST, MOST> {
-    type Error = String;
-
-    fn try_from(found: i64) -> Result<Self, String> {
-        let within = u64::try_from(found).ok().filter(|found| (LEAST..=MOST).contains(found));
-        within.map(Within).ok_or_else(|| format!("{found} is out of its range, {LEAST} to {MOST}"))
-    }
 }
 
 impl RelayTable {
@@ -102,12 +90,6 @@ impl RelayTable {
         let mut changes: Vec<_> = changed.map(|((key, old), (_, new))| (key, format!("{old} -> {new}"))).collect();
         changes.extend(super::difference(&self.friends, &new.friends).map(|what| ("relay.friends", what)));
         changes
-    }
-}
-
-fn set<const LEAST: u64, const MOST: u64>(limit: &mut usize, told: Option<Within<LEAST, MOST>>) {
-    if let Some(Within(told)) = told {
-        *limit = usize::try_from(told).unwrap_or(usize::MAX);
     }
 }
 

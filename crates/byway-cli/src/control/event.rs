@@ -1,6 +1,7 @@
 //! What a node tells a command, and what a command prints with `--json`; `docs/cli.md` explains each field.
 
 pub(crate) mod book;
+pub(crate) mod channel;
 pub(crate) mod nat;
 
 use std::{
@@ -10,7 +11,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use self::nat::{Check, Family, Mapping, Nat, Why};
+use self::{
+    channel::Channel,
+    nat::{Check, Family, Mapping, Nat, Why, WhyNot},
+};
 use crate::failure::Failure;
 
 /// One object of the control socket and of `--json`.
@@ -25,6 +29,8 @@ pub(crate) enum Event {
     Node { id: String, addresses: Vec<SocketAddr> },
     /// The node relays for others, at this address.
     Relay { address: String },
+    /// The node's figures are told here, by HTTP.
+    Metrics { address: SocketAddr },
     /// The node is registered at a relay: peers can reach it there.
     RelayUp { relay: String },
     /// The node is not registered at a relay.
@@ -85,6 +91,8 @@ pub(crate) enum Event {
     MappingLost { gateway: IpAddr, message: String },
     /// Why a peer is reached as it is.
     Why(Box<Why>),
+    /// Why a peer is not connected.
+    WhyNot(WhyNot),
     /// What the node knows and does.
     Status(Box<Status>),
     /// The configuration was read again.
@@ -181,6 +189,9 @@ pub(crate) struct Peer {
     /// What both speak.
     #[serde(default)]
     pub(crate) protocols: Vec<Spoken>,
+    /// The channels of these, and their byte streams.
+    #[serde(default)]
+    pub(crate) channels: Vec<Channel>,
     pub(crate) routes: Vec<Route>,
 }
 
@@ -203,6 +214,9 @@ pub(crate) struct Route {
     pub(crate) alive: bool,
     pub(crate) rtt_ms: Option<f64>,
     pub(crate) loss: f64,
+    /// What it was seen to deliver at most of late, in bytes per second.
+    #[serde(default)]
+    pub(crate) goodput_s: Option<u64>,
     pub(crate) mtu: u16,
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,

@@ -13,6 +13,7 @@ use byway::{
 
 use super::{Daemon, attend::Report};
 use crate::{
+    config::metrics::MetricsAddr,
     control::{
         Event,
         event::{
@@ -97,6 +98,7 @@ fn peer(peer: PeerStatus) -> Peer {
         rtt_ms: peer.rtt.map(milliseconds),
         connected_s: seconds(peer.connected),
         protocols: peer.protocols.into_iter().map(spoken).collect(),
+        channels: peer.channels.into_iter().map(Into::into).collect(),
         routes: peer.routes.into_iter().map(route).collect(),
     }
 }
@@ -117,6 +119,7 @@ fn route(route: RouteReport) -> Route {
         alive: route.alive,
         rtt_ms: route.rtt.map(milliseconds),
         loss: route.loss,
+        goodput_s: route.goodput,
         mtu: route.mtu,
         bytes_sent: route.bytes_sent,
         bytes_received: route.bytes_received,
@@ -137,6 +140,9 @@ pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Fai
     if daemon.settings.relay {
         let address = daemon.relay_address();
         report.tell(Event::Relay { address });
+    }
+    if let Some(MetricsAddr(address)) = daemon.settings.metrics.listen {
+        report.tell(Event::Metrics { address });
     }
     let mut relays = Relays::new(&status, &report);
     while let Some(event) = events.recv().await {

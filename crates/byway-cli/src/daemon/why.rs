@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use byway::{
-    NodeStatus, PathKind, PeerId,
+    NodeStatus, NotDialing, PathKind, PeerId, UnixTime, WallClock,
     nat::{self, Explanation, Outcome},
 };
 
@@ -13,25 +13,20 @@ use crate::{
         Event,
         event::{
             Path, milliseconds,
-            nat::{Attempt, Family, Ip, Plan, Why},
+            nat::{Attempt, Family, Ip, Plan, Why, WhyNot},
         },
     },
     failure::{Exit, Failure},
     target::{Destination, PeerName},
 };
 
-/// Tells why a connected peer is reached directly, or why it is not.
+/// Tells why a peer is reached directly, or why it is not; of one that is not connected, why it is not dialled.
 pub(super) async fn run(daemon: Arc<Daemon>, to: Destination, report: Report) -> Result<(), Failure> {
     let peer = find(&daemon, &to)?;
     let Some(explanation) = daemon.node.why(peer).await else {
-        let (short, whole) = (peer.short(), peer);
-        return Err(Failure::new(
-            Exit::Unreachable,
-            format!(
-                "{short} is not connected, so there is nothing to explain; reach it first, for instance by `byway ping {whole}`, \
-                 and ask again while a node runs here"
-            ),
-        ));
+        let (why_not, hint) = not_connected(&daemon, &to, peer).await;
+        report.tell(Event::WhyNot(why_not));
+        return Err(Failure::new(Exit::Unreachable, format!("{} is not connected{hint}", peer.short())));
     };
     let status = daemon.node.status().await;
     report.tell(Event::Why(Box::new(why(&explanation, &status, peer, daemon.settings.relay_only))));
@@ -59,6 +54,51 @@ fn find(daemon: &Daemon, to: &Destination) -> Result<PeerId, Failure> {
         true => Err(Failure::usage("that is this node itself; name a peer, as `byway status` lists them")),
         false => Ok(peer),
     }
+}
+
+/// Why a peer is not connected, and what to do about it.
+async fn not_connected(daemon: &Daemon, to: &Destination, peer: PeerId) -> (WhyNot, String) {
+    let node = &daemon.node;
+    let record = node.known_peers().await.into_iter().find(|record| record.peer == peer);
+    let ticket = daemon.find(to).ok();
+    let why = node.why_not_dialing(peer).await.unwrap_or(NotDialing::Stopped);
+    let (uptime, now) = (node.status().await.uptime, WallClock::default().unix());
+    let left = |until: UnixTime| (until != UnixTime::NEVER).then(|| until.0.saturating_sub(now.0) as f64);
+    let again_s = match why {
+        NotDialing::Banned { until } | NotDialing::Resting { until } => left(until),
+        NotDialing::Waiting { until } => Some(until.since_start().saturating_sub(uptime).as_secs_f64().round()),
+        _ => None,
+    };
+    let told = ticket.as_ref().map_or(0, |ticket| ticket.addrs.len() + ticket.relays.len());
+    let booked = record.as_ref().map_or(0, |record| {
+        let claims = record.claims.iter().map(|claim| &claim.contact);
+        let contacts = record.proven.iter().map(|(contact, _)| contact).chain(claims);
+        contacts.map(|contact| contact.addrs.len() + contact.relays.len()).max().unwrap_or_default()
+    });
+    let answer = match why {
+        NotDialing::Unknown | NotDialing::NoDiscovery if told + booked > 0 => {
+            "no command of this node reaches for it now, and nothing else makes the node dial it".into()
+        }
+        why => why.to_string(),
+    };
+    let hint = match why {
+        NotDialing::Banned { .. } => format!("; `byway peers unban {peer}` lets it in again"),
+        NotDialing::UnderWay(_) | NotDialing::Connected => "; ask again in a few seconds".into(),
+        _ if told + booked == 0 => "; ask there for a ticket, and `byway ping` or `byway reach` it by that".into(),
+        _ => {
+            format!("; `byway ping {peer}` tries at once, and a persistent peer is tried for ever (`peers.persistent`)")
+        }
+    };
+    let why_not = WhyNot {
+        peer: peer.to_string(),
+        answer,
+        again_s,
+        addresses: told.max(booked),
+        attempts: record.as_ref().map_or(0, |record| record.attempts),
+        tried: record.as_ref().and_then(|record| record.tried).map(|at| at.0),
+        good: record.as_ref().and_then(|record| record.good).map(|at| at.0),
+    };
+    (why_not, hint)
 }
 
 fn why(explanation: &Explanation, status: &NodeStatus, peer: PeerId, relay_only: bool) -> Why {

@@ -126,6 +126,23 @@ pub(crate) struct Why {
     pub(crate) remedies: Vec<String>,
 }
 
+/// Why a peer is not connected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct WhyNot {
+    pub(crate) peer: String,
+    /// Why it is not dialled at this moment, in one sentence.
+    pub(crate) answer: String,
+    /// In how many seconds it may be dialled again by itself; `null` if it is not, or nothing stands against it.
+    pub(crate) again_s: Option<f64>,
+    /// Addresses and relays of it that are known.
+    pub(crate) addresses: usize,
+    /// Dials since the last success.
+    pub(crate) attempts: u32,
+    /// The last dial and the last success, in seconds since 1970.
+    pub(crate) tried: Option<u64>,
+    pub(crate) good: Option<u64>,
+}
+
 /// What follows from both sides' NATs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
