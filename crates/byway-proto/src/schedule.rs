@@ -8,7 +8,7 @@ mod bucket;
 
 use alloc::collections::{BTreeMap, VecDeque};
 
-pub use bucket::Bucket;
+pub use bucket::{Bucket, LEAST_BURST, Rate, RateError, SMALL_BURST};
 use thiserror::Error;
 
 /// Bytes that a channel of weight 1 may send in one round: a few packets, so that a round of many channels stays short.

@@ -19,6 +19,7 @@ use byway_proto::{
 };
 
 pub use self::{
+    link::{LinkConfig, LinkConfigError},
     no_proxy::{NoProxy, ParseNoProxyError},
     tls::{Certificate, HttpProxy, ParseProxyError, PemError, Roots, TlsConfig},
 };
@@ -27,6 +28,7 @@ use crate::{
     switch::{Filter, SourceFilter},
 };
 
+mod link;
 mod no_proxy;
 mod tls;
 
@@ -99,6 +101,8 @@ pub struct Config {
     pub peers: SwitchConfig,
     /// Asked where each stranger comes from, before its handshake begins.
     pub source_filter: Option<SourceFilter>,
+    /// What each peer may send and be sent.
+    pub link: LinkConfig,
     /// Asked about each stranger before it is let in.
     pub filter: Option<Filter>,
     /// Tell peers of each other, and dial out of the book ([`SwitchConfig::discover`]). Off, for a node that joins its
@@ -144,6 +148,7 @@ impl Config {
             idle_timeout: Duration::from_secs(300),
             peers: SwitchConfig::default(),
             source_filter: None,
+            link: LinkConfig::default(),
             filter: None,
             peer_exchange: false,
             store: None,
@@ -188,6 +193,7 @@ impl Config {
         }
         self.nat.check()?;
         self.peers.check()?;
+        self.link.check()?;
         if self.peer_exchange && self.network == DEFAULT_NETWORK {
             return Err(ConfigError::PublicExchange);
         }
@@ -230,6 +236,9 @@ pub enum ConfigError {
     /// The limits on peers contradict each other.
     #[error(transparent)]
     Peers(#[from] SwitchConfigError),
+    /// A limit on each peer's connection is of no use.
+    #[error(transparent)]
+    Link(#[from] LinkConfigError),
     /// Peer exchange in the network that everybody's private nodes share.
     #[error(
         "`peer_exchange` needs a `network` of your own, for everybody's nodes share \"{DEFAULT_NETWORK}\"; name one"

@@ -17,6 +17,8 @@ const FULL: u32 = 25;
 const FILTERED: u32 = 26;
 const DISCONNECTED: u32 = 27;
 const FELT: u32 = 28;
+const UNREAD: u32 = 29;
+const UNFINISHED: u32 = 30;
 
 /// The first code of an application's own reasons.
 const DISMISSED: u32 = 1 << 16;
@@ -67,6 +69,17 @@ pub enum Gone {
     /// One side only looked whether the other is there.
     #[error("it was only to see whether somebody is there")]
     Felt,
+    /// One side took nothing of what the other had for it, for longer than that waits
+    /// ([`LinkConfig::evict_after`](crate::LinkConfig::evict_after)).
+    #[error("one side read nothing of what waited for it for too long; let its program take messages sooner")]
+    Unread,
+    /// One side had begun messages and not ended them while the other's memory for messages was used up
+    /// ([`LinkConfig::unfinished_after`](crate::LinkConfig::unfinished_after)).
+    #[error(
+        "messages were begun and not ended while the other side's memory for them was used up; send fewer large ones at \
+         once, or raise `link.peer_memory` and `link.memory` there"
+    )]
+    Unfinished,
     /// One side broke the protocol.
     #[error("the protocol was broken: {0}")]
     Misbehaved(String),
@@ -103,6 +116,8 @@ impl Gone {
             Gone::Filtered(why) => (FILTERED, why.clone()),
             Gone::Disconnected => (DISCONNECTED, String::new()),
             Gone::Felt => (FELT, String::new()),
+            Gone::Unread => (UNREAD, String::new()),
+            Gone::Unfinished => (UNFINISHED, String::new()),
             Gone::Replaced => (REPLACED, String::new()),
             Gone::Restarted => (RESTARTED, String::new()),
             Gone::Failed(protocol) => (FAILED, protocol.clone()),
@@ -124,6 +139,8 @@ impl Gone {
             FILTERED => Gone::Filtered(goodbye.detail.clone()),
             DISCONNECTED => Gone::Disconnected,
             FELT => Gone::Felt,
+            UNREAD => Gone::Unread,
+            UNFINISHED => Gone::Unfinished,
             REPLACED => Gone::Replaced,
             RESTARTED => Gone::Restarted,
             FAILED => Gone::Failed(goodbye.detail.clone()),
@@ -186,6 +203,8 @@ mod tests {
             Gone::Filtered("one a household".into()),
             Gone::Disconnected,
             Gone::Felt,
+            Gone::Unread,
+            Gone::Unfinished,
             Gone::Failed("chat".into()),
             Gone::Dismissed { code: 7, why: "bye".into() },
         ] {

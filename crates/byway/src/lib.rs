@@ -67,14 +67,14 @@ pub use byway_proto::{
     nat,
     paths::PathsConfig,
     relay::{Access, RelayConfig, RelayConfigError, homes::MAX_RELAYS},
-    schedule::{Class, Share},
+    schedule::{Class, Rate, RateError, Share},
     switch::{NotDialing, SwitchConfig, SwitchConfigError},
 };
 
 pub use self::{
     config::{
-        Certificate, Config, ConfigError, DEFAULT_NETWORK, HttpProxy, MAX_NETWORK, MAX_STUN, NoProxy,
-        ParseNoProxyError, ParseProxyError, PemError, Roots, TlsConfig, WallClock,
+        Certificate, Config, ConfigError, DEFAULT_NETWORK, HttpProxy, LinkConfig, LinkConfigError, MAX_NETWORK,
+        MAX_STUN, NoProxy, ParseNoProxyError, ParseProxyError, PemError, Roots, TlsConfig, WallClock,
     },
     dial::{DialError, MAX_DIAL_ADDRS, MAX_DIAL_RELAYS, Target},
     event::{Direction, EVENT_QUEUE, Event, EventStream, PathKind},
@@ -89,8 +89,8 @@ pub use self::{
     },
     quic::endpoint::EndpointError,
     status::{
-        ChannelStatus, Flow, MappingStatus, NatStatus, NodeStatus, PeerStatus, ProtocolStatus, RelayServerStatus,
-        RelayStatus, RouteReport,
+        ChannelStatus, Flow, MappingStatus, MemoryStatus, NatStatus, NodeStatus, PeerStatus, ProtocolStatus,
+        RelayServerStatus, RelayStatus, RouteReport,
     },
     stream::{ReadHalf, Stream, WriteHalf},
     switch::{AddPeerError, Candidate, Filter, Origin, SourceFilter},

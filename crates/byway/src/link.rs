@@ -1,9 +1,13 @@
 //! One connection to one peer: a writer that owns what is sent, and readers of what comes in.
 
+pub(crate) mod budget;
 pub(crate) mod datagrams;
 pub(crate) mod establish;
 pub(crate) mod inbox;
+mod messages;
 pub(crate) mod outbox;
+pub(crate) mod pace;
+mod patience;
 pub(crate) mod queue;
 pub(crate) mod readers;
 pub(crate) mod stripe;
@@ -12,32 +16,43 @@ pub(crate) mod writer;
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use byway_proto::{
     PeerAddr, PeerId,
     hello::{Agreed, Control, Hello},
+    schedule::{Class, Rate},
 };
+use futures_util::future::join_all;
 use quinn::Connection;
-use tokio::time::Instant;
+use tokio::{
+    sync,
+    time::{self, Instant},
+};
 
 use self::{
     outbox::{CONTROL, Outbox, Pushed},
+    pace::{Pace, Shared},
     queue::FrameQueue,
     tally::Tally,
 };
 use crate::{
+    config::LinkConfig,
     gone::Gone,
-    net::track::Track,
-    protocol::OpenError,
-    stream::{self, STREAM_QUEUE, Stream},
+    net::{BoxFuture, mux::Clock, track::Track},
+    protocol::{OpenError, STREAM_SHARE},
+    stream::{self, ReadHalf, STREAM_QUEUE, Stream},
     watched::Watched,
 };
 
+/// How often it is looked whether the last datagrams have left: QUIC tells nobody.
+const LOOK: Duration = Duration::from_millis(2);
+
 /// An established connection, after both hellos.
-#[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) peer: PeerId,
     /// This node dialled.
@@ -58,6 +73,18 @@ pub(crate) struct Link {
     withdrawn: Mutex<BTreeSet<u32>>,
     /// Why this side closed the connection, if it did.
     ended: Mutex<Option<Gone>>,
+    /// What tells, while the link is drained, whether the peer has received what was sent.
+    leaving: Mutex<Vec<BoxFuture<'static, bool>>>,
+    /// Held by the reader that waits for memory: the others come after it.
+    memory: sync::Mutex<()>,
+    /// What its readers may take in all.
+    receive: OnceLock<Shared>,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("peer", &self.peer).field("dialled", &self.dialled).finish_non_exhaustive()
+    }
 }
 
 impl Link {
@@ -69,8 +96,26 @@ impl Link {
         self.relays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// At most one for each stream of a lane.
+    fn leaving(&self) -> MutexGuard<'_, Vec<BoxFuture<'static, bool>>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn withdrawn(&self) -> MutexGuard<'_, BTreeSet<u32>> {
         self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the peer's limits, before anything is sent or read.
+    pub(crate) fn limit(&self, config: &LinkConfig, clock: Clock) {
+        if let Some(rate) = config.send_rate {
+            self.outbox.limit(rate);
+        }
+        self.receive.get_or_init(|| Shared::new(clock, config.receive_rate));
+    }
+
+    /// How fast a reader may take what comes in on a channel of this class and rate.
+    pub(crate) fn pace(&self, class: Class, own: Option<Rate>) -> Pace {
+        Pace::new(class, own, self.receive.get_or_init(|| Shared::new(Clock::start(), None)).clone())
     }
 
     /// Queues a message on the control stream; `false` if the peer has not read for so long that there is no room.
@@ -90,6 +135,23 @@ impl Link {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
     }
 
+    /// Lets nothing more in and waits, at most for `deadline`, until the peer has received what is queued on channels and on
+    /// byte streams that their users have ended, and the last datagrams have left.
+    pub(crate) async fn flush(&self, deadline: Duration) {
+        self.outbox.drain();
+        let flushed = async {
+            self.outbox.drained().await;
+            let leaving = std::mem::take(&mut *self.leaving());
+            join_all(leaving).await;
+            while self.connection.datagram_send_buffer_space() < datagrams::EMPTY_BUFFER
+                && self.connection.close_reason().is_none()
+            {
+                time::sleep(LOOK).await;
+            }
+        };
+        let _ = time::timeout(deadline, flushed).await; // who does not read loses the rest
+    }
+
     /// Waits until the connection has ended, and tells why.
     pub(crate) async fn ended(&self) -> Gone {
         let error = self.connection.closed().await;
@@ -105,6 +167,7 @@ impl Link {
         queue.push_raw(&header);
         let key = self.outbox.open_stream(queue, send, Arc::clone(&tally)).ok_or(OpenError::TooMany(self.peer))?;
         tally.sent(1, 0);
-        Ok(Stream::new((Arc::clone(&self.outbox), key), recv, received, tally))
+        let read = ReadHalf::new(recv, self.pace(STREAM_SHARE.class, None), tally);
+        Ok(Stream::new((Arc::clone(&self.outbox), key), read, received))
     }
 }

@@ -64,15 +64,17 @@ pub enum Dropped {
     StunRate,
     /// A datagram of a channel that this node does not have, or whose protocol the peer has not announced yet.
     UnknownChannel,
-    /// A datagram of a channel whose receiver is behind.
+    /// A datagram of a channel whose receiver is behind, or for which the node's memory for messages had no room.
     ChannelFull,
+    /// A datagram that came faster than the rate of its channel or its peer.
+    OverRate,
     /// A datagram of a channel that no longer fit the connection's packets when its turn came.
     DatagramTooLarge,
 }
 
 impl Dropped {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Dropped; 29] = [
+    pub const ALL: [Dropped; 30] = [
         Dropped::Junk,
         Dropped::ForgedAlias,
         Dropped::NoSocket,
@@ -101,6 +103,7 @@ impl Dropped {
         Dropped::StunRate,
         Dropped::UnknownChannel,
         Dropped::ChannelFull,
+        Dropped::OverRate,
         Dropped::DatagramTooLarge,
     ];
 
@@ -135,6 +138,7 @@ impl Dropped {
             Dropped::StunRate => "stun_rate",
             Dropped::UnknownChannel => "unknown_channel",
             Dropped::ChannelFull => "channel_full",
+            Dropped::OverRate => "over_rate",
             Dropped::DatagramTooLarge => "datagram_too_large",
         }
     }

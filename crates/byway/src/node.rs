@@ -19,8 +19,8 @@ use byway_proto::{
     gate::Gate,
     nat::Explanation,
     relay::{RelayConfig, homes::MAX_RELAYS},
-    text::prefix,
 };
+use futures_util::future::join_all;
 use quinn::VarInt;
 use tokio::time::Instant;
 
@@ -99,6 +99,8 @@ pub struct Node {
 #[derive(Debug)]
 struct Life {
     core: Arc<Core>,
+    /// Somebody closes the node, and may still wait for what is queued.
+    closing: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -208,7 +210,7 @@ impl Node {
         let agent = agent::spawn(setup, &tasks);
         let (lan, lan_inlet) = LanRef::new();
         let (shell, from_links) = serving.unzip();
-        let registry = Arc::new(Registry::new(config.message_events.then(|| events.clone())));
+        let registry = Arc::new(Registry::new(&config.link, config.message_events.then(|| events.clone())));
         let relays = Relays::new(&config).map_err(EndpointError::from)?;
         let mut rng = Rng::new(&seed, "node");
         let core = Arc::new(Core {
@@ -253,7 +255,8 @@ impl Node {
         if !core.config.stun.is_empty() {
             tasks.spawn(tell_servers(Arc::clone(&core)));
         }
-        let life = Arc::new(Life { core: Arc::clone(&core), closed: AtomicBool::new(false) });
+        let life =
+            Arc::new(Life { core: Arc::clone(&core), closing: AtomicBool::new(false), closed: AtomicBool::new(false) });
         Ok(Node { core, started: Instant::now(), life })
     }
 
@@ -291,7 +294,7 @@ impl Node {
 
     /// Registers a protocol; peers that are connected already learn of it.
     pub fn register(&self, protocol: Protocol) -> Result<Peers, RegisterError> {
-        if self.life.closed.load(Ordering::Relaxed) {
+        if self.life.closing.load(Ordering::Relaxed) {
             return Err(RegisterError::Closed);
         }
         let core = &self.core;
@@ -317,14 +320,6 @@ impl Node {
     fn announce(&self) {
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move { core.switch.send(Command::Announce).await });
-    }
-
-    /// Ends the connection to a peer, which is told [`Gone::Dismissed`] with this code and reason; of the reason at most
-    /// [`MAX_WHY`] bytes. `false` if the peer is not connected.
-    pub fn disconnect(&self, peer: PeerId, code: u16, why: &str) -> bool {
-        let why = prefix(why, MAX_WHY).to_owned();
-        let link = self.core.switch.link(peer);
-        link.map(|link| link.close(Gone::Dismissed { code, why })).is_some()
     }
 
     /// The node's events from now on.
@@ -383,6 +378,7 @@ impl Node {
             nat: core.agent.nat().await,
             serving: core.serving.as_ref().map(|shell| shell.status()),
             dropped: core.dropped(),
+            memory: core.registry.budget.status(),
             aliases: core.mux.routes.read().len(),
         }
     }
@@ -416,9 +412,15 @@ impl Node {
         }
     }
 
-    /// Says goodbye to all peers and ends all tasks, within four seconds; closing twice does nothing. Dropping the last
-    /// handle does the same without waiting for it.
+    /// Sends what is queued ([`Node::disconnect`] says what that is and how long it may take), says goodbye to all peers and
+    /// ends all tasks, within four seconds more; closing twice does nothing. Dropping the last handle says goodbye at
+    /// once and waits for nothing.
     pub async fn close(&self) {
+        if self.life.closing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let links = self.core.switch.links();
+        join_all(links.iter().map(|link| link.flush(self.core.config.link.flush))).await;
         if self.life.end() {
             self.core.endpoint.closed(CLOSE_DEADLINE).await;
             self.core.tasks.join(CLOSE_DEADLINE).await;

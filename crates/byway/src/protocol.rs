@@ -8,7 +8,6 @@ mod stats;
 mod typed;
 
 use std::{
-    collections::VecDeque,
     fmt,
     ops::RangeInclusive,
     sync::{Arc, OnceLock},
@@ -17,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use byway_proto::{
     PeerId,
-    schedule::{Class, Share},
+    schedule::{Class, Rate, Share},
 };
 use tokio::sync::mpsc;
 
@@ -33,7 +32,13 @@ pub use self::{
 };
 use crate::{
     event::Direction,
-    link::{datagrams, inbox::Inbox, outbox::Pushed, queue::MAX_HEADER, tally::Refused},
+    link::{
+        datagrams,
+        inbox::{Hand, Inbox},
+        outbox::Pushed,
+        queue::MAX_HEADER,
+        tally::Refused,
+    },
     net::track::MIN_MTU,
     quic::endpoint::MAX_MTU,
     stream::Stream,
@@ -103,6 +108,11 @@ pub struct Channel {
     pub max_message: usize,
     /// Bytes that may wait, per peer and direction; one message more may be on top.
     pub queue_bytes: usize,
+    /// What is sent to each peer at most; no limit if `None`. A message counts with what stands in front of it.
+    pub send_rate: Option<Rate>,
+    /// What is taken from each peer at most, with twice the burst, for the network may bunch what was sent evenly. What
+    /// comes faster waits at the sender; datagrams are dropped and counted.
+    pub receive_rate: Option<Rate>,
 }
 
 /// How the messages of a channel are delivered; both sides have to say the same.
@@ -127,7 +137,24 @@ impl Channel {
             queue: 1_024,
             max_message: 1 << 20,
             queue_bytes: 4 << 20,
+            send_rate: None,
+            receive_rate: None,
         }
+    }
+
+    /// Limits how fast messages go to each peer, and how fast they are taken from each; the fields are the two by
+    /// themselves. A message that is larger than the burst passes, and the next ones wait the longer.
+    ///
+    /// ```
+    /// use byway::{Channel, Rate};
+    ///
+    /// let backups = Channel::new(1).rate(Rate::new(1_000_000)); // bytes a second
+    /// let mut asked = Channel::new(2);
+    /// asked.receive_rate = Some(Rate::new(10_000).burst(100_000)); // whoever asks more waits
+    /// ```
+    pub fn rate(mut self, rate: Rate) -> Self {
+        (self.send_rate, self.receive_rate) = (Some(rate), Some(rate));
+        self
     }
 
     /// Changes how messages are delivered; datagrams limit [`Channel::max_message`] to [`MAX_DATAGRAM`].
@@ -193,7 +220,7 @@ impl Protocol {
         let inbox = Arc::new(Inbox::new(channel.queue, channel.queue_bytes));
         self.channels.push((channel.clone(), Arc::clone(&inbox)));
         let sender = Sender { channel, protocol: Arc::clone(&self.registered) };
-        (sender, Receiver { inbox, turn: VecDeque::new() })
+        (sender, Receiver { inbox, turn: Hand::default() })
     }
 
     /// Takes byte streams that peers open; without this they are refused.
@@ -410,14 +437,14 @@ impl fmt::Debug for Sender {
 #[derive(Debug)]
 pub struct Receiver {
     inbox: Arc<Inbox>,
-    turn: VecDeque<(PeerId, Bytes)>,
+    turn: Hand,
 }
 
 impl Receiver {
     /// Waits for the next message; `None` once the protocol is unregistered or the node closed, and everything was read. Cancelling it loses nothing.
     pub async fn recv(&mut self) -> Option<(PeerId, Bytes)> {
         loop {
-            if let Some(message) = self.turn.pop_front() {
+            if let Some(message) = self.turn.pop() {
                 return Some(message);
             }
             self.inbox.take(&mut self.turn).await?;
@@ -426,16 +453,16 @@ impl Receiver {
 
     /// The next message if there is one already.
     pub fn try_recv(&mut self) -> Option<(PeerId, Bytes)> {
-        if self.turn.is_empty() {
+        self.turn.pop().or_else(|| {
             self.inbox.try_take(&mut self.turn);
-        }
-        self.turn.pop_front()
+            self.turn.pop()
+        })
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        self.inbox.close();
+        self.inbox.abandon();
     }
 }
 

@@ -45,8 +45,24 @@ pub struct NodeStatus {
     pub serving: Option<RelayServerStatus>,
     /// Datagrams dropped and handshakes turned away since the start, by reason; reasons that never occurred are left out.
     pub dropped: Vec<(&'static str, u64)>,
+    /// What comes in as messages and takes memory.
+    pub memory: MemoryStatus,
     /// Connections that the packet path knows: those of peers and relays, those being made, and those that ended just now.
     pub aliases: usize,
+}
+
+/// The memory of messages in the making and of those that wait for the program ([`LinkConfig::memory`](crate::LinkConfig)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryStatus {
+    /// Bytes in use.
+    pub used: usize,
+    /// The most bytes that were in use at once since the start.
+    pub peak: usize,
+    /// Bytes that may be in use, beside a little that each peer has in any case.
+    pub limit: usize,
+    /// How often messages of a peer had to wait for memory since the start.
+    pub waits: u64,
 }
 
 /// What a node knows of its NATs.

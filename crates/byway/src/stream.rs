@@ -1,20 +1,26 @@
 //! A byte stream to a peer: ordered, reliable, each direction ended by itself.
 
 use std::{
-    fmt, io,
+    fmt,
+    future::Future,
+    io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use byway_proto::schedule::ChannelKey;
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{self, Sleep},
+};
 
 use crate::{
     link::{
         outbox::{End, Outbox, Pushed},
+        pace::{LEAST_READ, Pace},
         tally::Tally,
     },
     net::BoxFuture,
@@ -66,6 +72,9 @@ pub struct Stream {
 /// The reading half of a [`Stream`].
 pub struct ReadHalf {
     stream: RecvStream,
+    pace: Pace,
+    /// Until the peer's rate lets more be read.
+    waiting: Option<Pin<Box<Sleep>>>,
     tally: Arc<Tally>,
 }
 
@@ -82,12 +91,11 @@ pub struct WriteHalf {
 impl Stream {
     pub(crate) fn new(
         (outbox, key): (Arc<Outbox>, ChannelKey),
-        stream: RecvStream,
+        read: ReadHalf,
         received: BoxFuture<'static, bool>,
-        tally: Arc<Tally>,
     ) -> Self {
         let write = WriteHalf { outbox, key, waiting: None, ended: false, received: Err(received) };
-        Stream { read: ReadHalf { stream, tally }, write }
+        Stream { read, write }
     }
 
     /// The two halves, for two tasks.
@@ -97,6 +105,10 @@ impl Stream {
 }
 
 impl ReadHalf {
+    pub(crate) fn new(stream: RecvStream, pace: Pace, tally: Arc<Tally>) -> Self {
+        ReadHalf { stream, pace, waiting: None, tally }
+    }
+
     /// Tells the peer to stop writing; its next write fails.
     pub fn stop(&mut self, code: u32) {
         let _ = self.stream.stop(VarInt::from_u32(code)); // an error says that it has ended already
@@ -158,12 +170,28 @@ fn gone() -> io::Error {
 
 impl AsyncRead for ReadHalf {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_ready() {
-            self.tally.received(0, buf.filled().len() - before);
+        let half = &mut *self;
+        while let Some(until) = half.pace.until() {
+            let waiting = half.waiting.insert(Box::pin(time::sleep_until(until)));
+            ready!(waiting.as_mut().poll(cx));
         }
-        read
+        half.waiting = None;
+        if !half.pace.is_limited() {
+            let before = buf.filled().len();
+            let read = Pin::new(&mut half.stream).poll_read(cx, buf);
+            if read.is_ready() {
+                half.tally.received(0, buf.filled().len() - before);
+            }
+            return read;
+        }
+        // No more at once than a channel's reader takes, for both have the peer's rate in turn.
+        let mut some = ReadBuf::new(buf.initialize_unfilled_to(buf.remaining().min(LEAST_READ as usize)));
+        ready!(Pin::new(&mut half.stream).poll_read(cx, &mut some))?;
+        let count = some.filled().len();
+        buf.advance(count);
+        half.pace.spend(count);
+        half.tally.received(0, count);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -18,6 +18,8 @@ use quinn::{Connection, SendDatagramError, WriteError};
 
 use super::{
     Link,
+    budget::Held,
+    pace::Pace,
     queue::{CHUNK, MAX_HEADER, QUIET_CHUNK, put_varint, take_varint},
     readers::Scope,
     tally::{Refused, Tally},
@@ -33,6 +35,12 @@ use crate::{
 /// Bytes of datagrams inside QUIC: they go before all streams, so this is how long they can keep a control message
 /// waiting, 7 ms at 20 Mbit/s; and eleven full packets, so that QUIC's task need not be woken for each.
 pub(crate) const SEND_BUFFER: usize = 16 << 10;
+
+/// Room in that buffer when nothing is in it: QUIC takes off what the record of one more datagram needs.
+pub(crate) const EMPTY_BUFFER: usize = SEND_BUFFER - 64;
+
+/// A datagram of no protocol, which is read by nobody: QUIC acknowledges it even where no stream has room for a byte.
+const NOTHING: u8 = 0;
 
 /// Bytes of datagrams that QUIC keeps until the link's reader takes them: what a line of 1 Gbit/s brings within 2 ms. It
 /// drops the oldest beyond that.
@@ -50,6 +58,13 @@ pub(crate) fn header(protocol: u32, channel: u32) -> Bytes {
     put_varint(&mut header, protocol.into());
     put_varint(&mut header, channel.into());
     header.freeze()
+}
+
+/// Sends what the peer acknowledges and nobody reads, unless datagrams are on their way anyhow.
+pub(super) fn ask(connection: &Connection) {
+    if connection.datagram_send_buffer_space() >= EMPTY_BUFFER {
+        let _ = connection.send_datagram(Bytes::from_static(&[NOTHING])); // a peer that takes none says nothing by it
+    }
 }
 
 /// A bounded queue of datagrams, with their headers.
@@ -77,6 +92,10 @@ impl DatagramQueue {
     /// Datagrams that wait, and their bytes.
     pub(super) fn waiting(&self) -> (usize, usize) {
         (self.waiting.len(), self.bytes)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -163,13 +182,20 @@ impl Outgoing {
 pub(super) struct Incoming<'a> {
     link: &'a Link,
     scope: &'a Scope,
-    /// Protocols and channels, by our numbers, whose inbox has a queue of this peer, and what they have carried.
-    fed: BTreeMap<(u32, u32), Arc<Tally>>,
+    /// Protocols and channels, by our numbers, that this peer has sent to.
+    fed: BTreeMap<(u32, u32), Fed>,
+    held: Held,
+}
+
+/// A channel of datagrams: what it has carried, and how fast it takes more.
+struct Fed {
+    tally: Arc<Tally>,
+    pace: Pace,
 }
 
 impl<'a> Incoming<'a> {
     pub(super) fn new(link: &'a Link, scope: &'a Scope) -> Self {
-        Incoming { link, scope, fed: BTreeMap::new() }
+        Incoming { link, scope, fed: BTreeMap::new(), held: Held::nothing(&scope.registry.budget, link.peer) }
     }
 
     /// Takes a datagram, and those that are there behind it, to their channels; an error says what the peer did wrong.
@@ -183,6 +209,9 @@ impl<'a> Incoming<'a> {
     }
 
     fn deliver(&mut self, mut message: Bytes) -> Result<(), Gone> {
+        if message[..] == [NOTHING] {
+            return Ok(());
+        }
         let len = message.len();
         let Some((protocol, id)) = self.channel(&mut message) else {
             self.scope.mux.counters.count(Dropped::UnknownChannel);
@@ -197,13 +226,22 @@ impl<'a> Incoming<'a> {
             let (len, max) = (message.len(), channel.max_message);
             return Err(Gone::Misbehaved(format!("a message of {len} bytes on a channel for {max}")));
         }
-        let tally = self.fed.entry((protocol.id, id)).or_insert_with(|| protocol.tally(self.link, Some(id)));
+        let fed = self.fed.entry((protocol.id, id)).or_insert_with(|| Fed {
+            tally: protocol.tally(self.link, Some(id)),
+            pace: self.link.pace(channel.share.class, channel.receive_rate),
+        });
+        if fed.pace.until().is_some() {
+            fed.tally.refused(Refused::OverRate);
+            self.scope.mux.counters.count(Dropped::OverRate);
+            return Ok(());
+        }
         let length = message.len();
-        if inbox.offer(self.link.peer, message) {
-            tally.received(1, len);
+        fed.pace.spend(length);
+        if inbox.offer(message, &mut self.held) {
+            fed.tally.received(1, len);
             protocol.tell_message(self.link.peer, id, length, Direction::Received);
         } else {
-            tally.refused(Refused::ReceiverBehind);
+            fed.tally.refused(Refused::ReceiverBehind);
             self.scope.mux.counters.count(Dropped::ChannelFull);
         }
         Ok(())

@@ -1,6 +1,10 @@
 //! From a QUIC connection to a link: the hellos of both sides, then the link's tasks.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
 
 use byway_proto::{
     PeerId,
@@ -10,7 +14,7 @@ use byway_proto::{
     wire::probe,
 };
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::time;
+use tokio::{sync, time};
 
 use super::{
     Link,
@@ -122,7 +126,7 @@ impl Established {
         let share = Share { class: Class::Control, weight: 1 };
         let _ = control.send.set_priority(writer::priority(Class::Control)); // the stream is open
         let queue = FrameQueue::new(CONTROL_QUEUE.0, CONTROL_QUEUE.1).into();
-        outbox.open(CONTROL, NewLane { share, queue, outlet: Outlet::Open(control.send), tally: None });
+        outbox.open(CONTROL, NewLane { share, rate: None, queue, outlet: Outlet::Open(control.send), tally: None });
         let link = Link {
             peer,
             dialled,
@@ -136,6 +140,9 @@ impl Established {
             relays: None.into(),
             withdrawn: BTreeSet::new().into(),
             ended: None.into(),
+            leaving: Mutex::default(),
+            memory: sync::Mutex::default(),
+            receive: OnceLock::new(),
         };
         let ControlStream { recv, codec, announced, .. } = control;
         Some(Established { link: Arc::new(link), recv, codec, announced })

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use byway_proto::PeerId;
 use tokio::sync::Notify;
 
+use super::budget::{self, Held};
+
 /// Messages that a receiver takes from one peer before it is another one's turn.
 const TURN: usize = 32;
 
@@ -34,9 +36,29 @@ struct State {
 struct Queue {
     messages: VecDeque<Bytes>,
     bytes: usize,
+    /// The memory of what is in it.
+    held: Option<Held>,
     space: Arc<Notify>,
     /// No reader feeds it any more; it goes once it is empty.
     orphaned: bool,
+}
+
+/// The messages of one peer's turn, in the receiver's hands.
+#[derive(Debug, Default)]
+pub(crate) struct Hand {
+    messages: VecDeque<(PeerId, Bytes)>,
+    held: Option<Held>,
+}
+
+impl Hand {
+    /// The next message; the memory of all comes back with the last one.
+    pub(crate) fn pop(&mut self) -> Option<(PeerId, Bytes)> {
+        let message = self.messages.pop_front();
+        if self.messages.is_empty() {
+            self.held = None;
+        }
+        message
+    }
 }
 
 impl Inbox {
@@ -49,39 +71,48 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a peer's messages in, waiting while its queue is full; `false` if nobody will read them.
-    pub(crate) async fn deliver(&self, peer: PeerId, batch: &mut VecDeque<Bytes>) -> bool {
+    /// Puts a peer's messages in, with the memory that was taken for them, waiting while its queue is full, and tells whether
+    /// it had to; `None` if nobody will read them.
+    pub(crate) async fn deliver(&self, batch: &mut VecDeque<Bytes>, held: &mut Held) -> Option<bool> {
+        let peer = held.peer();
+        let mut waited = false;
         while !batch.is_empty() {
             let space = {
                 let mut state = self.lock();
                 if state.closed {
-                    return false;
+                    return None;
                 }
                 let state = &mut *state;
                 let queue = state.peers.entry(peer).or_default();
                 queue.orphaned = false;
                 let was_empty = queue.messages.is_empty();
+                let mut memory = 0;
                 while queue.messages.len() < self.max_messages && queue.bytes < self.max_bytes {
                     let Some(message) = batch.pop_front() else { break };
                     queue.bytes += message.len();
+                    memory += budget::cost(message.len());
                     queue.messages.push_back(message);
                 }
+                queue.hold(held.split(memory));
                 if was_empty && !queue.messages.is_empty() {
                     state.ready.push_back(peer);
                     self.readable.notify_one();
                 }
                 if batch.is_empty() {
-                    return true;
+                    return Some(waited);
                 }
                 Arc::clone(&queue.space).notified_owned()
             };
             space.await;
+            waited = true;
         }
-        true
+        Some(waited)
     }
 
-    /// Puts a message in without waiting; `false` if the peer's queue is full, or nobody will read it.
-    pub(crate) fn offer(&self, peer: PeerId, message: Bytes) -> bool {
+    /// Puts a message in without waiting; `false` if the peer's queue is full, or nobody will read it, or there is no memory
+    /// for it.
+    pub(crate) fn offer(&self, message: Bytes, held: &mut Held) -> bool {
+        let peer = held.peer();
         let mut state = self.lock();
         let state = &mut *state;
         if state.closed {
@@ -89,9 +120,14 @@ impl Inbox {
         }
         let queue = state.peers.entry(peer).or_default();
         queue.orphaned = false;
-        if queue.messages.len() >= self.max_messages || queue.bytes >= self.max_bytes {
+        let cost = budget::cost(message.len());
+        if queue.messages.len() >= self.max_messages
+            || queue.bytes >= self.max_bytes
+            || !held.try_take(cost, queue.messages.is_empty())
+        {
             return false;
         }
+        queue.hold(held.split(cost));
         queue.bytes += message.len();
         queue.messages.push_back(message);
         if queue.messages.len() == 1 {
@@ -107,7 +143,7 @@ impl Inbox {
     }
 
     /// Takes the messages of the peer whose turn it is; waits for one, and `None` once the inbox is closed and empty.
-    pub(crate) async fn take(&self, out: &mut VecDeque<(PeerId, Bytes)>) -> Option<()> {
+    pub(crate) async fn take(&self, out: &mut Hand) -> Option<()> {
         loop {
             {
                 let mut state = self.lock();
@@ -123,19 +159,22 @@ impl Inbox {
     }
 
     /// Takes what is there without waiting; `false` if there is nothing.
-    pub(crate) fn try_take(&self, out: &mut VecDeque<(PeerId, Bytes)>) -> bool {
+    pub(crate) fn try_take(&self, out: &mut Hand) -> bool {
         self.take_turn(&mut self.lock(), out)
     }
 
-    fn take_turn(&self, state: &mut State, out: &mut VecDeque<(PeerId, Bytes)>) -> bool {
+    fn take_turn(&self, state: &mut State, out: &mut Hand) -> bool {
         let Some(peer) = state.ready.pop_front() else { return false };
         let Some(queue) = state.peers.get_mut(&peer) else { return false };
         let was_full = queue.messages.len() >= self.max_messages || queue.bytes >= self.max_bytes;
+        let mut memory = 0;
         for _ in 0..TURN {
             let Some(message) = queue.messages.pop_front() else { break };
             queue.bytes -= message.len();
-            out.push_back((peer, message));
+            memory += budget::cost(message.len());
+            out.messages.push_back((peer, message));
         }
+        out.held = queue.held.as_mut().map(|held| held.split(memory));
         if was_full {
             queue.space.notify_one();
         }
@@ -145,6 +184,20 @@ impl Inbox {
             state.peers.remove(&peer);
         }
         true
+    }
+
+    /// Whether nothing of a peer's is in it.
+    pub(crate) fn is_empty_of(&self, peer: PeerId) -> bool {
+        self.lock().peers.get(&peer).is_none_or(|queue| queue.messages.is_empty())
+    }
+
+    /// Ends the inbox and forgets what is in it: its receiver is gone.
+    pub(crate) fn abandon(&self) {
+        self.close();
+        let mut state = self.lock();
+        let abandoned = (std::mem::take(&mut state.peers), std::mem::take(&mut state.ready));
+        drop(state);
+        drop(abandoned);
     }
 
     /// Notes that no reader feeds this peer's queue any more; what is in it can still be read.
@@ -170,12 +223,30 @@ impl Inbox {
     }
 }
 
+impl Queue {
+    /// Takes over the memory of what was put in.
+    fn hold(&mut self, held: Held) {
+        match &mut self.held {
+            Some(all) => all.join(held),
+            None => self.held = Some(held),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::budget::Budget, *};
+    use crate::config::LinkConfig;
 
     fn peer(n: u8) -> PeerId {
         PeerId::ed25519([n; 32])
+    }
+
+    /// Some memory of a peer's.
+    fn held(n: u8) -> Held {
+        let mut held = Held::nothing(&Arc::new(Budget::new(&LinkConfig::default())), peer(n));
+        assert!(held.try_take(1 << 20, false));
+        held
     }
 
     fn batch(n: usize) -> VecDeque<Bytes> {
@@ -185,11 +256,11 @@ mod tests {
     #[test]
     fn what_finds_no_room_and_must_not_wait_is_refused() {
         let inbox = Inbox::new(2, 1 << 20);
-        let offered = |n| inbox.offer(peer(n), Bytes::from_static(b"x"));
+        let offered = |n| inbox.offer(Bytes::from_static(b"x"), &mut held(n));
         assert!(offered(1) && offered(1) && !offered(1));
         assert!(offered(2), "another peer's queue is another one");
-        let mut out = VecDeque::new();
-        assert!(inbox.try_take(&mut out) && out.len() == 2);
+        let mut out = Hand::default();
+        assert!(inbox.try_take(&mut out) && out.messages.len() == 2);
         assert!(offered(1));
         inbox.close();
         assert!(!offered(2));
@@ -199,34 +270,52 @@ mod tests {
     async fn a_flooding_peer_waits_while_a_quiet_one_gets_its_turn() {
         let inbox = Arc::new(Inbox::new(64, 1 << 20));
         let flood = Arc::clone(&inbox);
-        let flooding = tokio::spawn(async move { flood.deliver(peer(1), &mut batch(1_000)).await });
+        let flooding = tokio::spawn(async move { flood.deliver(&mut batch(1_000), &mut held(1)).await });
         tokio::task::yield_now().await;
-        assert!(inbox.deliver(peer(2), &mut batch(1)).await);
-        let mut out = VecDeque::new();
+        assert_eq!(inbox.deliver(&mut batch(1), &mut held(2)).await, Some(false));
+        let mut out = Hand::default();
         inbox.take(&mut out).await.unwrap();
-        assert!(out.iter().all(|(from, _)| *from == peer(1)));
-        assert_eq!(out.len(), TURN);
-        out.clear();
+        assert!(out.messages.iter().all(|(from, _)| *from == peer(1)));
+        assert_eq!(out.messages.len(), TURN);
+        out.messages.clear();
         inbox.take(&mut out).await.unwrap();
-        assert_eq!(out.pop_front().unwrap().0, peer(2));
+        assert_eq!(out.pop().unwrap().0, peer(2));
         let mut rest = 0;
         while rest < 1_000 - TURN {
             inbox.take(&mut out).await.unwrap();
-            rest += out.len();
-            out.clear();
+            rest += out.messages.len();
+            out.messages.clear();
         }
-        assert!(flooding.await.unwrap());
+        assert_eq!(flooding.await.unwrap(), Some(true));
+    }
+
+    #[tokio::test]
+    async fn memory_comes_back_when_the_program_has_taken_a_turn_or_is_gone() {
+        let budget = Arc::new(Budget::new(&LinkConfig::default()));
+        let inbox = Inbox::new(100, 1 << 20);
+        let mut reader = Held::nothing(&budget, peer(1));
+        assert!(reader.try_take(40 * budget::cost(1), false));
+        inbox.deliver(&mut batch(40), &mut reader).await;
+        drop(reader);
+        assert_eq!(budget.status().used, 40 * budget::cost(1));
+        let mut out = Hand::default();
+        assert!(inbox.try_take(&mut out));
+        assert_eq!(budget.status().used, 40 * budget::cost(1), "it is still in our hands");
+        while out.pop().is_some() {}
+        assert_eq!(budget.status().used, 8 * budget::cost(1));
+        inbox.abandon();
+        assert_eq!(budget.status().used, 0);
     }
 
     #[tokio::test]
     async fn closing_ends_a_waiting_reader_and_the_receiver() {
         let inbox = Arc::new(Inbox::new(1, 1 << 20));
         let reader = Arc::clone(&inbox);
-        let reading = tokio::spawn(async move { reader.deliver(peer(1), &mut batch(5)).await });
+        let reading = tokio::spawn(async move { reader.deliver(&mut batch(5), &mut held(1)).await });
         tokio::task::yield_now().await;
         inbox.close();
-        assert!(!reading.await.unwrap());
-        let mut out = VecDeque::new();
+        assert_eq!(reading.await.unwrap(), None);
+        let mut out = Hand::default();
         assert!(inbox.take(&mut out).await.is_some());
         assert!(inbox.take(&mut out).await.is_none());
     }

@@ -1,15 +1,20 @@
 //! What waits to be sent to one peer: a lane for the control stream, one for each channel and each byte stream.
 //!
-//! Senders put messages in without waiting; the link's one writer takes them out in the order of the schedule.
+//! Senders put messages in without waiting; the link's one writer takes them out in the order of the schedule. A lane whose
+//! rate is used up is not in the schedule until it has tokens again; while the peer's own rate is used up, only lanes of
+//! class control are.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
 };
 
 use bytes::Bytes;
-use byway_proto::schedule::{ChannelKey, Class, Schedule, Share};
+use byway_proto::{
+    Instant,
+    schedule::{Bucket, ChannelKey, Class, Rate, Schedule, Share},
+};
 use quinn::{SendStream, VarInt};
 use tokio::sync::Notify;
 
@@ -28,18 +33,29 @@ pub(crate) const STREAMS: u32 = u32::MAX;
 /// Lanes of one link: as many streams as QUIC allows each way, and as many channels.
 pub(crate) const MAX_LANES: usize = 1_024;
 
+/// Bytes for which a rate is waited: a lane that got each token as it comes would send packets of one byte.
+const LEAST_TURN: u64 = 1_200;
+
 /// Everything that waits to be sent to one peer.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     state: Mutex<State>,
+    /// Told, while draining, when a lane is done.
+    done: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     lanes: BTreeMap<ChannelKey, Lane>,
     schedule: Schedule,
+    /// Lanes that wait for their rate, and until when.
+    paused: BTreeSet<(Instant, ChannelKey)>,
+    /// What the peer may be sent in all.
+    peer: Option<Bucket>,
     writer: Option<Waker>,
     closed: bool,
+    /// Nothing more goes in.
+    draining: bool,
     next_stream: u32,
 }
 
@@ -50,7 +66,10 @@ struct Lane {
     end: Option<End>,
     stream: Option<Outlet>,
     class: Class,
-    /// In the schedule's ring already, or in the writer's hands.
+    rate: Option<Bucket>,
+    /// Until when it waits for its rate.
+    paused: Option<Instant>,
+    /// In the schedule's ring already, waiting for its rate, or in the writer's hands.
     busy: bool,
     space: Arc<Notify>,
     /// Counts what leaves; the control stream's lane has none.
@@ -60,6 +79,7 @@ struct Lane {
 /// What a lane begins with.
 pub(crate) struct NewLane {
     pub(crate) share: Share,
+    pub(crate) rate: Option<Rate>,
     pub(crate) queue: Queue,
     pub(crate) outlet: Outlet,
     pub(crate) tally: Option<Arc<Tally>>,
@@ -95,6 +115,14 @@ pub(crate) enum Pushed {
     Closed,
 }
 
+/// What the writer is to do.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Turn(Turn),
+    /// Nothing may be sent now; at this moment something may that waits for a rate.
+    Wait(Option<Instant>),
+}
+
 /// A turn of one lane, as the writer takes it.
 #[derive(Debug)]
 pub(crate) struct Turn {
@@ -108,18 +136,23 @@ pub(crate) struct Turn {
 
 impl Outbox {
     pub(crate) fn new() -> Self {
-        Outbox { state: Mutex::default() }
+        Outbox { state: Mutex::default(), done: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Limits what the peer is sent in all; control messages do not wait, but count.
+    pub(crate) fn limit(&self, rate: Rate) {
+        self.lock().peer = Some(Bucket::of(rate));
+    }
+
     /// Adds a lane; `false` if the link is closed or has [`MAX_LANES`].
     pub(crate) fn open(&self, key: ChannelKey, new: NewLane) -> bool {
-        let NewLane { share, queue, outlet, tally } = new;
+        let NewLane { share, rate, queue, outlet, tally } = new;
         let mut state = self.lock();
-        if state.closed || state.lanes.len() >= MAX_LANES || state.schedule.add(key, share).is_err() {
+        if state.closed || state.draining || state.lanes.len() >= MAX_LANES || state.schedule.add(key, share).is_err() {
             return false;
         }
         let lane = Lane {
@@ -127,6 +160,8 @@ impl Outbox {
             end: None,
             stream: Some(outlet),
             class: share.class,
+            rate: rate.map(Bucket::of),
+            paused: None,
             busy: false,
             space: Arc::new(Notify::new()),
             tally,
@@ -147,7 +182,7 @@ impl Outbox {
             ChannelKey(STREAMS, state.next_stream)
         };
         let (queue, outlet) = (queue.into(), Outlet::Open(stream));
-        self.open(key, NewLane { share: STREAM_SHARE, queue, outlet, tally: Some(tally) }).then_some(key)
+        self.open(key, NewLane { share: STREAM_SHARE, rate: None, queue, outlet, tally: Some(tally) }).then_some(key)
     }
 
     /// Queues a message with its length in front.
@@ -162,7 +197,9 @@ impl Outbox {
 
     fn put(&self, key: ChannelKey, push: impl FnOnce(&mut Queue) -> bool) -> Pushed {
         let mut state = self.lock();
-        let Some(lane) = state.lanes.get_mut(&key).filter(|lane| lane.end.is_none()) else { return Pushed::Closed };
+        let is_draining = state.draining;
+        let lane = state.lanes.get_mut(&key).filter(|lane| lane.end.is_none() && !is_draining);
+        let Some(lane) = lane else { return Pushed::Closed };
         if !push(&mut lane.queue) {
             return Pushed::Full;
         }
@@ -180,10 +217,38 @@ impl Outbox {
             lane.end = Some(end);
             lane.space.notify_waiters();
             state.ready(key);
+            if matches!(end, End::Reset(_)) {
+                state.resume(key); // nothing is left that a rate could hold back
+            }
             // A reset must reach a lane that is blocked in the writer's hands, too.
             if let Some(writer) = state.writer.take() {
                 writer.wake();
             }
+        }
+    }
+
+    /// Lets nothing more in, and ends each channel behind what is queued on it. Byte streams are their users' to end.
+    pub(crate) fn drain(&self) {
+        let channels: Vec<_> = {
+            let mut state = self.lock();
+            state.draining = true;
+            state.lanes.iter().filter(|(key, _)| **key != CONTROL && key.0 != STREAMS).map(|(key, _)| *key).collect()
+        };
+        channels.into_iter().for_each(|key| self.end(key, End::Finish));
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.lock().draining
+    }
+
+    /// Waits, while draining, until QUIC has taken all that was queued.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let done = self.done.notified();
+            if self.lock().lanes.values().all(|lane| !lane.busy && lane.queue.is_empty()) {
+                return;
+            }
+            done.await;
         }
     }
 
@@ -220,22 +285,29 @@ impl Outbox {
         if let Some(writer) = state.writer.take() {
             writer.wake();
         }
+        self.done.notify_waiters();
     }
 
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
     }
 
-    /// The next lane's turn: about `quantum` bytes of it are moved to `out`, which is empty. Without one, `waker` is woken when there is.
-    pub(crate) fn next(&self, out: &mut VecDeque<Bytes>, waker: &Waker) -> Option<Turn> {
+    /// The next lane's turn: about `quantum` bytes of it are moved to `out`, which is empty. Without one, `waker` is woken
+    /// when a lane gets ready; for a rate the writer has to wait by itself.
+    pub(crate) fn next(&self, now: Instant, out: &mut VecDeque<Bytes>, waker: &Waker) -> Next {
         let mut state = self.lock();
-        let Some((key, quantum)) = state.schedule.next() else {
+        let state = &mut *state;
+        while state.paused.first().is_some_and(|(at, _)| *at <= now) {
+            let due = state.paused.pop_first();
+            due.into_iter().for_each(|(_, key)| state.resume(key));
+        }
+        let Some((key, quantum)) = state.eligible(now) else {
             if state.writer.as_ref().is_none_or(|known| !known.will_wake(waker)) {
                 state.writer = Some(waker.clone());
             }
-            return None;
+            return Next::Wait(state.resumes_at(now));
         };
-        let lane = state.lanes.get_mut(&key)?;
+        let Some(lane) = state.lanes.get_mut(&key) else { return Next::Wait(None) };
         if let Some(End::Reset(_)) = lane.end {
             lane.queue.take(usize::MAX, &mut VecDeque::new());
         }
@@ -253,10 +325,14 @@ impl Outbox {
         let end = lane.end.filter(|_| lane.queue.is_empty());
         let emptied = lane.queue.is_empty();
         let turn = Turn { key, class: lane.class, stream: lane.stream.take(), end, emptied };
+        let bytes: usize = out.iter().map(Bytes::len).sum();
+        for bucket in lane.rate.iter_mut().chain(&mut state.peer) {
+            bucket.spend(bytes as u64, now);
+        }
         // The lane is in the writer's hands until all of it is sent. It has paid with this round's share, even if the others
         // have had their next turn by then.
-        state.schedule.spent(key, out.iter().map(Bytes::len).sum(), false);
-        Some(turn)
+        state.schedule.spent(key, bytes, false);
+        Next::Turn(turn)
     }
 
     /// Ends a lane's turn; the lane waits for its next one if it has more.
@@ -266,6 +342,9 @@ impl Outbox {
         let more = !lane.queue.is_empty() || lane.end.is_some();
         lane.busy = more;
         state.schedule.spent(key, 0, more);
+        if state.draining {
+            self.done.notify_waiters();
+        }
     }
 
     /// Removes a lane whose stream has ended.
@@ -273,7 +352,11 @@ impl Outbox {
         let mut state = self.lock();
         state.schedule.remove(key);
         if let Some(lane) = state.lanes.remove(&key) {
+            lane.paused.map(|at| state.paused.remove(&(at, key)));
             lane.space.notify_waiters();
+        }
+        if state.draining {
+            self.done.notify_waiters();
         }
     }
 }
@@ -287,6 +370,46 @@ impl State {
         self.schedule.ready(key);
         if let Some(writer) = self.writer.take() {
             writer.wake();
+        }
+    }
+
+    /// The lane whose turn it is, and how many bytes it may send; lanes that wait for their rate are put aside.
+    fn eligible(&mut self, now: Instant) -> Option<(ChannelKey, usize)> {
+        let open = self.peer.as_ref().map_or(u64::MAX, |bucket| bucket.available(now));
+        let is_open = self.peer.as_ref().is_none_or(|bucket| open >= bucket.least(LEAST_TURN));
+        loop {
+            let next = if is_open { self.schedule.next() } else { self.schedule.next_of(Class::Control) };
+            let (key, quantum) = next?;
+            let lane = self.lanes.get_mut(&key)?;
+            let open = if lane.class == Class::Control { u64::MAX } else { open };
+            let Some(bucket) = lane.rate.as_ref().filter(|_| !matches!(lane.end, Some(End::Reset(_)))) else {
+                return Some((key, quantum.min(usize::try_from(open).unwrap_or(usize::MAX))));
+            };
+            let (least, own) = (bucket.least(LEAST_TURN.min(lane.queue.len() as u64)), bucket.available(now));
+            if own >= least {
+                return Some((key, quantum.min(usize::try_from(open.min(own)).unwrap_or(usize::MAX))));
+            }
+            let at = bucket.ready_at(least, now);
+            lane.paused = Some(at);
+            self.paused.insert((at, key));
+            self.schedule.spent(key, 0, false);
+        }
+    }
+
+    /// When something may be sent that waits for a rate.
+    fn resumes_at(&mut self, now: Instant) -> Option<Instant> {
+        let lane = self.paused.first().map(|(at, _)| *at);
+        let waits = self.peer.is_some() && self.schedule.next().is_some();
+        let peer = self.peer.as_ref().filter(|_| waits).map(|bucket| bucket.ready_at(bucket.least(LEAST_TURN), now));
+        lane.into_iter().chain(peer).min()
+    }
+
+    /// Lets a lane that waits for its rate back into the schedule.
+    fn resume(&mut self, key: ChannelKey) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        if let Some(at) = lane.paused.take() {
+            self.paused.remove(&(at, key));
+            self.schedule.ready(key);
         }
     }
 }

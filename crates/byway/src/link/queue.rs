@@ -42,6 +42,14 @@ impl Queue {
         }
     }
 
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Queue::Frames(queue) => queue.bytes,
+            Queue::Datagrams(queue) => queue.len(),
+        }
+    }
+
     /// Whether one more message finds room.
     pub(super) fn has_room(&self) -> bool {
         match self {

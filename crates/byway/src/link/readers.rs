@@ -1,30 +1,30 @@
 //! What comes in on a link: the control stream, and the streams that the peer opens.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use byway_proto::{
-    PeerId,
-    hello::{Agreed, Control, ControlCodec},
-};
+use byway_proto::hello::{Agreed, Control, ControlCodec};
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::{sync::mpsc, time};
+use tokio::{
+    sync::mpsc,
+    time::{self, Instant},
+};
 
 use super::{
-    Link, datagrams, establish,
-    inbox::Inbox,
+    Link,
+    budget::Held,
+    datagrams, establish,
+    messages::{Frames, Messages},
     queue,
     stripe::{Incoming, STRIPE},
-    tally::Tally,
 };
 use crate::{
     event::Direction,
-    gone::Gone,
     link::queue::FrameQueue,
     net::mux::Mux,
-    protocol::{Delivery, Registered, Registry},
+    protocol::{Delivery, Registered, Registry, STREAM_SHARE},
     quic::endpoint::CONNECTION_WINDOW,
-    stream::{self, STREAM_QUEUE, Stream},
+    stream::{self, ReadHalf, STREAM_QUEUE, Stream},
     tasks::Tasks,
 };
 
@@ -33,9 +33,6 @@ const ANNOUNCE_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a stream may take to say what it is for.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Messages up to this many bytes get their memory at once; larger ones as their bytes arrive.
-const EAGER: usize = 64 << 10;
 
 /// How long a stream waits for a place among those to be accepted: a burst of one peer's is over by then, and must not cost
 /// another peer its own. As many wait as QUIC lets peers open.
@@ -67,7 +64,8 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
             _ = link.connection.closed() => return,
             () = link.track.revived.notified() => {
                 // A packet that QUIC makes now, for its window has grown by a byte: its acknowledgement is the first that tells
-                // of the path as it is, and shows that all before are lost. QUIC has no word to ask for one.
+                // of the path as it is, and shows that all before are lost. QUIC has no word to ask for one. To the peer it is
+                // a sign that this side reads.
                 window = window.saturating_add(1);
                 link.connection.set_receive_window(VarInt::from_u32(window));
             }
@@ -108,10 +106,17 @@ async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
         let _ = stream.stop(VarInt::from_u32(UNKNOWN));
         return;
     };
-    let mut frames = Frames::new(channel.max_message, protocol.tally(&link, Some(id)));
-    let mut incoming = Incoming::new(&link.stripes, &link.connection, stream);
-    let told = |message: &Bytes| protocol.tell_message(link.peer, id, message.len(), Direction::Received);
-    let read = messages((link.peer, inbox), &mut incoming, &mut frames, told).await;
+    let mut messages = Messages {
+        link: &link,
+        inbox,
+        frames: Frames::new(channel.max_message),
+        held: Held::nothing(&scope.registry.budget, link.peer),
+        pace: link.pace(channel.share.class, channel.receive_rate),
+        signed: Instant::now(),
+        tally: protocol.tally(&link, Some(id)),
+        told: &|message| protocol.tell_message(link.peer, id, message.len(), Direction::Received),
+    };
+    let read = messages.read(&mut Incoming::new(&link.stripes, &link.connection, stream)).await;
     inbox.orphan(link.peer);
     if let Err(gone) = read {
         link.close(gone);
@@ -122,96 +127,6 @@ async fn stripe(link: &Link, mut stream: RecvStream) {
     let Some(first) = varint(&mut stream).await else { return };
     let Some(index) = varint(&mut stream).await else { return };
     link.stripes.put(first, index, stream);
-}
-
-async fn messages(
-    (peer, inbox): (PeerId, &Inbox),
-    incoming: &mut Incoming<'_>,
-    frames: &mut Frames,
-    told: impl Fn(&Bytes),
-) -> Result<(), Gone> {
-    loop {
-        if !inbox.deliver(peer, &mut frames.batch).await {
-            incoming.stop(VarInt::from_u32(UNKNOWN));
-            return Ok(());
-        }
-        let Some(bytes) = incoming.next().await? else { return Ok(()) };
-        let mut read = bytes.len();
-        frames.split(bytes)?;
-        while incoming.is_ready()
-            && let Some(bytes) = incoming.next().await?
-        {
-            read += bytes.len();
-            frames.split(bytes)?;
-        }
-        frames.tally.received(frames.batch.len(), read);
-        frames.batch.iter().for_each(&told);
-    }
-}
-
-/// Takes messages out of a stream's bytes.
-struct Frames {
-    max: usize,
-    /// A message whose bytes have not all come: what is there, and how many are missing.
-    partial: Option<(BytesMut, usize)>,
-    /// A length of which not all bytes have come.
-    header: BytesMut,
-    batch: VecDeque<Bytes>,
-    tally: Arc<Tally>,
-}
-
-impl Frames {
-    fn new(max: usize, tally: Arc<Tally>) -> Self {
-        Frames { max, partial: None, header: BytesMut::new(), batch: VecDeque::new(), tally }
-    }
-
-    fn split(&mut self, mut chunk: Bytes) -> Result<(), Gone> {
-        while !chunk.is_empty() {
-            if let Some((message, missing)) = &mut self.partial {
-                let part = chunk.split_to(chunk.len().min(*missing));
-                message.extend_from_slice(&part);
-                *missing -= part.len();
-                if *missing == 0 {
-                    let message = std::mem::take(message).freeze();
-                    self.partial = None;
-                    self.batch.push_back(message);
-                }
-                continue;
-            }
-            let Some(len) = self.length(&mut chunk) else { return Ok(()) };
-            let len = usize::try_from(len).unwrap_or(usize::MAX);
-            if len > self.max {
-                return Err(Gone::Misbehaved(format!("a message of {len} bytes on a channel for {}", self.max)));
-            }
-            if chunk.len() >= len {
-                self.batch.push_back(chunk.split_to(len));
-            } else {
-                self.partial = Some((BytesMut::with_capacity(len.min(EAGER)), len));
-            }
-        }
-        Ok(())
-    }
-
-    /// The next message's length, if all its bytes are there.
-    fn length(&mut self, chunk: &mut Bytes) -> Option<u64> {
-        if self.header.is_empty() {
-            if let Some(len) = queue::take_varint(chunk) {
-                return Some(len);
-            }
-            self.header.extend_from_slice(chunk);
-            chunk.clear();
-            return None;
-        }
-        while !chunk.is_empty() {
-            self.header.extend_from_slice(&chunk.split_to(1));
-            let mut whole = Bytes::copy_from_slice(&self.header);
-            if let Some(len) = queue::take_varint(&mut whole) {
-                self.header.clear();
-                return Some(len);
-            }
-        }
-        None
-    }
 }
 
 /// Hands a byte stream that the peer opened to its protocol.
@@ -239,7 +154,8 @@ async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream
     let tally = protocol.tally(&link, None);
     if let Some(key) = link.outbox.open_stream(queue, send, Arc::clone(&tally)) {
         tally.received(1, 0);
-        place.send((link.peer, Stream::new((Arc::clone(&link.outbox), key), recv, received, tally)));
+        let read = ReadHalf::new(recv, link.pace(STREAM_SHARE.class, None), tally);
+        place.send((link.peer, Stream::new((Arc::clone(&link.outbox), key), read, received)));
     }
 }
 

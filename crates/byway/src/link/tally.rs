@@ -25,13 +25,15 @@ pub(crate) enum Refused {
     TooLarge,
     /// It came as a datagram, and the receiver was behind.
     ReceiverBehind,
+    /// It came as a datagram, faster than the channel's or the peer's rate.
+    OverRate,
     /// It was a datagram that no longer fit the path's packets when its turn came.
     Outgrown,
 }
 
 impl Refused {
-    pub(crate) const ALL: [Refused; 4] =
-        [Refused::QueueFull, Refused::TooLarge, Refused::ReceiverBehind, Refused::Outgrown];
+    pub(crate) const ALL: [Refused; 5] =
+        [Refused::QueueFull, Refused::TooLarge, Refused::ReceiverBehind, Refused::OverRate, Refused::Outgrown];
 
     /// The reason's name in `status --json`.
     pub(crate) fn name(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Refused {
             Refused::QueueFull => "queue_full",
             Refused::TooLarge => "too_large",
             Refused::ReceiverBehind => "receiver_behind",
+            Refused::OverRate => "over_rate",
             Refused::Outgrown => "outgrown",
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -12,15 +12,21 @@ use std::{
 use bytes::Bytes;
 use byway_proto::schedule::{ChannelKey, Class};
 use quinn::{Connection, SendStream, WriteError};
-use tokio::time::Instant;
+use tokio::time::{self, Instant, Sleep};
 
 use super::{
     Link,
-    datagrams::Outgoing,
-    outbox::{End, Outbox, Outlet, Turn},
+    datagrams::{self, Outgoing},
+    outbox::{End, Next, Outbox, Outlet, Turn},
+    patience::{Patience, Shown, Verdict},
     stripe::{self, Stripes},
 };
-use crate::{net::mux::Mux, quic::endpoint::SEND_WINDOW};
+use crate::{
+    gone::Gone,
+    net::{BoxFuture, mux::Mux},
+    quic::endpoint::SEND_WINDOW,
+    stream::received,
+};
 
 /// Turns before the writer lets other tasks run.
 const TURNS: usize = 64;
@@ -41,7 +47,8 @@ const SPARSE: usize = 4 << 10;
 const SPARSE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Sends what the link's outbox holds until the connection or the outbox is closed.
-pub(crate) async fn run(link: Arc<Link>, mux: Arc<Mux>) {
+/// `evict_after` is how long the peer may take nothing of it.
+pub(crate) async fn run(link: Arc<Link>, mux: Arc<Mux>, evict_after: Option<Duration>) {
     let connection = link.connection.clone();
     let mut writer = Writer {
         connection: connection.clone(),
@@ -54,6 +61,9 @@ pub(crate) async fn run(link: Arc<Link>, mux: Arc<Mux>) {
         window: SEND_WINDOW,
         fitted: Instant::now(),
         stripes: 1,
+        timer: None,
+        patience: Patience::new(evict_after),
+        moved: false,
     };
     let mut closed = pin!(connection.closed());
     poll_fn(|cx| match writer.poll(cx) {
@@ -78,6 +88,11 @@ struct Writer {
     fitted: Instant,
     /// Streams that a channel of bulk may take.
     stripes: usize,
+    /// Ends when there is something to do that nobody else wakes this task for.
+    timer: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
+    /// QUIC has taken something since the peer's patience was looked at.
+    moved: bool,
 }
 
 /// Where a lane leads, and what the lane's last turn left unsent because the stream could take no more.
@@ -119,13 +134,54 @@ impl Writer {
             if self.outbox.is_closed() {
                 return Poll::Ready(());
             }
-            let Some(turn) = self.outbox.next(&mut self.scratch, cx.waker()) else { return Poll::Pending };
-            let key = turn.key;
-            self.take(turn);
-            self.write(key, cx);
+            match self.outbox.next(self.mux.now(), &mut self.scratch, cx.waker()) {
+                Next::Turn(turn) => {
+                    let key = turn.key;
+                    self.take(turn);
+                    self.write(key, cx);
+                }
+                Next::Wait(until) => {
+                    let look = match self.look() {
+                        Verdict::Over => {
+                            self.link.close(Gone::Unread);
+                            return Poll::Ready(());
+                        }
+                        Verdict::Look(at) => Some(at),
+                        Verdict::Ask(at) => {
+                            datagrams::ask(&self.connection);
+                            Some(at)
+                        }
+                        Verdict::Fine => None,
+                    };
+                    let rate = until.map(|until| self.mux.clock.at(until));
+                    if !rate.into_iter().chain(look).min().is_some_and(|until| self.is_past(until, cx)) {
+                        return Poll::Pending;
+                    }
+                }
+            }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Whether the peer takes what waits for it.
+    fn look(&mut self) -> Verdict {
+        if std::mem::take(&mut self.moved) || self.blocked.is_empty() {
+            self.patience.renew();
+            return Verdict::Fine;
+        }
+        let frames = self.connection.stats().frame_rx;
+        let shown = Shown { reads: frames.max_data + frames.max_stream_data, hears: frames.acks };
+        self.patience.look(Instant::now(), shown)
+    }
+
+    /// Whether a moment has come; if not, this task is woken then.
+    fn is_past(&mut self, until: Instant, cx: &mut Context<'_>) -> bool {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(time::sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
+        timer.as_mut().poll(cx).is_ready()
     }
 
     /// Takes a lane's turn into the writer's own hands.
@@ -171,6 +227,8 @@ impl Writer {
             return self.blocked.push(key);
         }
         let Some(lane) = self.lanes.get_mut(&key) else { return };
+        let waiting = lane.held.len();
+        let front = lane.held.front().map(Bytes::len);
         let mut progress = lane.poll(stripes, cx);
         if matches!(progress, Progress::Blocked) && !is_datagrams && !lane.is_bulk() {
             // What is urgent, or little, must not wait for bulk that is inside QUIC already, least of all where the line has
@@ -180,11 +238,14 @@ impl Writer {
             progress = lane.poll(stripes, cx);
             self.connection.set_send_window(self.window);
         }
+        self.moved |= lane.held.len() != waiting || lane.held.front().map(Bytes::len) != front;
         match progress {
             Progress::Sent => self.outbox.done(key),
             Progress::Blocked => self.blocked.push(key),
             Progress::Ended => {
-                self.lanes.remove(&key);
+                if let Some(lane) = self.lanes.remove(&key).filter(|_| self.outbox.is_draining()) {
+                    self.link.leaving().extend(lane.stream.received());
+                }
                 self.outbox.remove(key);
             }
         }
@@ -270,6 +331,16 @@ impl Stream {
             Stream::Datagrams(_) => None,
         };
         stream.is_some_and(|stream| matches!(pin!(stream.write(&[])).poll(cx), Poll::Ready(Ok(_))))
+    }
+
+    /// What tells whether the peer has received what was sent, of each stream.
+    fn received(mut self) -> Vec<BoxFuture<'static, bool>> {
+        let streams = match &mut self {
+            Stream::Single(stream) => std::slice::from_mut(stream),
+            Stream::Channel(channel) => channel.streams(),
+            Stream::Datagrams(_) => &mut [],
+        };
+        streams.iter().map(|stream| received(stream)).collect()
     }
 
     fn end(&mut self, end: End) {

@@ -4,16 +4,34 @@ use byway_proto::{
     PeerId, Rng, UnixTime,
     book::{Book, BookConfig, Contact, Record},
     switch::NotDialing,
+    text::prefix,
 };
 
-use super::Node;
+use super::{MAX_WHY, Node};
 use crate::{
     config::Config,
+    gone::Gone,
     store::{Opened, Store, StoreError},
     switch::{AddPeerError, Command},
 };
 
 impl Node {
+    /// Ends the connection to a peer, which is told [`Gone::Dismissed`] with this code and reason; of the reason at most
+    /// [`MAX_WHY`] bytes. `false` if the peer is not connected. Nothing more is sent to it, but what is queued already, on
+    /// channels and on byte streams that were shut down, arrives first, as far as it does within
+    /// [`LinkConfig::flush`](crate::LinkConfig::flush).
+    pub fn disconnect(&self, peer: PeerId, code: u16, why: &str) -> bool {
+        let why = prefix(why, MAX_WHY).to_owned();
+        let Some(link) = self.core.switch.link(peer) else { return false };
+        let deadline = self.core.config.link.flush;
+        link.outbox.drain(); // nothing that is sent after this call
+        self.core.tasks.spawn(async move {
+            link.flush(deadline).await;
+            link.close(Gone::Dismissed { code, why });
+        });
+        true
+    }
+
     /// Keeps a peer out until `until` ([`UnixTime::NEVER`] for good) and closes its connection; known or not, connected or not.
     /// Returns when the ban is on the disk, if there is a [`Config::store`](crate::Config::store).
     ///

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use byway_proto::{
     PeerId,
     hello::{Agreed, Announced, MAX_DECLARED, MAX_NAME, MAX_PROTOCOLS},
-    schedule::{ChannelKey, Share},
+    schedule::{ChannelKey, RateError, Share},
     text::prefix,
 };
 use quinn::VarInt;
@@ -24,10 +24,12 @@ use super::{
     Protocol, slot::PerPeer, stats::Tallies,
 };
 use crate::{
+    config::LinkConfig,
     event::Events,
     gone::Gone,
     link::{
         Link,
+        budget::Budget,
         datagrams::{self, DatagramQueue},
         inbox::Inbox,
         outbox::{End, NewLane, Outlet, Pushed},
@@ -95,6 +97,16 @@ pub enum RegisterError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// A channel's rate is of no use.
+    #[error("channel {channel} of protocol {name:?}: {why}")]
+    Rate {
+        /// The protocol.
+        name: String,
+        /// The channel.
+        channel: u32,
+        /// What is wrong with it.
+        why: RateError,
+    },
     /// Too many protocols or channels.
     #[error("a node has at most {MAX_PROTOCOLS} protocols of {MAX_CHANNELS} channels each, and {MAX_DECLARED} in all")]
     TooMany,
@@ -104,8 +116,10 @@ pub enum RegisterError {
 }
 
 /// The protocols of one node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Registry {
+    /// The memory of what comes in on all channels.
+    pub(crate) budget: Arc<Budget>,
     protocols: RwLock<BTreeMap<u32, Arc<Registered>>>,
     /// The last numbers given to a protocol, and to a member's lanes; none is given twice, for streams of what had it may still
     /// be on their way. 0 is the control stream's.
@@ -117,8 +131,15 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn new(told: Option<Events>) -> Self {
-        Registry { told, ..Registry::default() }
+    pub(crate) fn new(config: &LinkConfig, told: Option<Events>) -> Self {
+        Registry {
+            budget: Arc::new(Budget::new(config)),
+            protocols: RwLock::default(),
+            last: AtomicU32::default(),
+            last_lanes: AtomicU32::default(),
+            closed: Mutex::default(),
+            told,
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Arc<Registered>>> {
@@ -284,6 +305,10 @@ fn check(protocol: &Protocol) -> Result<(), RegisterError> {
         if channel.delivery == Delivery::Datagram && channel.max_message > LARGEST_DATAGRAM {
             return wrong("its messages fit no datagram; lower `max_message`, or deliver it as a stream");
         }
+        for rate in channel.send_rate.iter().chain(&channel.receive_rate) {
+            let wrong = |why| RegisterError::Rate { name: name.clone(), channel: channel.id, why };
+            rate.check().map_err(wrong)?;
+        }
         if channel.queue == 0 || channel.queue_bytes == 0 {
             return wrong("its queue has no room; give it at least one message and one byte");
         }
@@ -424,7 +449,7 @@ impl Member {
             }
         };
         let tally = Some(Arc::clone(tally));
-        self.link.outbox.open(key, NewLane { share: channel.share, queue, outlet, tally })
+        self.link.outbox.open(key, NewLane { share: channel.share, rate: channel.send_rate, queue, outlet, tally })
     }
 }
 

@@ -203,7 +203,7 @@ impl Client {
         }
         let (control, mut from_link) = mpsc::channel(CONTROL);
         let Established { recv, codec, .. } = established;
-        self.core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&self.core.mux)));
+        self.core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&self.core.mux), None));
         self.core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, self.core.scope(control)));
         link.control(&Control::Register);
         let tending = ways.tend(Arc::clone(&link), Arc::clone(&self.shared));

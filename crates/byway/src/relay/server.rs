@@ -126,7 +126,7 @@ impl RelayShell {
             links.numbers.insert(link.track.alias(), conn);
             conn
         };
-        core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux)));
+        core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux), None));
         core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
         // Its client pings, and more often than that.
         core.agent.try_send(AgentCommand::KeepAlive { alias: link.track.alias(), every: PING });

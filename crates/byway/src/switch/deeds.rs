@@ -117,11 +117,13 @@ impl Shell {
         let Some((_, established)) = self.offered.take() else { return };
         let (link, core) = (Arc::clone(&established.link), Arc::clone(&self.core));
         self.links.insert(id, Arc::clone(&link));
+        link.limit(&core.config.link, core.mux.clock);
         core.switch.set_link(&link);
         // Before the first message can come in, so that each protocol's state of the peer is there.
         core.registry.agreed(&link, &link.agreed.read());
         self.announced = established.announced;
-        core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux)));
+        let evict_after = core.config.link.evict_after;
+        core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux), evict_after));
         let scope = core.scope(self.control.clone());
         core.tasks.spawn(readers::run(Arc::clone(&link), established.recv, established.codec, scope));
         let watcher = core.switch.clone();

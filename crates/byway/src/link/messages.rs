@@ -1,0 +1,241 @@
+//! One channel's stream, read into its inbox message by message.
+
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use quinn::VarInt;
+use tokio::time::{self, Instant};
+
+use super::{
+    Link,
+    budget::{self, Held, SMALL},
+    inbox::Inbox,
+    pace::Pace,
+    queue,
+    readers::UNKNOWN,
+    stripe::Incoming,
+    tally::Tally,
+};
+use crate::gone::Gone;
+
+/// How often it is looked, once a half message is old, whether somebody waits for its memory.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often a reader that its program keeps waiting shows that the program takes something: QUIC itself says so only after
+/// an eighth of a stream's window, and the peer would think that nobody reads.
+const SIGN_EVERY: Duration = Duration::from_secs(5);
+
+/// Reads one channel's messages until it ends, or nobody reads them.
+pub(super) struct Messages<'a> {
+    pub(super) link: &'a Link,
+    pub(super) inbox: &'a Inbox,
+    pub(super) frames: Frames,
+    pub(super) held: Held,
+    pub(super) pace: Pace,
+    /// When it was shown last that the program takes messages.
+    pub(super) signed: Instant,
+    pub(super) tally: Arc<Tally>,
+    /// Is told of each message.
+    pub(super) told: &'a (dyn Fn(&Bytes) + Sync),
+}
+
+impl Messages<'_> {
+    pub(super) async fn read(&mut self, incoming: &mut Incoming<'_>) -> Result<(), Gone> {
+        loop {
+            if !self.deliver().await {
+                incoming.stop(VarInt::from_u32(UNKNOWN));
+                return Ok(());
+            }
+            let mut read = 0;
+            if let Some(len) = self.frames.wanted {
+                self.take(budget::cost(len)).await;
+                self.frames.begin(len);
+            } else if !self.next(incoming).await? {
+                return Ok(());
+            } else {
+                read = self.frames.chunk.len();
+            }
+            self.frames.split()?;
+            while self.frames.wanted.is_none()
+                && self.pace.until().is_none()
+                && incoming.is_ready()
+                && let Some(bytes) = incoming.next().await?
+            {
+                read += bytes.len();
+                self.pace.spend(bytes.len());
+                self.frames.chunk = bytes;
+                self.frames.split()?;
+            }
+            self.tally.received(self.frames.batch.len(), read);
+            self.frames.batch.iter().for_each(self.told);
+        }
+    }
+
+    /// Pays for the messages that came whole, and puts all into the inbox; `false` if nobody will read them.
+    async fn deliver(&mut self) -> bool {
+        let mut batch = std::mem::take(&mut self.frames.batch);
+        while !batch.is_empty() {
+            // The first one may have been paid for while it was in the making.
+            let (mut paid, mut count) = (std::mem::take(&mut self.frames.paid), 0);
+            let mut bytes = 0;
+            for message in &batch {
+                let cost = budget::cost(message.len());
+                if count > 0 && bytes + cost > SMALL {
+                    break;
+                }
+                (bytes, count) = (bytes + cost, count + 1);
+                if paid {
+                    (paid, bytes) = (false, 0);
+                }
+            }
+            if bytes > 0 {
+                self.take(bytes).await;
+            }
+            let mut some =
+                if count == batch.len() { std::mem::take(&mut batch) } else { batch.drain(..count).collect() };
+            let Some(waited) = self.inbox.deliver(&mut some, &mut self.held).await else { return false };
+            if waited {
+                self.frames.began = Instant::now(); // it was not the peer who took so long
+                self.sign();
+            }
+            if batch.is_empty() {
+                self.frames.batch = some; // keeps its memory
+                return true;
+            }
+        }
+        self.frames.batch = batch;
+        true
+    }
+
+    async fn take(&mut self, bytes: usize) {
+        let (inbox, peer) = (self.inbox, self.link.peer);
+        self.held.take(bytes, || inbox.is_empty_of(peer), &self.link.memory).await;
+    }
+
+    /// Shows the peer that the program takes messages.
+    fn sign(&mut self) {
+        if self.signed.elapsed() >= SIGN_EVERY {
+            self.signed = Instant::now();
+            self.link.track.revived.notify_one();
+        }
+    }
+
+    /// Waits for the next bytes; `false` if there are no more.
+    async fn next(&mut self, incoming: &mut Incoming<'_>) -> Result<bool, Gone> {
+        if self.pace.until().is_some() {
+            self.pace.wait().await;
+            self.frames.began = Instant::now();
+        }
+        let bytes = {
+            let mut next = pin!(incoming.next());
+            if self.frames.partial.is_none() {
+                next.await?
+            } else {
+                let (budget, began) = (self.held.budget(), self.frames.began);
+                loop {
+                    if budget.is_overdue(self.link.peer, began.elapsed()) {
+                        return Err(Gone::Unfinished);
+                    }
+                    let look = (began + budget.unfinished_after).max(Instant::now() + LOOK);
+                    if let Ok(bytes) = time::timeout_at(look, &mut next).await {
+                        break bytes?;
+                    }
+                }
+            }
+        };
+        let Some(bytes) = bytes else { return Ok(false) };
+        self.pace.spend(bytes.len());
+        self.frames.chunk = bytes;
+        Ok(true)
+    }
+}
+
+/// Takes messages out of a stream's bytes.
+pub(super) struct Frames {
+    max: usize,
+    /// Bytes that are not split yet.
+    chunk: Bytes,
+    /// The length of a message that begins in them and ends behind them: it waits for its memory.
+    wanted: Option<usize>,
+    /// A message whose bytes have not all come: what is there, and how many are missing.
+    partial: Option<(BytesMut, usize)>,
+    /// Since when the peer could have sent them.
+    began: Instant,
+    /// A length of which not all bytes have come.
+    header: BytesMut,
+    batch: VecDeque<Bytes>,
+    /// The first message of the batch was in the making before, and its memory was taken then.
+    paid: bool,
+}
+
+impl Frames {
+    pub(super) fn new(max: usize) -> Self {
+        Frames {
+            max,
+            chunk: Bytes::new(),
+            wanted: None,
+            partial: None,
+            began: Instant::now(),
+            header: BytesMut::new(),
+            batch: VecDeque::new(),
+            paid: false,
+        }
+    }
+
+    /// Splits the bytes that are there, up to a message that needs memory.
+    fn split(&mut self) -> Result<(), Gone> {
+        while !self.chunk.is_empty() {
+            if let Some((message, missing)) = &mut self.partial {
+                let part = self.chunk.split_to(self.chunk.len().min(*missing));
+                message.extend_from_slice(&part);
+                *missing -= part.len();
+                if *missing == 0 {
+                    let message = std::mem::take(message).freeze();
+                    self.partial = None;
+                    self.paid |= self.batch.is_empty();
+                    self.batch.push_back(message);
+                }
+                continue;
+            }
+            let Some(len) = self.length() else { return Ok(()) };
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            if len > self.max {
+                return Err(Gone::Misbehaved(format!("a message of {len} bytes on a channel for {}", self.max)));
+            }
+            if self.chunk.len() < len {
+                self.wanted = Some(len);
+                return Ok(());
+            }
+            self.batch.push_back(self.chunk.split_to(len));
+        }
+        Ok(())
+    }
+
+    /// Begins the message that was wanted, now that its memory is taken.
+    fn begin(&mut self, len: usize) {
+        self.wanted = None;
+        self.began = Instant::now();
+        self.partial = Some((BytesMut::with_capacity(len), len));
+    }
+
+    /// The next message's length, if all its bytes are there.
+    fn length(&mut self) -> Option<u64> {
+        if self.header.is_empty() {
+            if let Some(len) = queue::take_varint(&mut self.chunk) {
+                return Some(len);
+            }
+            self.header.extend_from_slice(&self.chunk);
+            self.chunk.clear();
+            return None;
+        }
+        while !self.chunk.is_empty() {
+            self.header.extend_from_slice(&self.chunk.split_to(1));
+            let mut whole = Bytes::copy_from_slice(&self.header);
+            if let Some(len) = queue::take_varint(&mut whole) {
+                self.header.clear();
+                return Some(len);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,91 @@
+//! How fast a link's readers take what comes in: each channel by its own rate, all together by the peer's.
+//!
+//! A reader that has to wait takes nothing from QUIC, so the stream's window closes and the sender waits: nothing is lost.
+//! A datagram cannot wait; one that comes too early is dropped and counted.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use byway_proto::{
+    Instant,
+    schedule::{Bucket, Class, Rate},
+};
+use tokio::time;
+
+use crate::net::mux::Clock;
+
+/// Bytes for which a reader waits: fewer would be a wake-up for each piece of a packet.
+pub(crate) const LEAST_READ: u64 = 1_200;
+
+/// What all readers of one link may take together.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    clock: Clock,
+    bucket: Option<Arc<Mutex<Bucket>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(clock: Clock, rate: Option<Rate>) -> Self {
+        Shared { clock, bucket: rate.map(|rate| Arc::new(Mutex::new(receiving(rate)))) }
+    }
+
+    fn lock(&self) -> Option<MutexGuard<'_, Bucket>> {
+        self.bucket.as_ref().map(|bucket| bucket.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What one reader may take.
+///
+/// What it took has to be paid before it takes more, with what others took before it, but not with what they took since: so the
+/// readers of one peer take turns.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    own: Option<Bucket>,
+    shared: Shared,
+    /// It counts for the peer's rate, but does not wait for it.
+    is_control: bool,
+    until: Instant,
+}
+
+impl Pace {
+    /// A reader of a channel of this class with this rate of its own.
+    pub(crate) fn new(class: Class, own: Option<Rate>, shared: Shared) -> Self {
+        Pace { own: own.map(receiving), shared, is_control: class == Class::Control, until: Instant::START }
+    }
+
+    /// Whether any rate holds for it; for most readers none does, and no clock is read for them.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.own.is_some() || self.shared.bucket.is_some()
+    }
+
+    /// From when on the reader may take something; `None` if it may now.
+    pub(crate) fn until(&self) -> Option<time::Instant> {
+        let clock = self.shared.clock;
+        (self.is_limited() && self.until > clock.now()).then(|| clock.at(self.until))
+    }
+
+    /// Waits until the reader may take something.
+    pub(crate) async fn wait(&self) {
+        while let Some(until) = self.until() {
+            time::sleep_until(until).await;
+        }
+    }
+
+    /// Notes that the reader has taken so many bytes; what was too much is made up for before it takes more.
+    pub(crate) fn spend(&mut self, bytes: usize) {
+        if !self.is_limited() {
+            return;
+        }
+        let now = self.shared.clock.now();
+        let spend = |bucket: &mut Bucket| {
+            bucket.spend(bytes as u64, now);
+            bucket.ready_at(bucket.least(LEAST_READ), now)
+        };
+        let shared = self.shared.lock().map(|mut bucket| spend(&mut bucket)).filter(|_| !self.is_control);
+        self.until = self.own.as_mut().map(spend).into_iter().chain(shared).fold(now, Instant::max);
+    }
+}
+
+/// The network may bunch what left evenly: twice the burst keeps it from being too fast for the same rate.
+fn receiving(rate: Rate) -> Bucket {
+    Bucket::new(rate.bytes_per_second, rate.burst.saturating_mul(2), Instant::START)
+}
