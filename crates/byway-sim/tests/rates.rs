@@ -85,7 +85,6 @@ async fn measure(rx: &mut Receiver) -> f64 {
 }
 
 fn assert_rate(measured: f64, rate: u64) {
-    println!("{measured:.0} of {rate} bytes a second");
     assert!((measured / rate as f64 - 1.0).abs() <= 0.02, "{measured:.0} of {rate} bytes a second");
 }
 
@@ -223,7 +222,6 @@ async fn shared_rate(world: World, configs: [LinkConfig; 2]) -> [f64; 2] {
     };
     let (first, second, bytes, worst) = tokio::join!(measure(first), measure(second), bytes, answers);
     asking.await.unwrap();
-    println!("{first:.0} + {second:.0} + {bytes:.0}, control {worst:?}");
     assert_rate(first + second + bytes, 500_000);
     [second / first, worst.as_secs_f64()]
 }

@@ -186,12 +186,7 @@ impl Node {
         let (clock, tasks, events) = (Clock::start(), Tasks::new(), Events::default());
         let routes = Routes::new(&seed, config.identity.derive("byway 1 alias key"));
         let gate = Gate::new(config.gate.clone(), Rng::new(&seed, "gate").bytes());
-        let welcome = match (config.accept, config.relay_only) {
-            (false, _) => Welcome::Nobody,
-            (true, true) => Welcome::Relayed,
-            (true, false) => Welcome::Everyone,
-        };
-        let (mux, datagrams) = Mux::new(sockets, routes, gate, clock, welcome);
+        let (mux, datagrams) = Mux::new(sockets, routes, gate, clock, Welcome::of(&config));
         let serving = config.relay.clone().map(|relay| RelayShell::new(relay, &mux, &*net));
         let endpoint = Endpoint::new(&config, &seed, Arc::clone(&mux), &tasks)?;
         let (switch, inlets) = SwitchRef::new();

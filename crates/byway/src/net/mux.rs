@@ -34,7 +34,10 @@ use super::{
     routes::{Routes, Via},
     sockets::{Sockets, Which},
 };
-use crate::metrics::{Counters, Dropped};
+use crate::{
+    config::Config,
+    metrics::{Counters, Dropped},
+};
 
 /// Datagrams for the agent that may wait: probes of 64 peers, four each.
 pub(crate) const AGENT_QUEUE: usize = 256;
@@ -131,6 +134,16 @@ pub(crate) enum Welcome {
     /// Those that come through a relay.
     Relayed,
     Nobody,
+}
+
+impl Welcome {
+    pub(crate) fn of(config: &Config) -> Self {
+        match (config.accept, config.relay_only) {
+            (false, _) => Welcome::Nobody,
+            (true, true) => Welcome::Relayed,
+            (true, false) => Welcome::Everyone,
+        }
+    }
 }
 
 /// The relay of this node, as the packet path uses it.

@@ -59,6 +59,7 @@ impl Tally {
 }
 
 /// One end of the channel.
+#[expect(clippy::large_enum_variant, reason = "a scene has four of them")]
 pub(super) enum Voice {
     Byway { tx: Sender, rx: Receiver, to: PeerId },
     Bare(Connection),
