@@ -2,7 +2,8 @@
 //!
 //! What counts is time in which the peer's QUIC answered: an outage is no reluctance. What ends the count is a byte that QUIC
 //! took of anything, or a sign that the peer reads ([`super::readers`]): a slow program is no reluctance either, and one
-//! channel that nobody reads is none as long as others go on.
+//! channel that nobody reads is none as long as others go on. The end of an outage begins the count anew, for the peer's first word
+//! then is a window grown by a byte.
 
 use std::time::Duration;
 
