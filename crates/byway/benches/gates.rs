@@ -9,10 +9,16 @@
 
 #[path = "gates/bare.rs"]
 mod bare;
+#[path = "gates/child.rs"]
+mod child;
+#[path = "gates/counting.rs"]
+mod counting;
 #[path = "gates/end.rs"]
 mod end;
 #[path = "gates/load.rs"]
 mod load;
+#[path = "gates/many.rs"]
+mod many;
 #[path = "gates/node.rs"]
 mod node;
 #[path = "gates/relay.rs"]
@@ -36,12 +42,15 @@ const RUNS: usize = 5;
 const PINGPONG_RUNS: usize = 15;
 
 /// What there is to run.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 11] = [
     Bench { rows: &["bulk"], measure: bulk },
     Bench { rows: &["messages-64B"], measure: || messages("messages-64B", Load::messages(64, 4_000_000)) },
     Bench { rows: &["messages-1KiB"], measure: || messages("messages-1KiB", Load::messages(1 << 10, 500_000)) },
     Bench { rows: &["messages-64KiB"], measure: || messages("messages-64KiB", Load::messages(64 << 10, 10_000)) },
     Bench { rows: &["pingpong-p50", "pingpong-p99"], measure: pingpong },
+    Bench { rows: &["broadcast-100"], measure: broadcast },
+    Bench { rows: &["handshakes"], measure: handshakes },
+    Bench { rows: &["idle-peer", "idle-peer-packets"], measure: idle_peer },
     Bench { rows: &["relay", "relay-bulk"], measure: relayed },
     Bench { rows: &["relay-memory-1k"], measure: || relay_memory("relay-memory-1k", 1_000) },
     Bench { rows: &["relay-memory-10k"], measure: || relay_memory("relay-memory-10k", 10_000) },
@@ -70,9 +79,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    if env::args().any(|argument| argument == relay::CHILD) {
-        relay::be_a_relay();
-    }
+    child::play();
     let (only, json) = match arguments(env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -80,7 +87,6 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let is_part = |name: &str, only: &str| only == name || only == "relay" && name.starts_with("relay-");
     let wanted = |name: &str| only.as_deref().is_none_or(|only| is_part(name, only));
     for Bench { rows, measure } in BENCHES {
         if rows.iter().any(|name| wanted(name)) {
@@ -89,6 +95,11 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Whether `--only` means this row: by its name or by what its name begins with.
+fn is_part(name: &str, only: &str) -> bool {
+    name.strip_prefix(only).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
 /// What `--only` names, and whether `--json` was given.
@@ -104,7 +115,9 @@ fn arguments(mut given: impl Iterator<Item = String>) -> Result<(Option<String>,
     }
     let names = BENCHES.map(|bench| bench.rows).concat();
     match only {
-        Some(only) if !names.contains(&only.as_str()) => Err(format!("no benchmark {only}; there are {names:?}")),
+        Some(only) if !names.iter().any(|name| is_part(name, &only)) => {
+            Err(format!("no benchmark {only}; there are {names:?}"))
+        }
         only => Ok((only, json)),
     }
 }
@@ -138,6 +151,32 @@ fn pingpong() -> Vec<Row> {
         Row { bench, unit: "µs", ours, peer: "quinn", theirs, ratio: theirs / ours }
     };
     vec![row("pingpong-p50", 0.50), row("pingpong-p99", 0.99)]
+}
+
+fn broadcast() -> Vec<Row> {
+    let rate = median((0..RUNS).map(|_| many::broadcast()));
+    vec![Row::alone("broadcast-100", "messages/s", rate)]
+}
+
+fn handshakes() -> Vec<Row> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        ours.push(many::handshakes());
+        theirs.push(many::bare::handshakes());
+    }
+    let [ours, theirs] = [ours, theirs].map(|rates| median(rates.into_iter()));
+    vec![Row { bench: "handshakes", unit: "1/CPU-s", ours, peer: "quinn", theirs, ratio: ours / theirs }]
+}
+
+fn idle_peer() -> Vec<Row> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        ours.push(many::memory());
+        theirs.push(many::bare::memory());
+    }
+    let [ours, theirs] = [ours, theirs].map(|sizes| median(sizes.into_iter()));
+    let memory = Row { bench: "idle-peer", unit: "KiB", ours, peer: "quinn", theirs, ratio: theirs / ours };
+    vec![memory, Row::alone("idle-peer-packets", "packets/h", many::packets_an_hour())]
 }
 
 fn relayed() -> Vec<Row> {

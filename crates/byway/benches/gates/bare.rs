@@ -201,12 +201,8 @@ macro_rules! library {
                 }
 
                 async fn dial(address: SocketAddr) -> Self::End {
-                    let (_, crypto) = tls::configs(2);
-                    let crypto = QuicClientConfig::try_from(crypto).expect("AES-128-GCM is there");
-                    let mut client = ClientConfig::new(Arc::new(crypto));
-                    client.transport_config(transport());
                     let endpoint = endpoint(None);
-                    let connecting = endpoint.connect_with(client, address, "bench.invalid").expect("it is a name");
+                    let connecting = endpoint.connect_with(client(), address, "bench.invalid").expect("it is a name");
                     let connection = connecting.await.expect("the handshake succeeds");
                     let (mut send, recv) = connection.open_bi().await.expect("the connection is open");
                     send.put(&mut [Bytes::from_static(&[0])]).await; // only then the other side sees the stream
@@ -214,7 +210,15 @@ macro_rules! library {
                 }
             }
 
-            fn endpoint(server: Option<ServerConfig>) -> Endpoint {
+            pub(crate) fn client() -> ClientConfig {
+                let (_, crypto) = tls::configs(2);
+                let crypto = QuicClientConfig::try_from(crypto).expect("AES-128-GCM is there");
+                let mut client = ClientConfig::new(Arc::new(crypto));
+                client.transport_config(transport());
+                client
+            }
+
+            pub(crate) fn endpoint(server: Option<ServerConfig>) -> Endpoint {
                 let mut config = EndpointConfig::default();
                 config.max_udp_payload_size(1_500).expect("it is in bounds");
                 Endpoint::new(config, server, super::socket(), Arc::new(TokioRuntime)).expect("the endpoint starts")

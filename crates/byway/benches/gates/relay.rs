@@ -1,10 +1,7 @@
 //! A relay: what a core forwards, what an idle client costs in memory, and how a relayed path compares with a direct one.
 
 use std::{
-    env, fs,
-    io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, SocketAddr},
-    process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -15,12 +12,11 @@ use byway::{Channel, Config, Identity, Node, PeerAddr, PeerEvent, Protocol, Rela
 use cpu_time::ThreadTime;
 use tokio::{runtime, sync::oneshot, time};
 
+use crate::child::Child;
+
 /// Bytes of one message, and of one run.
 const MESSAGE: usize = 64 << 10;
 const BULK: usize = 256 << 20;
-
-/// With this argument the process is a relay that tells its address and ends with its input.
-pub(crate) const CHILD: &str = "--be-a-relay";
 
 /// Clients that register at once: more would only wait for the relay's admission of strangers.
 const AT_ONCE: usize = 32;
@@ -41,7 +37,7 @@ fn relay_config() -> Config {
     config
 }
 
-async fn relay() -> (Node, PeerAddr) {
+pub(crate) async fn relay() -> (Node, PeerAddr) {
     let node = Node::bind(relay_config()).await.expect("a loopback port is free");
     let addr = PeerAddr::new(node.id(), [SocketAddr::from((Ipv4Addr::LOCALHOST, node.port()))]);
     (node, addr)
@@ -120,17 +116,9 @@ pub(crate) fn forward() -> Relayed {
 
 /// KiB of the relay's memory for each of `clients` that are registered and idle.
 pub(crate) fn memory(clients: usize) -> f64 {
-    let mut child = Command::new(env::current_exe().expect("this program has a name"))
-        .arg(CHILD)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it starts once more");
-    let mut line = String::new();
-    let mut told = BufReader::new(child.stdout.take().expect("it is piped"));
-    told.read_line(&mut line).expect("the relay tells its address");
-    let addr: PeerAddr = line.trim().parse().expect("it is one");
-    let before = rss_kib(&child);
+    let (child, line) = Child::start("relay");
+    let addr: PeerAddr = line.parse().expect("it is an address");
+    let before = child.rss_kib();
     let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
     let after = runtime.block_on(async {
         let mut nodes = Vec::with_capacity(clients);
@@ -144,10 +132,8 @@ pub(crate) fn memory(clients: usize) -> f64 {
             }
         }
         time::sleep(Duration::from_secs(6)).await; // what the handshakes needed is given back by then
-        rss_kib(&child)
+        child.rss_kib()
     });
-    drop(child.stdin.take());
-    let _ = child.wait();
     (after - before) / clients as f64
 }
 
@@ -167,26 +153,7 @@ async fn registered(node: &Node) {
     }
 }
 
-/// The relay of [`memory`].
-pub(crate) fn be_a_relay() {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
-    runtime.block_on(async {
-        let (_node, addr) = relay().await;
-        println!("{addr}");
-        let _ = std::io::stdout().flush();
-        let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()));
-        let _ = ended.await;
-    });
-    std::process::exit(0);
-}
-
-fn rss_kib(process: &Child) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(f64::NAN)
-}
-
-fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
     runtime
         .block_on(async { time::timeout(Duration::from_secs(120), work).await.expect("a run ends within its limit") })
