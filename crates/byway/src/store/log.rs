@@ -328,7 +328,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     Ok(()) // elsewhere a directory cannot be opened
 }
 
-/// Moves a file out of the way.
+/// Gives a file that is to be replaced another name, too; until then it keeps the old one, so that a crash in between costs nothing.
 fn move_aside(path: &Path, now: UnixTime) -> io::Result<PathBuf> {
     let names = (0..MAX_ASIDE).map(|n| match n {
         0 => beside(path, &format!(".damaged-{}", now.0)),
@@ -336,7 +336,7 @@ fn move_aside(path: &Path, now: UnixTime) -> io::Result<PathBuf> {
     });
     let free = names.into_iter().find(|name| !name.exists());
     let aside = free.ok_or_else(|| io::Error::other("too many damaged files are beside it; move them away"))?;
-    fs::rename(path, &aside)?;
+    fs::hard_link(path, &aside).or_else(|_| fs::rename(path, &aside))?; // not every file system has links
     Ok(aside)
 }
 
