@@ -46,7 +46,7 @@ const UNANSWERED_SPACING: Duration = Duration::from_secs(1);
 const UNANSWERED_FOR: Duration = Duration::from_secs(10);
 
 /// The least pause before a ping answers a ping on a route that is not proven, or dead, here: the peer cannot make us
-/// send more than this.
+/// send more than this, and one.
 const PING_BACK_SPACING: Duration = Duration::from_millis(50);
 
 impl Paths {
@@ -140,19 +140,20 @@ impl Paths {
         self.last_sent.is_some_and(|sent| now <= sent + BUSY_FOR)
     }
 
-    /// A ping came in: a route that we do not rely on may do after all.
+    /// A ping came in: a route that we do not rely on may do after all. The peer's first is answered with one at once: ours
+    /// from before may have been there earlier than the peer's keys, and until one is answered a handshake's copies go on.
     pub(super) fn ping_back(&mut self, route: RouteId, now: Instant) {
-        if let Some(route) = self.routes.get_mut(&route) {
-            route.peer.heard = Some(now);
-            if !route.is_proven() && !route.trusted {
-                route.peer.asked.get_or_insert(now);
-            }
-        }
-        let Some(known) = self.routes.get_mut(&route).filter(|route| !route.is_proven() || route.standing.dead) else {
+        let Some(known) = self.routes.get_mut(&route) else { return };
+        let is_first = !core::mem::replace(&mut known.peer.has_pinged, true);
+        known.peer.heard = Some(now);
+        if known.is_proven() && !known.standing.dead {
             return;
-        };
+        }
+        if !known.is_proven() && !known.trusted {
+            known.peer.asked.get_or_insert(now);
+        }
         known.standing.tries = 0;
-        if known.last_ping.is_none_or(|last| now >= last + PING_BACK_SPACING) {
+        if is_first || known.last_ping.is_none_or(|last| now >= last + PING_BACK_SPACING) {
             self.ping(route, false, now);
         }
     }

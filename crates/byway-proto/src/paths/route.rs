@@ -83,6 +83,8 @@ pub(super) struct Presence {
     pub(super) heard: Option<Instant>,
     /// When its first ping came by the route, if that is how the route came to be.
     pub(super) asked: Option<Instant>,
+    /// Whether any ping of its came by the route.
+    pub(super) has_pinged: bool,
 }
 
 /// Lost pings.

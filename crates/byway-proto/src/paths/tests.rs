@@ -387,6 +387,21 @@ fn received_ping_is_no_answer() {
 }
 
 #[test]
+fn the_peers_first_ping_after_a_handshake_is_followed_by_one_at_once_and_the_next_is_not() {
+    let mut one = Driven::new();
+    one.add(A, RouteKind::Direct);
+    one.add(B, RouteKind::Relay);
+    one.input(Input::Established { heard: A }); // pings, which may come before the peer has its keys
+    let ping = Input::Ping { route: A, doubt: false };
+    one.wait(1);
+    let back = one.input(ping.clone());
+    assert_eq!(pinged(&back), [A]);
+    assert_eq!(pinged(&one.input(ping)), [], "a peer cannot make us send as much as it likes");
+    one.pong(&back, A);
+    assert_eq!(one.paths.plan(), Plan::One(A), "no more copies");
+}
+
+#[test]
 fn doubting_ping_is_contradicted_by_a_fresh_proof_only() {
     let mut one = Driven::established();
     assert!(one.input(Input::Ping { route: B, doubt: true }).is_empty());
