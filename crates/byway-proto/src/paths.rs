@@ -17,15 +17,18 @@
 //! flag and copies of every datagram on every proven route) → an answer on another route: no more copies, that one carries
 //! all → a pong on the selected route: stay; pongs only elsewhere: switch. A doubting ping makes the other side hedge too, which solves deaths of one direction only.
 
+mod budget;
 mod event;
 mod hedge;
 mod pings;
 mod route;
+mod split;
 mod status;
 
 use alloc::{collections::BTreeMap, collections::VecDeque};
 use core::time::Duration;
 
+pub use budget::Budget;
 pub use event::{DropWhy, HedgeWhy, Input, Output, Plan, RouteId, RouteKind, RouteSet, SMALL, Sample, Why};
 pub use status::RouteStatus;
 
@@ -84,6 +87,8 @@ pub struct Paths {
     stalled: bool,
     /// Whether a direct route has ever been selected.
     had_direct: bool,
+    /// Whether the peer's choice counts where neither side's is better.
+    gives_way: bool,
     plan: Plan,
     outputs: VecDeque<Output>,
 }
@@ -105,6 +110,7 @@ impl Paths {
             last_sent: None,
             stalled: false,
             had_direct: false,
+            gives_way: false,
             plan: Plan::All,
             outputs: VecDeque::new(),
         }
@@ -123,6 +129,7 @@ impl Paths {
             Input::Remove { route } => self.remove(route, now),
             Input::NetworkChanged => self.doubt_all(now),
             Input::KeepAlive(every) => self.config.warm = every,
+            Input::GiveWay => self.gives_way = true,
             Input::Established { heard } => self.establish(heard, now),
             Input::Sample(sample) => self.look(&sample, now),
             Input::Pong { route, txid } => self.pong(route, txid, now),
@@ -296,6 +303,7 @@ impl Paths {
         } else {
             self.mind_silence(now);
         }
+        self.mind_split(&sample.heard, now);
         if self.hedge.is_none() {
             self.ping_due(now);
         }

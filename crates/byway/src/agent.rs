@@ -351,7 +351,7 @@ impl Agent {
             if state.established || !state.dialled { None } else { state.add(via, false) }
         };
         if let Some(route) = added {
-            self.mux.replay(track, route, usize::MAX, self.mux.now().since_start());
+            self.mux.replay(track, route, (usize::MAX, self.mux.now().since_start()), false);
         }
     }
 

@@ -46,6 +46,8 @@ pub enum Dropped {
     SpillQueue,
     /// A copy beyond the budget of a dial.
     DialBudget,
+    /// A copy beyond the budget of an established connection's doubts.
+    HedgeBudget,
     /// Too large for its route, and not to be split before the connection is established; or larger than any peer sends.
     TooLarge,
     /// The alias names no connection any more.
@@ -72,7 +74,7 @@ pub enum Dropped {
 
 impl Dropped {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Dropped; 29] = [
+    pub const ALL: [Dropped; 30] = [
         Dropped::Junk,
         Dropped::ForgedAlias,
         Dropped::NoSocket,
@@ -91,6 +93,7 @@ impl Dropped {
         Dropped::AgentQueue,
         Dropped::SpillQueue,
         Dropped::DialBudget,
+        Dropped::HedgeBudget,
         Dropped::TooLarge,
         Dropped::DeadAlias,
         Dropped::UnknownConnection,
@@ -125,6 +128,7 @@ impl Dropped {
             Dropped::AgentQueue => "agent_queue",
             Dropped::SpillQueue => "spill_queue",
             Dropped::DialBudget => "dial_budget",
+            Dropped::HedgeBudget => "hedge_budget",
             Dropped::TooLarge => "too_large",
             Dropped::DeadAlias => "dead_alias",
             Dropped::UnknownConnection => "unknown_connection",

@@ -108,6 +108,8 @@ pub enum Input {
     NetworkChanged,
     /// From now on a route that must not go cold is pinged this often while the connection is idle.
     KeepAlive(Duration),
+    /// The peer has dialled: where it sends by another route and neither is better, this side takes the peer's.
+    GiveWay,
     /// QUIC's handshake is complete and probe keys exist; until then every datagram goes out on every route.
     Established {
         /// The route on which the handshake was last heard.
@@ -194,6 +196,8 @@ pub enum Output {
         last: usize,
         /// Those that first left longer ago than this are left out.
         max_age: Duration,
+        /// Whether they come out of the [`Budget`](super::Budget); those of a long search are few by themselves.
+        budgeted: bool,
     },
     /// Everything sent so far is answered, or no answer is expected any more: empty the track's marks.
     ClearUnanswered,
@@ -256,6 +260,8 @@ pub enum Why {
     Better,
     /// The peer was heard on it, and no longer on the one before: its address has changed.
     Moved,
+    /// The peer sends by it, and the one before was no better.
+    Followed,
     /// It answered and the selected route did not.
     Silent,
     /// It has answered and the selected route never has.
@@ -273,6 +279,7 @@ impl fmt::Display for Why {
             Why::FirstDirect => "it is the first direct route",
             Why::Better => "it proved better than the one before",
             Why::Moved => "the peer has moved there",
+            Why::Followed => "the peer sends by it, and the one before was no better",
             Why::Silent => "it answered when the one before went silent",
             Why::Unproven => "it answers and the one before never did",
             Why::Removed => "the one before was removed",

@@ -236,7 +236,7 @@ impl Paths {
     fn replay_young(&mut self, now: Instant) {
         let Some((selected, hedge)) = self.selected_route().zip(self.hedge.as_ref()) else { return };
         let young = selected.patience() + selected.rtt() * 3 / 2 + now.since(hedge.since);
-        self.replay_hedged(usize::MAX, young);
+        self.replay_hedged(usize::MAX, young, true);
     }
 
     /// Notes on which other route the peer is heard since the hedge began: it doubts too, or has left already, and what it says
@@ -275,15 +275,16 @@ impl Paths {
             };
         // a doubt that a whole round of pings could not settle is our own, whoever began it
         let doubt = hedge.doubt || age >= patience;
+        let is_burst = hedge.pings <= BURST_PINGS;
         let replay = match hedge.why {
             HedgeWhy::Established => 0,
             _ if !hedge.is_copying() => 0,
-            _ if hedge.pings <= BURST_PINGS => LATEST,
+            _ if is_burst => LATEST,
             _ => SEARCH_LATEST,
         };
         self.ping_all(doubt, now);
         if replay > 0 {
-            self.replay_hedged(replay, Duration::MAX);
+            self.replay_hedged(replay, Duration::MAX, is_burst);
         }
         self.tell_plan(now);
     }
@@ -314,7 +315,7 @@ impl Paths {
                 if is_alarm {
                     self.scares.add(now);
                 }
-                self.replay(route, LATEST, Duration::MAX);
+                self.replay(route, LATEST, Duration::MAX, true);
             } else {
                 hedge.elsewhere.get_or_insert((route, now));
                 hedge.copies_at = hedge.copies_at.map(|at| at.min(now + SCARED_SLACK));
@@ -360,26 +361,26 @@ impl Paths {
 
     /// Sends the latest datagrams again wherever the hedge sends new ones, the silent route excepted unless it is the
     /// only one: there, a peer behind a NAT that has forgotten us learns of our new address by the ping before them.
-    fn replay_hedged(&mut self, last: usize, max_age: Duration) {
+    fn replay_hedged(&mut self, last: usize, max_age: Duration, budgeted: bool) {
         let selected = self.selected;
         let others = self.proven();
         let mut alone = true;
         for route in others.iter().filter(|route| Some(*route) != selected) {
             alone = false;
-            self.replay(route, last, max_age);
+            self.replay(route, last, max_age, budgeted);
         }
         if let Some(route) = selected.filter(|_| alone) {
-            self.replay(route, LATEST.min(last), Duration::MAX);
+            self.replay(route, LATEST.min(last), Duration::MAX, budgeted);
         }
     }
 
     /// Sends the latest datagrams again after a hedge ended in a switch.
     pub(super) fn replay_latest(&mut self, route: RouteId) {
-        self.replay(route, LATEST, Duration::MAX);
+        self.replay(route, LATEST, Duration::MAX, true);
     }
 
-    fn replay(&mut self, route: RouteId, last: usize, max_age: Duration) {
-        self.outputs.push_back(Output::Replay { route, last, max_age });
+    fn replay(&mut self, route: RouteId, last: usize, max_age: Duration, budgeted: bool) {
+        self.outputs.push_back(Output::Replay { route, last, max_age, budgeted });
     }
 
     fn ping_all(&mut self, doubt: bool, now: Instant) {

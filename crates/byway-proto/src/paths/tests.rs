@@ -51,7 +51,7 @@ fn pong_on_the_selected_route_ends_the_hedge() {
     one.wait(60);
     let outputs = one.pong(&hedge, A);
     assert!(outputs.contains(&Output::Unhedged) && outputs.contains(&Output::ClearUnanswered));
-    assert!(outputs.contains(&Output::Replay { route: A, last: 2, max_age: Duration::MAX }));
+    assert!(outputs.contains(&Output::Replay { route: A, last: 2, max_age: Duration::MAX, budgeted: true }));
     assert_eq!((one.paths.plan(), one.paths.watching()), (Plan::One(A), false));
 }
 
@@ -418,7 +418,7 @@ fn lone_route_is_pinged_and_replayed_on_until_it_answers() {
     let first = one.input(Input::Established { heard: B });
     one.pong(&first, B);
     let outputs = one.silence();
-    assert!(outputs.contains(&Output::Replay { route: B, last: 2, max_age: Duration::MAX }));
+    assert!(outputs.contains(&Output::Replay { route: B, last: 2, max_age: Duration::MAX, budgeted: true }));
     assert_eq!(one.paths.plan(), Plan::One(B));
     let began = one.now;
     let (mut pings, mut replays) = (1, 0);

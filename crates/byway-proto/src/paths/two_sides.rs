@@ -477,7 +477,7 @@ impl Pair {
                 self.transmit(from, route, Packet::Ping { txid, doubt });
             }
             Output::Plan(plan) => side.plan = plan,
-            Output::Replay { route, last, max_age } => {
+            Output::Replay { route, last, max_age, .. } => {
                 let skipped = side.ring.len().saturating_sub(last);
                 let young = side.ring.iter().skip(skipped).filter(|(sent, _)| self.now.since(*sent) <= max_age);
                 let datagrams: Vec<_> = young.map(|(_, datagram)| *datagram).collect();

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 use byway_proto::{
     Instant, PeerId,
     nat::SocketId,
-    paths::{DropWhy, HedgeWhy, Input, Output, Paths, Plan, RouteId, RouteKind},
+    paths::{Budget, DropWhy, HedgeWhy, Input, Output, Paths, Plan, RouteId, RouteKind},
     wire::probe::{self, Probe, ProbeKey, ProbeKind, ReplayWindow},
 };
 use tokio::sync::oneshot;
@@ -94,6 +94,7 @@ impl AgentPeer {
     pub(super) fn begin(&mut self, now: Instant) -> Vec<SocketAddr> {
         let mut state = self.track.lock();
         state.established = true;
+        state.copies.budget = Budget::new(now);
         let dialled = state.dialled;
         let mut unheard = Vec::new();
         if self.told.is_some() {
@@ -106,6 +107,9 @@ impl AgentPeer {
         drop(state);
         for &(route, via, _) in &routes {
             self.paths.handle_input(added(route, via, dialled), now);
+        }
+        if !dialled {
+            self.paths.handle_input(Input::GiveWay, now);
         }
         if let Some((heard, ..)) = routes.iter().max_by_key(|(_, via, heard)| (*heard, !via.is_relay())) {
             self.paths.handle_input(Input::Established { heard: *heard }, now);
@@ -180,7 +184,7 @@ impl AgentPeer {
         let mut state = self.track.lock();
         let sample = state.sample();
         if sample.last_sent.is_none_or(|sent| now.since(sent) > RING_LIFE) {
-            state.ring.shrink();
+            state.copies.ring.shrink();
         }
         drop(state);
         self.paths.handle_input(Input::Sample(sample), now);
@@ -281,7 +285,9 @@ impl AgentPeer {
                     }
                 }
                 Output::Plan(plan) => self.apply(plan, mux.now()),
-                Output::Replay { route, last, max_age } => mux.replay(&self.track, route, last, max_age),
+                Output::Replay { route, last, max_age, budgeted } => {
+                    mux.replay(&self.track, route, (last, max_age), budgeted);
+                }
                 Output::ClearUnanswered => self.track.lock().answered(),
                 Output::Selected { from, to, why, hedge_began } => {
                     self.track.lock().selected = Some(to);

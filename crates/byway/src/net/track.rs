@@ -10,7 +10,7 @@ use std::{
 use byway_proto::{
     Instant,
     gate::{Backlog, Credit},
-    paths::{Plan, RouteId, SMALL, Sample},
+    paths::{Budget, Plan, RouteId, SMALL, Sample},
     schedule::Bucket,
     wire::fragment::Reassembly,
 };
@@ -81,7 +81,7 @@ pub(crate) struct State {
     pub(crate) unanswered: Unanswered,
     /// The agent looks at this track by itself; otherwise the first unanswered datagram wakes it.
     pub(crate) watched: bool,
-    pub(crate) ring: Ring,
+    pub(crate) copies: Copies,
     intake: Intake,
     pub(crate) reassembly: Reassembly,
     pub(crate) fragments: u32,
@@ -122,6 +122,14 @@ pub(crate) struct Unanswered {
     pub(crate) last_sent: Option<Instant>,
 }
 
+/// What may be sent a second time, and how much of it.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    pub(crate) ring: Ring,
+    /// Of no concern before the handshake is done: a dial has a budget of its own.
+    pub(crate) budget: Budget,
+}
+
 /// The last datagrams sent, for a replay on another route.
 #[derive(Debug, Default)]
 pub(crate) struct Ring {
@@ -155,7 +163,7 @@ impl Track {
             plan: Plan::All,
             unanswered: Unanswered::default(),
             watched: false,
-            ring: Ring { window_start: now, ..Ring::default() },
+            copies: Copies { ring: Ring { window_start: now, ..Ring::default() }, budget: Budget::new(now) },
             intake: Intake {
                 backlog: Backlog::new(MAX_BACKLOG, now),
                 asked: false,

@@ -342,7 +342,7 @@ impl Mux {
         let alias = self.deliver(&track, via, datagram.len(), now);
         if let Some(route) = new {
             // After the datagram itself was credited to the route.
-            self.replay(&track, route, usize::MAX, now.since_start());
+            self.replay(&track, route, (usize::MAX, now.since_start()), false);
         }
         alias
     }

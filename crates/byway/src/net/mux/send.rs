@@ -46,10 +46,10 @@ impl Mux {
         let now = self.clock.now();
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         let mut state = track.lock();
-        let wake = match self.send_on_routes(&mut state, transmit.contents, segment) {
+        let wake = match self.send_on_routes(&mut state, transmit.contents, segment, now) {
             blocked @ Sent::Blocked(_) => return blocked,
             Sent::Yes => {
-                state.ring.keep(transmit.contents, segment, now);
+                state.copies.ring.keep(transmit.contents, segment, now);
                 state.sent(segment.min(transmit.contents.len()), now)
             }
         };
@@ -60,12 +60,17 @@ impl Mux {
         Sent::Yes
     }
 
-    /// Sends again what was sent last, on one route; `age` leaves out what is older.
-    pub(crate) fn replay(&self, track: &Arc<Track>, route: RouteId, last: usize, age: Duration) {
+    /// Sends again what was sent last, on one route; `age` leaves out what is older. What is `budgeted` stays within the
+    /// connection's budget of copies.
+    pub(crate) fn replay(&self, track: &Arc<Track>, route: RouteId, (last, age): (usize, Duration), budgeted: bool) {
         let now = self.clock.now();
         let mut state = track.lock();
-        let datagrams: Vec<Vec<u8>> = state.ring.last(last, age, now).map(<[u8]>::to_vec).collect();
+        let datagrams: Vec<Vec<u8>> = state.copies.ring.last(last, age, now).map(<[u8]>::to_vec).collect();
         for datagram in datagrams {
+            if budgeted && !state.copies.budget.copy(datagram.len(), now) {
+                self.counters.count(Dropped::HedgeBudget);
+                continue;
+            }
             // A replay is a copy: where the socket is full, it is lost.
             if let Sent::Blocked(_) = self.send_on(&mut state, route, &datagram, datagram.len()) {
                 self.counters.count(Dropped::SocketFull);
@@ -102,7 +107,7 @@ impl Mux {
 
     /// One copy on each route in use. The first decides whether QUIC has to wait: were a copy to decide, QUIC would
     /// send the first one twice.
-    fn send_on_routes(&self, state: &mut State, contents: &[u8], segment: usize) -> Sent {
+    fn send_on_routes(&self, state: &mut State, contents: &[u8], segment: usize, now: Instant) -> Sent {
         let selected = match state.plan {
             Plan::Instead(route) => Some(route),
             _ => state.selected,
@@ -112,6 +117,7 @@ impl Mux {
         if let Sent::Blocked(socket) = self.send_on(state, first, contents, segment) {
             return Sent::Blocked(socket);
         }
+        state.copies.budget.earn(contents.len(), now);
         if let Plan::One(_) | Plan::Instead(_) = state.plan {
             return Sent::Yes;
         }
@@ -121,10 +127,14 @@ impl Mux {
                 Plan::Several(routes) => routes.contains(route),
                 _ => true,
             };
-            if is_used
-                && route != first
-                && let Sent::Blocked(_) = self.send_on(state, route, contents, segment)
-            {
+            if !is_used || route == first || state.slot(route).is_none() {
+                continue;
+            }
+            if state.established && !state.copies.budget.copy(contents.len(), now) {
+                self.counters.add(Dropped::HedgeBudget, contents.len().div_ceil(segment) as u64);
+                continue;
+            }
+            if let Sent::Blocked(_) = self.send_on(state, route, contents, segment) {
                 self.counters.count(Dropped::SocketFull);
             }
         }
