@@ -4,7 +4,7 @@
 //! Each scenario is one row. The network is built anew where a scenario wants another one, and after one that failed or
 //! broke it. Two processes beside this one are this program in another role: `lab guard` removes everything when this
 //! process ends, however it ends; `lab echo` and `lab exchange` are the application whose bytes cross, `lab poke` is a stranger,
-//! `lab wire` a line of a given delay, rate and loss.
+//! `lab igd` a UPnP gateway that lies or is hard to please, `lab wire` a line of a given delay, rate and loss.
 
 use std::{
     env,
@@ -21,6 +21,7 @@ use crate::{Stop, command};
 mod coturn;
 mod failover;
 mod gateway;
+mod igd;
 mod lan;
 mod meet;
 mod nat;
@@ -101,6 +102,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
     match args.first().map(String::as_str) {
         Some("guard") => guard(),
         Some("echo") => traffic::echo(args.get(1..).unwrap_or_default()),
+        Some("igd") => igd::run(args.get(1..).unwrap_or_default()),
         Some("poke") => traffic::poke(args.get(1..).unwrap_or_default()),
         Some("exchange") => traffic::exchange(args.get(1..).unwrap_or_default()),
         #[cfg(target_os = "linux")]
@@ -137,6 +139,7 @@ fn scenarios(options: &Options) -> Result<(), Stop> {
     list.push(proxy::scenario());
     list.extend(lan::scenarios());
     list.extend(gateway::scenarios());
+    list.extend(igd::scenarios());
     list.extend(failover::scenarios());
     #[cfg(target_os = "linux")]
     list.extend(wan::scenarios());

@@ -18,13 +18,19 @@ use crate::{
 };
 
 /// How long a node may take to get its mapping.
-const MAP_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const MAP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a packet may take to arrive; the lab has no delay.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(1);
 /// The longest lease of the gateway whose leases run out, in seconds.
 const SHORT_LEASE: u64 = 10;
 /// How long the renewals of a short lease are watched: until it had run out twice.
 const RENEWAL_WATCH: Duration = Duration::from_secs(2 * SHORT_LEASE + 3);
+/// How long after a restart of the router the mapping may take to come back: its leases are for an hour, but the node asks for
+/// the gateway's epoch every 60 s.
+const RESTART_LIMIT: Duration = Duration::from_secs(65);
+/// How long the gateway has been up when the node meets it: an epoch may lag by an eighth and two seconds (RFC 6886 §3.6), so
+/// that a restart just after the first answer cannot be told from a slow clock.
+const UPTIME: Duration = Duration::from_secs(12);
 /// How long a gateway that refuses is watched.
 const REFUSAL_WATCH: Duration = Duration::from_secs(4);
 
@@ -45,9 +51,11 @@ enum Story {
     Renewed,
     /// The gateway has no public address itself, and refuses.
     Refused,
+    /// The gateway restarts, and has forgotten everything.
+    Restarted,
 }
 
-/// Each dialect alone, then a short lease and a gateway that refuses.
+/// Each dialect alone, then short leases, routers that restart, and a gateway that refuses.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     use Dialect::{NatPmp, Pcp, UpnpIgd};
     let scenario = |name: &str, dialect: Dialect, story: Story| Scenario {
@@ -63,13 +71,17 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("nat-pmp", NatPmp, Story::MadeAndRemoved),
         scenario("pcp", Pcp, Story::MadeAndRemoved),
         scenario("short-lease", Pcp, Story::Renewed),
+        scenario("restart", NatPmp, Story::Restarted),
         scenario("behind-carrier", Pcp, Story::Refused),
     ]
 }
 
 fn run(lab: &Lab, dialect: Dialect, story: Story) -> Result<Outcome, Stop> {
     lab.network.router("ra").load(&Nat { has_gateway: true, ..Nat::default() })?;
-    let _gateway = start(lab, dialect, story)?;
+    let gateway = start(lab, dialect, story)?;
+    if story == Story::Restarted {
+        thread::sleep(UPTIME);
+    }
     let (node, _) = Node::alone(lab, "ha")?;
     let inner = node.port()?;
     let host = lab.network.host("ha");
@@ -94,12 +106,38 @@ fn run(lab: &Lab, dialect: Dialect, story: Story) -> Result<Outcome, Stop> {
             return Err(Stop::Failed(format!("the lease of {SHORT_LEASE} s ran out: port {outer} leads nowhere now")));
         }
     }
+    let (_gateway, again) = match story {
+        Story::Restarted => restart(lab, dialect, gateway, outer)?,
+        _ => (gateway, String::new()),
+    };
     drop(node);
     if arrives(lab, outer)? {
         return Err(Stop::Failed(format!("the node is closed, but packets to port {outer} still arrive at its host")));
     }
-    let note = format!("port {outer} leads to {inner}; removed with the node");
+    let note = format!("port {outer} leads to {inner}; removed with the node{again}");
     Ok(Outcome { took: Some(made.1), note, ..Outcome::default() })
+}
+
+/// Switches the router off and on: rules, mappings and the gateway's epoch begin anew. The port has to come back by itself.
+fn restart(lab: &Lab, dialect: Dialect, gateway: Service, outer: u16) -> Result<(Service, String), Stop> {
+    gateway.kill();
+    lab.network.router("ra").load(&Nat { has_gateway: true, ..Nat::default() })?;
+    if arrives(lab, outer)? {
+        return Err(Stop::Failed(format!("the router has restarted, but port {outer} still leads to the host")));
+    }
+    let gateway = start(lab, dialect, Story::Restarted)?;
+    let (back, took) = process::timed(|| {
+        process::wait_for(RESTART_LIMIT, || arrives(lab, outer).map(|yes| yes.then_some(())).transpose()).transpose()
+    });
+    back?.ok_or_else(|| {
+        Stop::Failed(format!("port {outer} leads nowhere {} s after the router's restart", RESTART_LIMIT.as_secs()))
+    })?;
+    Ok((gateway, format!("; back {:.1} s after a restart", took.as_secs_f64())))
+}
+
+/// Starts miniupnpd on router A, for UPnP.
+pub(crate) fn miniupnpd(lab: &Lab) -> Result<Service, Stop> {
+    start(lab, Dialect::UpnpIgd, Story::MadeAndRemoved)
 }
 
 /// Starts miniupnpd on router A; the router drops the other dialects' questions.
@@ -136,7 +174,7 @@ fn start(lab: &Lab, dialect: Dialect, story: Story) -> Result<Service, Stop> {
 }
 
 /// The outer port that the gateway's rules lead to port `inner` of the host.
-fn mapped_port(lab: &Lab, inner: u16) -> Result<Option<u16>, Stop> {
+pub(crate) fn mapped_port(lab: &Lab, inner: u16) -> Result<Option<u16>, Stop> {
     let router = &lab.network.router("ra").namespace;
     let rules =
         process::run(router.command("nft").args(["list", "chain", "inet", "upnpnat", "prerouting_miniupnpd"]), "")?;
@@ -147,7 +185,7 @@ fn mapped_port(lab: &Lab, inner: u16) -> Result<Option<u16>, Stop> {
 }
 
 /// Counts what comes to `port` of a host from the machine that it never talked to.
-fn watch(host: &Namespace, port: u16) -> Result<(), Stop> {
+pub(crate) fn watch(host: &Namespace, port: u16) -> Result<(), Stop> {
     host.nft(&format!(
         "flush ruleset\ntable inet watch {{\nchain arrivals {{\ntype filter hook input priority 0;\n\
          ip saddr {STRANGER} udp dport {port} counter\n}}\n}}\n"
@@ -158,7 +196,7 @@ fn watch(host: &Namespace, port: u16) -> Result<(), Stop> {
 const STRANGER: &str = "11.0.0.30";
 
 /// Whether a packet from there to the router's `port` arrives at the host.
-fn arrives(lab: &Lab, port: u16) -> Result<bool, Stop> {
+pub(crate) fn arrives(lab: &Lab, port: u16) -> Result<bool, Stop> {
     let count = || -> Result<u64, Stop> {
         let rules = process::run(lab.network.host("ha").command("nft").args(["list", "ruleset"]), "")?;
         let packets = rules.split("counter packets ").nth(1).and_then(|rest| rest.split_whitespace().next());
