@@ -11,6 +11,7 @@ pub mod candidates;
 mod event;
 mod explain;
 mod memory;
+mod observed;
 pub mod portmap;
 mod punch;
 mod report;

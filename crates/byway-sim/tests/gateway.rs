@@ -248,3 +248,28 @@ fn gateway_that_lies_leaves_the_node_as_reachable_as_without_it() {
         exchange(&mut a, &mut b).await;
     });
 }
+
+#[test]
+fn gateway_that_lies_does_not_hide_where_a_peer_has_seen_the_node() {
+    scenario(13, secs(60), |world| async move {
+        let mut lying = NatConfig::full_cone();
+        lying.ports = Ports::Random;
+        let mut gateway = Gateway::default();
+        gateway.manner = Manner::Boastful;
+        lying.gateway = Some(gateway);
+        let home = world.nat("home", lying);
+        let mut a = peer(&home.host("a"), config(1)).await;
+        let boasted = mapped(&mut a).await;
+        let b = peer(&world.host("b"), config(2)).await;
+        a.node.dial(b.node.ticket()).await.unwrap();
+        a.up().await;
+        time::sleep(secs(5)).await;
+        let seen = b.node.status().await.peers[0].routes[0].remote;
+        let told = a.node.ticket().addrs;
+        assert!(seen != boasted && told.contains(&boasted) && told.contains(&seen), "{seen}, {boasted}: {told:?}");
+        let mut c = peer(&world.nat("other", NatConfig::port_restricted()).host("c"), config(3)).await;
+        c.node.dial(a.node.ticket()).await.unwrap();
+        c.up().await;
+        exchange(&mut c, &mut a).await;
+    });
+}

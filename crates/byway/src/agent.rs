@@ -7,7 +7,7 @@ mod traversal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -18,13 +18,16 @@ use byway_proto::{
     wire::probe,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time,
 };
 use tracing::debug;
 
 pub(crate) use self::traversal::ServerSource;
-use self::{peer::AgentPeer, traversal::Traversal};
+use self::{
+    peer::{AgentPeer, Pong},
+    traversal::Traversal,
+};
 use crate::{
     config::WallClock,
     event::{Events, PathKind},
@@ -107,7 +110,17 @@ pub(crate) struct PingReport {
 #[derive(Debug, Clone)]
 pub(crate) struct AgentRef {
     commands: mpsc::Sender<Command>,
-    report: Arc<Watched<NatReport>>,
+    found: Arc<Found>,
+}
+
+/// What the NAT agent has found out, for whoever becomes a peer.
+#[derive(Debug, Default)]
+struct Found {
+    report: Watched<NatReport>,
+    /// Where peers see this node's own socket, as far as they are believed.
+    observed: Mutex<Vec<SocketAddr>>,
+    /// That it has changed, for the one task that tells the peers: kept while it does not wait.
+    observes: Notify,
 }
 
 /// What the agent needs to start.
@@ -145,7 +158,17 @@ impl AgentRef {
 
     /// What the survey of this node's NATs knows.
     pub(crate) fn nat_report(&self) -> NatReport {
-        self.report.read().clone()
+        self.found.report.read().clone()
+    }
+
+    /// Where peers see this node's own socket, as far as they are believed.
+    pub(crate) fn observed(&self) -> Vec<SocketAddr> {
+        self.found.observed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until that has changed.
+    pub(crate) async fn observes(&self) {
+        self.found.observes.notified().await;
     }
 
     /// Why a connection is direct or is not; `None` if it is gone.
@@ -191,16 +214,16 @@ pub(crate) fn spawn(setup: Setup, tasks: &Tasks) -> AgentRef {
     let Setup { mux, net, datagrams, events, switch, nat, seed, clock, store, learned } = setup;
     let (sender, commands) = mpsc::channel(COMMANDS);
     let mut rng = Rng::new(&seed, "agent");
-    let report = Arc::new(Watched::default());
+    let found = Arc::new(Found::default());
     let mut machine = nat::Agent::new(nat, &Rng::new(&seed, "nat").bytes(), mux.now());
     if let Some(learned) = learned {
         machine.recall(&learned, mux.now(), clock.unix());
     }
-    let traversal = Traversal::new(machine, net, switch, Arc::clone(&report));
+    let traversal = Traversal::new(machine, net, switch, Arc::clone(&found));
     let (peers, timers, looked) = (BTreeMap::new(), BTreeSet::new(), (clock.now(), mux.now()));
     let agent = Agent { mux, events, seed: rng.bytes(), peers, timers, traversal, clock, looked, store };
     tasks.spawn(agent.run(commands, datagrams, tasks.clone()));
-    AgentRef { commands: sender, report }
+    AgentRef { commands: sender, found }
 }
 
 impl Agent {
@@ -380,17 +403,23 @@ impl Agent {
         }
         peer.events.drain(..).for_each(|event| self.events.send(event));
         let silent_relays = std::mem::take(&mut peer.silent_relays);
-        let (direct, stray, unused) = (peer.direct(), peer.stray_pong.take(), std::mem::take(&mut peer.unused));
+        let (direct, pong, unused) = (peer.direct(), peer.pong.take(), std::mem::take(&mut peer.unused));
         if changed.is_some() {
             self.traverse_link(alias, |link| match direct {
                 Some((socket, remote)) => nat::Input::Direct { link, socket, remote },
                 None => nat::Input::Relayed { link },
             });
         }
-        if let Some((via, txid)) = stray
-            && let Some(from) = via.peer_addr()
-        {
-            self.traverse_link(alias, |link| nat::Input::Pong { link, socket: via.socket(), from, txid });
+        match pong {
+            Some(Pong::Stray { via, txid }) => {
+                if let Some(from) = via.peer_addr() {
+                    self.traverse_link(alias, |link| nat::Input::Pong { link, socket: via.socket(), from, txid });
+                }
+            }
+            Some(Pong::Observed { remote, addr }) => {
+                self.traverse_link(alias, |link| nat::Input::Observed { link, remote, addr });
+            }
+            None => {}
         }
         unused.into_iter().for_each(|socket| self.unused(socket));
         silent_relays.into_iter().for_each(|relay| self.doubt_relay(relay));

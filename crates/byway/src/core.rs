@@ -148,6 +148,7 @@ impl Core {
         let sockets = &self.mux.sockets;
         let mut sources =
             Sources { mapped: self.port_mappings.external(), observed: self.relays.observed(), ..Sources::default() };
+        sources.witnessed = self.agent.observed();
         (sources.ipv4, sources.ipv6) = (sockets.v4.is_some(), sockets.v6.is_some());
         let interfaces = self.net.interfaces();
         for bound in [&sockets.v4, &sockets.v6].into_iter().flatten().filter_map(|socket| socket.local_addr().ok()) {

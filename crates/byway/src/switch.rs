@@ -297,6 +297,7 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
                 shell.announce();
                 core.lan.renew().await;
             }
+            () = core.agent.observes() => core.switch.links().iter().for_each(|link| shell.tell_candidates(link)),
             Some(command) = inlets.commands.recv() => shell.command(command),
             Some((established, by)) = inlets.ups.recv() => shell.up(established, by),
             Some((link, message)) = from_links.recv() => shell.control(&link, message).await,

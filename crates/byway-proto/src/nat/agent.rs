@@ -33,7 +33,10 @@ use config::{MAX_MAPPINGS, MAX_PER_SECOND, MAX_PROBES};
 pub(super) use flight::Flight;
 pub(super) use host::{Host, Packet};
 
-use super::{Counters, Explanation, Input, LinkId, NatReport, Output, SocketId, session::StunMessage, survey::Survey};
+use super::{
+    Counters, Explanation, Input, LinkId, NatReport, Output, SocketId, observed::Observed, session::StunMessage,
+    survey::Survey,
+};
 use crate::{Instant, UnixTime};
 use link::Link;
 
@@ -48,6 +51,7 @@ pub struct Agent {
     links: BTreeMap<LinkId, Link>,
     /// When each link wants to act; one entry for each that does.
     timers: BTreeSet<(Instant, LinkId)>,
+    observed: Observed,
     now: Instant,
 }
 
@@ -62,6 +66,7 @@ impl Agent {
             host: Host::new(config, seed),
             links: BTreeMap::new(),
             timers: BTreeSet::new(),
+            observed: Observed::default(),
             now,
         }
     }
@@ -75,6 +80,9 @@ impl Agent {
             Input::Servers(servers) => self.host.set_servers(&servers),
             Input::Network(ips) => {
                 self.host.set_families(&ips);
+                if self.observed.forget() {
+                    self.host.outputs.push_back(Output::Observed(Vec::new()));
+                }
                 self.with_all(|link, host| link.change_network(host, now));
             }
             Input::Up { link, peer, dialled: _, loopback } => {
@@ -97,6 +105,11 @@ impl Agent {
             Input::Candidates { link, addrs } => self.with(link, |link, host| link.set_candidates(&addrs, host, now)),
             Input::Pong { link, socket, from, txid } => {
                 self.with(link, |link, host| link.pong(txid, (socket, from), host, now));
+            }
+            Input::Observed { link, remote, addr } => {
+                if let Some(link) = self.links.get(&link) {
+                    self.observed.hear(link.peer, remote, addr, now);
+                }
             }
             Input::Direct { link, socket, remote } => {
                 self.with(link, |link, host| link.set_direct((socket, remote), host, now));
@@ -121,6 +134,11 @@ impl Agent {
             }
             Input::External(_) => {}
         }
+        // a server's word, which is about to come, counts for more
+        if self.survey.awaits().is_none() {
+            let told = self.observed.poll(&self.host.report, now);
+            self.host.outputs.extend(told.map(Output::Observed));
+        }
     }
 
     /// The next decision, in the order in which they are to be carried out.
@@ -131,7 +149,9 @@ impl Agent {
     /// When the agent wants [`Input::Timeout`], and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let link = self.timers.first().and_then(|(_, link)| self.links.get(link)?.due());
-        link.into_iter().chain(self.survey.poll_timeout()).min_by_key(|(at, _)| *at)
+        let observed = self.observed.timeout().filter(|_| self.survey.awaits().is_none());
+        let observed = observed.map(|at| (at, "addresses that peers observed"));
+        link.into_iter().chain(self.survey.poll_timeout()).chain(observed).min_by_key(|(at, _)| *at)
     }
 
     /// What is known about the NATs between this node and the core.

@@ -21,8 +21,10 @@ pub struct Sources {
     pub mapped: Vec<SocketAddr>,
     /// The interfaces that this node listens on, with its port there.
     pub interfaces: Vec<(Interface, u16)>,
-    /// Where relays, servers and peers saw this node's packets come from.
+    /// Where relays and servers saw this node's packets come from.
     pub observed: Vec<SocketAddr>,
+    /// Where peers did; believed only as far as no relay and no server knows another public address of that family.
+    pub witnessed: Vec<SocketAddr>,
     /// Whether IPv4 is on.
     pub ipv4: bool,
     /// Whether IPv6 is on.
@@ -40,6 +42,8 @@ pub enum Class {
     Public,
     /// The outside of a NAT, which lets in whom it likes.
     Observed,
+    /// The same, as peers say.
+    Witnessed,
     /// An address for the neighbours; also the outside of a NAT behind another NAT.
     Private,
     /// An address for this machine's containers.
@@ -111,7 +115,16 @@ fn classified(sources: &Sources) -> Vec<(Class, SocketAddr)> {
     }
     turns.sort_by_key(|(count, index, _)| (*count, *index));
     all.extend(turns.into_iter().map(|(.., candidate)| candidate));
-    all.extend(sources.observed.iter().map(|addr| outside(addr, Class::Observed)));
+    let observed: Vec<_> = sources.observed.iter().map(|addr| outside(addr, Class::Observed)).collect();
+    let is_refuted = |witnessed: SocketAddr| {
+        let mut known =
+            observed.iter().filter(|(class, addr)| *class == Class::Observed && addr.is_ipv4() == witnessed.is_ipv4());
+        known.clone().next().is_some() && known.all(|(_, addr)| addr.ip() != witnessed.ip())
+    };
+    let witnessed = sources.witnessed.iter().map(|addr| outside(addr, Class::Witnessed));
+    let witnessed: Vec<_> =
+        witnessed.filter(|(class, addr)| *class != Class::Witnessed || !is_refuted(*addr)).collect();
+    all.extend(observed.into_iter().chain(witnessed));
     all
 }
 
@@ -150,6 +163,7 @@ mod tests {
                 on("2001:db8::2", 2, Physical),
             ],
             observed: vec!["203.0.113.1:7".parse().unwrap(), "192.168.1.2:4".parse().unwrap()],
+            witnessed: Vec::new(),
             ipv4: true,
             ipv6: true,
             loopback: true,
@@ -233,6 +247,17 @@ mod tests {
         assert_eq!(texts(&sources, 16), ["203.0.113.7:4", "192.168.1.2:4"]);
     }
 
+    #[test]
+    fn what_peers_saw_ranks_behind_what_relays_did_and_is_not_believed_against_them() {
+        let witnessed = ["198.51.100.6:1", "203.0.113.1:8", "[2001:db8::6]:2", "10.7.7.7:3"];
+        let sources = Sources { witnessed: witnessed.map(|addr| addr.parse().unwrap()).to_vec(), ..sources() };
+        let outside = texts(&sources, 16)[2..6].to_vec();
+        assert_eq!(outside, ["203.0.113.1:7", "203.0.113.1:8", "[2001:db8::6]:2", "192.168.1.2:4"]);
+        assert!(texts(&sources, 16).contains(&"10.7.7.7:3".into()));
+        let unseen = Sources { observed: Vec::new(), ..sources };
+        assert_eq!(texts(&unseen, 16)[2], "198.51.100.6:1", "nobody else knows one");
+    }
+
     fn kinds() -> impl Strategy<Value = InterfaceKind> {
         use InterfaceKind::{Container, Loopback, Physical, Tunnel};
         prop_oneof![Just(Physical), Just(Container), Just(Tunnel), Just(Loopback)]
@@ -242,6 +267,7 @@ mod tests {
         fn any_sources()(
             mapped: Vec<SocketAddr>,
             observed: Vec<SocketAddr>,
+            witnessed: Vec<SocketAddr>,
             interfaces in prop::collection::vec((any::<IpAddr>(), 0..6u32, kinds(), any::<u16>()), 0..40),
             ipv4: bool,
             ipv6: bool,
@@ -249,7 +275,7 @@ mod tests {
         ) -> Sources {
             let interfaces = interfaces.into_iter();
             let interfaces = interfaces.map(|(ip, index, kind, port)| (Interface::new(ip, 24, index, kind), port)).collect();
-            Sources { mapped, interfaces, observed, ipv4, ipv6, loopback }
+            Sources { mapped, interfaces, observed, witnessed, ipv4, ipv6, loopback }
         }
     }
 

@@ -107,6 +107,15 @@ pub enum Input {
         /// The ping's transaction id.
         txid: u64,
     },
+    /// A peer has answered the node's own socket on a direct route, and says where the ping came from.
+    Observed {
+        /// The connection.
+        link: LinkId,
+        /// The route's other end.
+        remote: SocketAddr,
+        /// What the peer says, unchecked.
+        addr: SocketAddr,
+    },
     /// A direct route is proven both ways: everything under way for this link stops, and its sockets close but the one in use.
     Direct {
         /// The connection.
@@ -248,4 +257,7 @@ pub enum Output {
     },
     /// The survey has found something new: tell every peer, and the node's user.
     Report(NatReport),
+    /// These are where peers see the node's own socket from now on, as far as they are believed and nobody else tells it: at most
+    /// two of each family. To be offered as candidates, and told to every peer.
+    Observed(Vec<SocketAddr>),
 }

@@ -161,7 +161,7 @@ impl World<'_> {
     pub(super) fn trouble(&mut self, now: Instant) {
         let (node, is_wild) = (usize::from(self.chaos.byte() & 1), self.chaos.is_wild);
         let Chaos { liars, lied, jumps, .. } = self.chaos;
-        let inputs = match self.chaos.byte() % 20 {
+        let inputs = match self.chaos.byte() % 22 {
             0 | 1 => vec![self.chaos.up()],
             2 | 3 => vec![self.chaos.theirs()],
             4 => vec![self.chaos.candidates()],
@@ -186,6 +186,10 @@ impl World<'_> {
                 let jump = [1, 30, 3_600, 90_000][usize::from(self.chaos.byte() % 4)];
                 self.nodes[node].ahead += Duration::from_secs(jump);
                 vec![Input::Timeout]
+            }
+            19 | 20 => {
+                let (link, remote, addr) = (self.chaos.link(), self.chaos.addr(), self.chaos.addr());
+                vec![Input::Observed { link, remote, addr }]
             }
             _ => vec![Input::Timeout],
         };

@@ -13,6 +13,7 @@ use byway_proto::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 const GAP: Duration = Duration::from_secs(20);
 
 /// More than one input can cause: the packets of a second, the sockets of a punch opened and closed, and the survey's.
@@ -34,6 +35,8 @@ pub(super) struct Watch {
     numbers: BTreeSet<SocketId>,
     second: VecDeque<Instant>,
     guesses: VecDeque<Instant>,
+    /// When addresses that peers observed were last told.
+    observed: Option<Instant>,
     now: Instant,
     /// Decisions since the last input.
     count: usize,
@@ -62,6 +65,7 @@ impl Watch {
                 self.told_addrs(*link, &public.collect::<Vec<_>>());
             }
             Input::Candidates { link, addrs } => self.told_addrs(*link, addrs),
+            Input::Network(_) => self.observed = None,
             Input::Opened { socket, local: Some(_) } => {
                 self.sockets.insert(*socket, true);
             }
@@ -108,7 +112,19 @@ impl Watch {
             }
             Output::Signal { link, .. } => self.check_link(*link),
             Output::Report(_) => {}
+            Output::Observed(addrs) => self.check_observed(addrs),
         }
+    }
+
+    fn check_observed(&mut self, addrs: &[SocketAddr]) {
+        assert!(addrs.iter().all(|addr| is_probeable(*addr, false).is_ok()), "{addrs:?}");
+        let of_ipv4 = addrs.iter().filter(|addr| addr.is_ipv4()).count();
+        assert!(of_ipv4 <= 2 && addrs.len() - of_ipv4 <= 2, "{addrs:?}");
+        if addrs.is_empty() && self.observed.is_none() {
+            return; // a change of network is told at once
+        }
+        let last = self.observed.replace(self.now);
+        assert!(last.is_none_or(|last| self.now.since(last) >= MINUTE), "told again within a minute");
     }
 
     fn check_link(&self, link: LinkId) {

@@ -277,7 +277,8 @@ impl<'a> World<'a> {
                     self.after(now + Duration::from_millis(50 + late), Event::Tell(1 - node, signal));
                 }
             }
-            Output::Ping { .. } | Output::Route { .. } | Output::Signal { .. } | Output::Report(_) => {}
+            Output::Ping { .. } | Output::Route { .. } | Output::Signal { .. } => {}
+            Output::Report(_) | Output::Observed(_) => {}
         }
     }
 

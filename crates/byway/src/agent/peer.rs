@@ -44,8 +44,8 @@ pub(super) struct AgentPeer {
     pub(super) timer: Instant,
     /// The relays on the way to a peer that is in doubt, until the agent has taken notice.
     pub(super) silent_relays: Vec<SocketAddr>,
-    /// A pong by a way that is no route, until the agent has taken notice.
-    pub(super) stray_pong: Option<(Via, u64)>,
+    /// What a pong is to others than the route machine, until the agent has taken notice.
+    pub(super) pong: Option<Pong>,
     /// What users are told, until the agent has told it.
     pub(super) events: Vec<Event>,
     /// Sockets whose routes were dropped, until the agent has taken notice.
@@ -58,6 +58,15 @@ pub(super) struct AgentPeer {
     window: ReplayWindow,
     seq: u64,
     pings: VecDeque<(u64, Instant, RouteId, oneshot::Sender<PingReport>)>,
+}
+
+/// What a pong tells the NAT agent.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Pong {
+    /// It came by a way that is no route.
+    Stray { via: Via, txid: u64 },
+    /// A peer at `remote` sees the node's own socket at `addr`.
+    Observed { remote: SocketAddr, addr: SocketAddr },
 }
 
 /// When the hedge under way began, and the route that carries the connection meanwhile, if one does.
@@ -77,7 +86,7 @@ impl AgentPeer {
             told: up.told,
             timer: Instant::START,
             silent_relays: Vec::new(),
-            stray_pong: None,
+            pong: None,
             events: Vec::new(),
             detour: Detour { since: now, by: None },
             stalled: None,
@@ -228,9 +237,9 @@ impl AgentPeer {
                 self.send(mux, datagram.via, ProbeKind::Pong { observed }, probe.txid);
                 self.paths.handle_input(Input::Ping { route, doubt }, now);
             }
-            ProbeKind::Pong { .. } => {
+            ProbeKind::Pong { observed } => {
                 let Some(route) = known else {
-                    self.stray_pong = Some((datagram.via, txid));
+                    self.pong = Some(Pong::Stray { via: datagram.via, txid });
                     return;
                 };
                 self.answer_user(txid, route, now);
@@ -238,6 +247,14 @@ impl AgentPeer {
                     self.sample(now); // whether the peer has moved here depends on what was heard elsewhere
                 }
                 self.paths.handle_input(Input::Pong { route, txid }, now);
+                // a proven route's other end is no forged one; a further socket's outside is no place for others to go
+                if let (Via::Direct(remote), Some(observed)) = (datagram.via, observed)
+                    && self.told.is_some()
+                    && !is_virtual(remote)
+                    && self.paths.proven().contains(route)
+                {
+                    self.pong = Some(Pong::Observed { remote, addr: observed });
+                }
                 // Only a pong to a ping of ours proves a route: a peer must not prove a forged source.
                 if self.paths.proven().contains(route) && self.track.prove(route) {
                     mux.routes.learn_route(datagram.via, &self.track);

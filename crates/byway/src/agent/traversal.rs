@@ -5,7 +5,7 @@ mod servers;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -18,12 +18,11 @@ use tracing::debug;
 
 pub(crate) use self::servers::ServerSource;
 use self::servers::Servers;
-use super::{Agent, peer::AgentPeer};
+use super::{Agent, Found, peer::AgentPeer};
 use crate::{
     event::Event,
     net::{Net, mux::ControlDatagram, routes::Via},
     switch::SwitchRef,
-    watched::Watched,
 };
 
 /// How often the NAT machine is told of the relay route's loss.
@@ -54,8 +53,7 @@ pub(super) struct Traversal {
     pub(super) machine: nat::Agent,
     pub(super) net: Arc<dyn Net>,
     switch: SwitchRef,
-    /// What the survey knows, for whoever becomes a peer.
-    report: Arc<Watched<NatReport>>,
+    found: Arc<Found>,
     servers: Servers,
     /// The connections to peers whose paths the machine looks for.
     links: BTreeMap<LinkId, (SocketAddr, PeerId)>,
@@ -87,17 +85,12 @@ impl Resurvey {
 }
 
 impl Traversal {
-    pub(super) fn new(
-        machine: nat::Agent,
-        net: Arc<dyn Net>,
-        switch: SwitchRef,
-        report: Arc<Watched<NatReport>>,
-    ) -> Self {
+    pub(super) fn new(machine: nat::Agent, net: Arc<dyn Net>, switch: SwitchRef, found: Arc<Found>) -> Self {
         Traversal {
             machine,
             net,
             switch,
-            report,
+            found,
             servers: Servers::default(),
             links: BTreeMap::new(),
             numbers: BTreeMap::new(),
@@ -210,12 +203,17 @@ impl Agent {
             }
             Output::Signal { link, signal } => self.tell(link, &Control::Punch(signal)),
             Output::Report(report) => {
-                self.traversal.report.set(report.clone());
+                self.traversal.found.report.set(report.clone());
                 let links: Vec<LinkId> = self.traversal.links.keys().copied().collect();
                 links.into_iter().for_each(|link| self.tell(link, &Control::NatReport(report.clone())));
                 self.keep_alive(&report);
                 self.traversal.plan_resurvey(&report, self.mux.now());
                 self.events.send(Event::NatChanged(report));
+            }
+            Output::Observed(addrs) => {
+                debug!(count = addrs.len(), "told where peers see this node");
+                *self.traversal.found.observed.lock().unwrap_or_else(PoisonError::into_inner) = addrs;
+                self.traversal.found.observes.notify_one();
             }
         }
     }
@@ -265,7 +263,7 @@ impl Agent {
         self.traversal.links.insert(link, (alias, peer));
         self.traversal.numbers.insert(alias, link);
         let direct = self.peers.get(&alias).and_then(AgentPeer::direct);
-        let every = keep_alive(&self.traversal.report.read());
+        let every = keep_alive(&self.traversal.found.report.read());
         if let Some(every) = every {
             self.with(alias, |peer, now| peer.keep_alive(every, now));
         }

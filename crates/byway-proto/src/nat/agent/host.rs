@@ -163,7 +163,8 @@ impl Host {
     pub(super) fn forget(&mut self, gone: LinkId) {
         self.outputs.retain(|output| match output {
             Output::Ping { link, .. } | Output::Route { link, .. } | Output::Signal { link, .. } => *link != gone,
-            Output::Open { .. } | Output::Close { .. } | Output::Stun { .. } | Output::Report(_) => true,
+            Output::Open { .. } | Output::Close { .. } | Output::Stun { .. } => true,
+            Output::Report(_) | Output::Observed(_) => true,
         });
     }
 }

@@ -709,3 +709,47 @@ fn an_address_of_a_family_without_a_socket_is_not_pinged() {
     let sent = pings(&run(&mut agent, at(1_000)));
     assert!(!sent.is_empty() && sent.iter().all(|(_, to)| to.is_ipv4()), "{sent:?}");
 }
+
+fn observed(link: LinkId, remote: &str, seen: &str) -> Input {
+    Input::Observed { link, remote: addr(remote), addr: addr(seen) }
+}
+
+#[test]
+fn where_a_peer_sees_the_node_is_told_until_the_network_changes() {
+    let mut agent = agent();
+    agent.handle_input(observed(LinkId(7), "198.51.100.1:5", "203.0.113.1:7"), at(0));
+    assert_eq!(drain(&mut agent), [], "nobody has that connection");
+    agent.handle_input(observed(LINK, "198.51.100.1:5", "203.0.113.1:7"), at(0));
+    assert_eq!(drain(&mut agent), [Output::Observed(vec![addr("203.0.113.1:7")])]);
+    agent.handle_input(Input::Network(vec![addr("192.168.1.2:1").ip()]), at(10));
+    assert_eq!(drain(&mut agent), [Output::Observed(vec![])]);
+    agent.handle_input(observed(LINK, "198.51.100.1:5", "203.0.113.2:7"), at(20));
+    assert_eq!(drain(&mut agent), [Output::Observed(vec![addr("203.0.113.2:7")])]);
+    agent.handle_input(Input::Forget { link: LINK }, at(30));
+    let later = run(&mut agent, at(3_600_000));
+    assert_eq!(later, [(at(300_020), Output::Observed(vec![]))], "it fades with the peer that saw it");
+    assert_eq!(agent.poll_timeout(), None);
+}
+
+#[test]
+fn what_a_peer_sees_waits_for_the_word_of_the_servers_that_were_asked() {
+    let mut agent = agent();
+    agent.handle_input(Input::Network(vec![addr("192.168.1.2:1").ip()]), at(0));
+    agent.handle_input(Input::Servers(vec![addr("198.51.100.7:3478"), addr("198.51.100.8:3478")]), at(0));
+    agent.handle_input(observed(LINK, "198.51.100.1:5", "203.0.113.1:7"), at(0));
+    let is_told = |outputs: &[(Instant, Output)]| {
+        outputs.iter().find(|(_, output)| matches!(output, Output::Observed(_))).map(|(at, _)| *at)
+    };
+    let mut told = is_told(&run(&mut agent, at(500)));
+    assert_eq!(told, None, "they may answer yet");
+    told = is_told(&run(&mut agent, at(60_000)));
+    assert!(told.is_some(), "no server has answered");
+}
+
+#[test]
+fn an_address_that_a_peer_saw_is_no_one_that_others_guess_at() {
+    let mut agent = agent();
+    agent.handle_input(observed(LINK, "198.51.100.1:5", "203.0.113.66:7"), at(0));
+    drain(&mut agent);
+    assert_eq!(agent.report(), &NatReport::default(), "guesses go to what reports name");
+}
