@@ -1,5 +1,6 @@
 //! The configuration file: what a node is told once instead of at every start.
 
+pub(crate) mod link;
 pub(crate) mod metrics;
 pub(crate) mod nat;
 pub(crate) mod peers;
@@ -18,6 +19,7 @@ use byway_proto::ticket::is_service_name;
 use serde::{Deserialize, Deserializer, de};
 
 use self::{
+    link::LinkTable,
     metrics::{MetricsAddr, MetricsTable},
     nat::{NatBudget, NatTable},
     peers::PeersTable,
@@ -66,6 +68,8 @@ pub(crate) struct FileConfig {
     tls: TlsTable,
     /// How many peers there may be, who is special, who is let in.
     pub(crate) peers: PeersTable,
+    /// What one peer may send, be sent, and make this node keep.
+    link: LinkTable,
     /// Where the node's figures are told.
     pub(crate) metrics: MetricsTable,
     /// What `byway up` serves.
@@ -161,6 +165,7 @@ impl FileConfig {
             ("lan", self.lan != new.lan),
             ("tls", self.tls != new.tls),
             ("peers", self.peers != new.peers),
+            ("link", self.link != new.link),
             ("metrics", self.metrics != new.metrics),
             ("serve", self.serve != new.serve),
         ];
@@ -175,7 +180,11 @@ impl FileConfig {
             let (path, what) = (path.display(), error.message().trim().replace('\n', "; "));
             Failure::usage(format!("configuration {path}, line {} ({line}): {what}", number + 1))
         })?;
-        let checked = config.nat.check().and_then(|()| config.peers.check(config.network.as_deref()));
+        let checked = config
+            .nat
+            .check()
+            .and_then(|()| config.link.check())
+            .and_then(|()| config.peers.check(config.network.as_deref()));
         checked.map_err(|why| Failure::usage(format!("configuration {}: {why}", path.display())))?;
         let mut names: Vec<&str> = config.serve.iter().map(|served| served.name.as_str()).collect();
         names.sort_unstable();
@@ -318,6 +327,7 @@ impl Settings {
         config.nat.clone_from(&self.nat);
         config.lan = self.lan.unwrap_or(config.lan);
         config.tls.clone_from(&self.tls);
+        config.link = self.file.link.config();
         self.file.peers.apply(&mut config);
         config
     }
@@ -408,6 +418,7 @@ mod tests {
             stun = ["stun.example:3478", "192.0.2.9:3478"]
             port_mapping = false
             nat_budget = "low"
+            link = {{ send_mbit_s = 20, evict_after_s = false }}
             tls = {{ proxy = "http://proxy.example:3128", cert = "relay.pem", key = "relay.key", roots = "roots.pem" }}
             [nat]
             challenge_retries = 3
@@ -441,7 +452,8 @@ mod tests {
         assert_eq!(config.serve[0].to, "tcp:127.0.0.1:8080".parse().unwrap());
         assert_eq!(config.stun[0].to_string(), "stun.example:3478");
         let settings = Settings::new(&config, &ServerChoice::default());
-        assert!(!settings.node_config(Identity::generate(), None).port_mapping);
+        let node = settings.node_config(Identity::generate(), None);
+        assert!(!node.port_mapping && node.link.evict_after.is_none() && node.link.send_rate.is_some());
         let nat = config.nat.agent(NatBudget::Normal);
         let challenge = (nat.challenge.retries, nat.challenge.interval.as_millis(), nat.challenge.backoff);
         assert_eq!(challenge, (3, 150, 2.0));
@@ -458,9 +470,11 @@ mod tests {
     fn what_a_running_node_takes_over_and_what_it_cannot_are_named() {
         let id = byway_proto::PeerId::ed25519([7; 32]);
         let old = parse("network = \"a\"\nrelay.access = \"friends\"\nrelay.clients = 5").unwrap();
-        let new = format!("relays = [\"{id}@a:1\"]\nnetwork = \"b\"\nlan = false\nrelay.friends = [\"{id}\"]");
+        let new = format!(
+            "relays = [\"{id}@a:1\"]\nnetwork = \"b\"\nlan = false\nlink.flush_ms = 0\nrelay.friends = [\"{id}\"]"
+        );
         let new = parse(&new).unwrap();
-        assert_eq!(old.needs_restart(&new), ["network", "lan"]);
+        assert_eq!(old.needs_restart(&new), ["network", "lan", "link"]);
         let changes = old.changes(&new);
         let expected = [
             ("relays", "1 added, 0 removed"),

@@ -87,11 +87,17 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What a peer or another program has written, safe to print on a terminal: no control characters, not too long.
+/// What a peer or another program has written, safe to print on a terminal: no control characters, and no more than our own
+/// longest errors have.
 pub(crate) fn printable(text: &str) -> String {
-    const MAX_CHARS: usize = 200;
+    const MAX_CHARS: usize = 300;
     let clean = |found: char| if found.is_control() { '\u{fffd}' } else { found };
-    text.chars().take(MAX_CHARS).map(clean).collect()
+    let mut chars = text.chars();
+    let mut shown: String = chars.by_ref().take(MAX_CHARS).map(clean).collect();
+    if chars.next().is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -109,6 +115,7 @@ mod tests {
     #[test]
     fn what_a_peer_writes_cannot_command_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
-        assert_eq!(printable(&"x".repeat(10_000)).len(), 200);
+        assert_eq!(printable(&"x".repeat(300)), "x".repeat(300));
+        assert_eq!(printable(&"x".repeat(10_000)), format!("{}…", "x".repeat(300)));
     }
 }

@@ -132,7 +132,7 @@ fn note(event: &Event) -> String {
             format!("registered at relay {}: peers can reach this node through it", short(relay))
         }
         Event::RelayDown { relay, message } => {
-            let hint = "check its address, that it runs, and that UDP may pass; trying again";
+            let hint = "check its id and address, that it runs, and that UDP may pass; trying again";
             format!("not registered at relay {}: {message}; {hint}", short(relay))
         }
         Event::PeerUp { peer, path } => format!("{} connected {}", short(peer), way(*path)),

@@ -317,6 +317,21 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_that_was_idle_for_long_has_one_turn_as_any_other() {
+        let mut schedule = schedule_of(&[(A, bulk(1)), (B, bulk(1))]);
+        schedule.spent(A, 0, false);
+        serve(&mut schedule, 1_200, 10_000_000);
+        schedule.ready(A);
+        let turn = loop {
+            match schedule.next().unwrap() {
+                (A, turn) => break turn,
+                (key, turn) => schedule.spent(key, turn, true),
+            }
+        };
+        assert!(turn <= QUANTUM as usize, "{turn}");
+    }
+
+    #[test]
     fn a_debt_of_gigabytes_is_paid_back_without_a_long_loop() {
         let mut schedule = schedule_of(&[(A, bulk(1)), (B, bulk(1))]);
         schedule.next();

@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use bytes::Bytes;
-use byway::{Channel, Config, Gone, Node, PeerEvent, PeerId, Peers, Protocol, Rate, Receiver, Sender, To};
+use byway::{Channel, Config, Delivery, Gone, Node, PeerEvent, PeerId, Peers, Protocol, Rate, Receiver, Sender, To};
 use byway_sim::{Host, Link, World};
 use common::{config, ms, scenario, secs};
 use tokio::time::{self, Instant};
@@ -107,6 +107,59 @@ fn a_peer_that_ends_no_message_on_any_channel_pins_its_budget_at_most_and_loses_
 }
 
 #[test]
+fn a_message_that_is_larger_than_its_channel_allows_ends_the_connection_before_it_is_taken_in() {
+    scenario(1, secs(60), |world| async move {
+        for delivery in [Delivery::Stream, Delivery::Datagram] {
+            let of = |max| move |channel: &mut Channel| *channel = channel.clone().max_message(max).delivery(delivery);
+            let small = side(&world.host("small"), config(1), of(1_000)).await;
+            let mut large = side(&world.host("large"), config(2), of(1_100)).await;
+            let to = large.dial(&small).await;
+            assert_eq!(large.tx[1].send(&To::Peer(to), Bytes::from(vec![0; 1_001])).queued, 1);
+            let reason = large.down().await;
+            assert!(matches!(&reason, Gone::Misbehaved(why) if why.contains("1001 bytes")), "{delivery:?}: {reason:?}");
+            assert_eq!((small.node.peers(), small.node.status().await.memory.used), (Vec::new(), 0));
+            small.node.close().await;
+            large.node.close().await;
+        }
+    });
+}
+
+#[test]
+fn what_waits_for_peers_that_read_nothing_is_bounded_and_others_are_served() {
+    scenario(1, secs(60), |world| async move {
+        let mut short = config(1);
+        short.link.send_memory = 8 * MIB;
+        let mut a = side(&world.host("a"), short, |_| {}).await;
+        let mut deaf = Vec::new();
+        for n in 2..6 {
+            deaf.push(side(&world.host(&format!("{n}")), config(n), |_| {}).await);
+            a.dial(deaf.last().unwrap()).await;
+        }
+        for _ in 0..4_000 {
+            let _ = a.tx[1].send(&To::All, Bytes::from(vec![0; 50_000]));
+            let _ = a.tx[2].send(&To::All, Bytes::from(vec![0; 50_000]));
+            time::sleep(ms(1)).await;
+        }
+        let memory = a.node.status().await.memory;
+        println!("{memory:?}");
+        // Eight lanes have 64 KiB and a message on top each.
+        assert!(memory.sending > 7 * MIB && memory.sending <= 8 * MIB + 8 * (130 << 10), "{memory:?}");
+        let mut heard = side(&world.host("heard"), config(9), |_| {}).await;
+        let to = a.dial(&heard).await;
+        let mut rx = heard.rx.remove(1);
+        let reading = tokio::spawn(async move {
+            for _ in 0..500 {
+                time::timeout(secs(5), rx.recv()).await.expect("it waits for others").unwrap();
+            }
+        });
+        for _ in 0..500 {
+            a.tx[1].send_wait(to, Bytes::from(vec![0; 50_000])).await.unwrap();
+        }
+        reading.await.unwrap();
+    });
+}
+
+#[test]
 fn peers_that_use_the_nodes_memory_up_stop_no_small_messages_and_large_ones_not_for_ever() {
     scenario(1, secs(300), |world| async move {
         let mut short = config(1);
@@ -164,8 +217,36 @@ fn large_messages_on_many_channels_share_little_memory_and_all_arrive() {
 }
 
 #[test]
+fn who_takes_a_message_slowly_by_a_rate_of_its_own_blames_nobody_for_it() {
+    scenario(1, secs(1_000), |world| async move {
+        let slow = |channel: &mut Channel| channel.receive_rate = (channel.id == 1).then(|| Rate::new(50_000));
+        let mut short = config(2);
+        short.link.peer_memory = 24 * MIB;
+        let mut a = side(&world.host("a"), config(1), |_| {}).await;
+        let mut b = side(&world.host("b"), short, slow).await;
+        let to = a.dial(&b).await;
+        for tx in &a.tx[1..3] {
+            assert_eq!(tx.send(&To::Peer(to), Bytes::from(vec![0; 16 * MIB])).queued, 1);
+            time::sleep(secs(1)).await; // the second one waits for the memory of the first
+        }
+        let start = Instant::now();
+        b.rx[1].recv().await.unwrap();
+        // A peer that took so long by itself would have had 30 s and as long as 16 MiB take at 512 kbit/s.
+        assert!(start.elapsed() > secs(30 + 256), "{:?}", start.elapsed());
+        b.rx[2].recv().await.unwrap();
+        assert!(b.node.status().await.memory.waits > 0);
+        assert_eq!(a.node.peers(), [to]);
+    });
+}
+
+#[test]
 fn a_channel_whose_queue_may_take_all_memory_stops_no_other_channel_while_nobody_reads_it() {
-    scenario(1, secs(300), |world| async move {
+    // Messages that come in pieces, and messages of which many come at once.
+    [100_000, 1_000].into_iter().for_each(nobody_reads);
+}
+
+fn nobody_reads(len: usize) {
+    scenario(1, secs(300), move |world| async move {
         let endless = |channel: &mut Channel| {
             if channel.id == 1 {
                 (channel.queue, channel.queue_bytes) = (1 << 20, 1 << 30);
@@ -176,7 +257,7 @@ fn a_channel_whose_queue_may_take_all_memory_stops_no_other_channel_while_nobody
         let to = a.dial(&b).await;
         let (mut sent, mut moved) = (0, Instant::now());
         while moved.elapsed() < secs(5) {
-            let queued = a.tx[1].send(&To::Peer(to), Bytes::from(vec![1; 100_000])).queued;
+            let queued = a.tx[1].send(&To::Peer(to), Bytes::from(vec![1; len])).queued;
             if queued == 0 {
                 time::sleep(ms(10)).await;
             } else {
@@ -184,7 +265,6 @@ fn a_channel_whose_queue_may_take_all_memory_stops_no_other_channel_while_nobody
             }
         }
         let memory = b.node.status().await.memory;
-        println!("{memory:?} of {sent} messages");
         assert!(memory.used > 50 * MIB && memory.peak <= 64 * MIB && memory.waits > 0, "{memory:?}");
         let beside = slowest(&a.tx[0], &mut b.rx[0], to, secs(60)).await;
         assert!(beside < ms(120), "{beside:?}");

@@ -23,6 +23,7 @@ const FRAMED: usize = MESSAGE + 2;
 
 /// A node with some channels of one protocol.
 struct Side<const N: usize> {
+    host: Host,
     node: Node,
     tx: [Sender; N],
     rx: [Receiver; N],
@@ -37,7 +38,7 @@ async fn side<const N: usize>(host: &Host, config: Config, channels: [Channel; N
     let (tx, rx): (Vec<_>, Vec<_>) = channels.into_iter().map(|channel| one.channel(channel)).unzip();
     let streams = one.streams();
     let peers = node.register(one).unwrap();
-    Side { node, tx: tx.try_into().unwrap(), rx: rx.try_into().unwrap(), peers, streams }
+    Side { host: host.clone(), node, tx: tx.try_into().unwrap(), rx: rx.try_into().unwrap(), peers, streams }
 }
 
 async fn pair<const N: usize>(
@@ -132,7 +133,11 @@ fn the_same_rate_on_both_sides_is_reached() {
         let channels = || [Channel::new(1).rate(Rate::new(500_000))];
         let (a, mut b, to) = pair(&world, Default::default(), [channels(), channels()]).await;
         saturate(&a.tx[0], to);
+        let before = a.host.traffic();
         assert_rate(measure(&mut b.rx[0]).await, 500_000);
+        let after = a.host.traffic();
+        let (packets, bytes) = (after.sent - before.sent, after.sent_bytes - before.sent_bytes);
+        assert!(bytes / packets > 650, "{} bytes a packet: each token is sent as it comes", bytes / packets);
     });
 }
 
@@ -162,6 +167,8 @@ fn datagrams_above_the_rate_are_dropped_and_counted() {
         }
         let dropped = b.node.status().await.dropped;
         assert_eq!(dropped, [("over_rate", 11_000 - all)]);
+        let stats = b.node.peer(a.node.id()).unwrap().stats().await;
+        assert_eq!(stats.channels[0].dropped, [("over_rate", 11_000 - all)]);
     });
 }
 
@@ -241,6 +248,26 @@ fn all_that_is_taken_from_a_peer_keeps_its_rate_and_control_does_not_wait() {
         let [ratio, worst] = shared_rate(world, [LinkConfig::default(), of_peer(None, Some(500_000))]).await;
         assert!((ratio - 1.0).abs() <= 0.05, "{ratio}: the channels' readers take turns");
         assert!(worst <= 0.3, "a control message took {worst} s of 50 ms");
+    });
+}
+
+#[test]
+fn control_messages_do_not_wait_for_the_peers_rate_and_others_make_up_for_them() {
+    scenario(1, secs(60), |world| async move {
+        let channels = || [Channel::new(1).share(Class::Control, 1), Channel::new(2)];
+        let configs = [of_peer(Some(20_000), None), LinkConfig::default()];
+        let (a, mut b, to) = pair(&world, configs, [channels(), channels()]).await;
+        let start = Instant::now();
+        for _ in 0..100 {
+            assert_eq!(a.tx[0].send(&To::Peer(to), Bytes::from(vec![0; MESSAGE])).queued, 1);
+        }
+        for _ in 0..100 {
+            b.rx[0].recv().await.unwrap();
+        }
+        assert!(start.elapsed() < ms(200), "{:?} for five seconds' worth", start.elapsed());
+        assert_eq!(a.tx[1].send(&To::Peer(to), "bulk".into()).queued, 1);
+        b.rx[1].recv().await.unwrap();
+        assert!(start.elapsed() > secs(4), "{:?}: control messages were not counted", start.elapsed());
     });
 }
 

@@ -8,7 +8,7 @@ use byway::{
     Channel, ChannelStatus, Class, Delivery, Direction, Event, EventStream, Node, PathKind, PeerId, Protocol, To,
 };
 use byway_sim::Link;
-use common::{config, ms, peer, scenario, secs};
+use common::{config, exchange, ms, peer, relay, scenario, secs};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time,
@@ -23,6 +23,16 @@ async fn channel(node: &Node, peer: PeerId, protocol: &str, channel: Option<u32>
 async fn goodput(node: &Node, peer: PeerId) -> Option<u64> {
     let stats = node.peer(peer).expect("it is connected").stats().await;
     stats.routes.iter().find(|route| route.selected).and_then(|route| route.goodput)
+}
+
+/// The only metric of this name with these labels, as Prometheus reads it; figures of one peer are asked for.
+async fn figure(node: &Node, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let page = node.metrics(1).await.to_string();
+    let label = |line: &&str| labels.iter().all(|(key, value)| line.contains(&format!("{key}=\"{value}\"")));
+    let named = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let lines: Vec<_> = page.lines().filter(named).filter(label).collect();
+    assert_eq!(lines.len(), 1, "{name} {labels:?} in {page}");
+    lines[0].rsplit_once(' ').unwrap().1.parse().unwrap()
 }
 
 fn near(found: f64, expected: f64) {
@@ -108,6 +118,13 @@ fn what_a_full_channel_does_not_carry_is_counted_by_reason() {
         time::sleep(secs(1)).await;
         let there = channel(&b.0, a.0.id(), "game", Some(2)).await;
         assert_eq!((there.received.messages, there.dropped), (4, vec![("receiver_behind", 4)]));
+        assert_eq!(
+            figure(&a.0, "byway_channel_dropped_total", &[("channel", "1"), ("reason", "queue_full")]).await,
+            refused as f64
+        );
+        assert_eq!(figure(&b.0, "byway_channel_dropped_total", &[("channel", "2")]).await, 4.0);
+        assert_eq!(figure(&b.0, "byway_dropped_total", &[("reason", "channel_full")]).await, 4.0);
+        assert_eq!(figure(&a.0, "byway_peer_dropped_total", &[]).await, refused as f64 + 1.0);
 
         // What the path delivers is known once the line was full.
         assert_eq!(goodput(&a.0, to).await, None);
@@ -121,9 +138,80 @@ fn what_a_full_channel_does_not_carry_is_counted_by_reason() {
                 b.1.1.recv().await.unwrap();
             }
         };
-        tokio::join!(sending, reading);
+        let watching = async {
+            time::sleep(ms(300)).await;
+            let now = channel(&a.0, to, "game", Some(1)).await.sent;
+            assert!((1..=4).contains(&now.waiting_messages), "{now:?}");
+            assert_eq!(now.waiting_bytes, now.waiting_messages * 902);
+        };
+        tokio::join!(sending, reading, watching);
         let found = goodput(&a.0, to).await.unwrap();
         assert!((90_000..=150_000).contains(&found), "{found} bytes per second on a line of 125,000");
+        assert_eq!(figure(&a.0, "byway_peer_goodput_bytes_per_second", &[]).await, found as f64);
+    });
+}
+
+#[test]
+fn the_metrics_are_the_figures_of_the_status() {
+    scenario(5, secs(120), |world| async move {
+        let (hub, addr) = relay(&world.host("relay"), config(9)).await;
+        let mut wordy = config(1).relay_at(addr.clone());
+        wordy.message_events = true;
+        let mut a = peer(&world.host("a"), wordy).await;
+        let mut b = peer(&world.host("b"), config(2).relay_at(addr.clone())).await;
+        let mut hidden = config(3).relay_at(addr);
+        hidden.relay_only = true;
+        let c = peer(&world.host("c"), hidden).await;
+        a.registered().await;
+        b.registered().await;
+        c.registered().await;
+        let (direct, relayed) =
+            (a.node.dial(b.node.ticket()).await.unwrap(), c.node.dial(a.node.ticket()).await.unwrap());
+        assert_eq!(relayed, a.id());
+        time::sleep(secs(2)).await;
+        exchange(&mut a, &mut b).await;
+        for _ in 0..1_500 {
+            a.tx.send_wait(direct, "hello".into()).await.unwrap();
+        }
+        for _ in 0..600 {
+            b.rx.recv().await.unwrap();
+        }
+        time::sleep(secs(2)).await;
+
+        let of = |path| [("path", path)];
+        assert_eq!(figure(&a.node, "byway_peers", &of("direct")).await, 1.0);
+        assert_eq!(figure(&a.node, "byway_peers", &of("relay")).await, 1.0);
+        assert_eq!(figure(&a.node, "byway_peers", &of("none")).await, 0.0);
+        assert_eq!(figure(&a.node, "byway_relays", &[("registered", "yes")]).await, 1.0);
+        assert_eq!(figure(&a.node, "byway_peers_unlisted", &[]).await, 1.0);
+        assert_eq!(a.node.metrics(0).await.to_string().matches("byway_peer_direct").count(), 0);
+        assert_eq!(a.node.metrics(1).await.to_string().matches("byway_peer_direct{").count(), 1);
+        assert_eq!(a.node.metrics(9).await.to_string().matches("byway_peer_direct{").count(), 2);
+        for (node, direction, messages) in
+            [(&a.node, "sent", 1_501), (&a.node, "received", 1), (&b.node, "received", 1_501)]
+        {
+            let labels = [("protocol", "echo"), ("channel", "1"), ("direction", direction)];
+            assert_eq!(figure(node, "byway_channel_messages_total", &labels).await, f64::from(messages));
+        }
+        let inbox = channel(&b.node, a.id(), "echo", Some(1)).await.received;
+        let labels = [("channel", "1"), ("direction", "received")];
+        assert_eq!(figure(&b.node, "byway_channel_waiting_messages", &labels).await, inbox.waiting_messages as f64);
+        assert!(inbox.waiting_messages > 0);
+        let stats = b.node.peer(a.id()).unwrap().stats().await;
+        assert_eq!(figure(&b.node, "byway_peer_rtt_seconds", &[]).await, stats.rtt.unwrap().as_secs_f64());
+        let received: u64 = stats.channels.iter().map(|channel| channel.received.bytes).sum();
+        assert_eq!(figure(&b.node, "byway_peer_bytes_total", &[("direction", "received")]).await, received as f64);
+        let sent: u64 = stats.channels.iter().map(|channel| channel.sent.bytes).sum();
+        assert_eq!(figure(&b.node, "byway_peer_bytes_total", &[("direction", "sent")]).await, sent as f64);
+        assert!(sent > 0 && received > sent);
+        // Nobody has listened to more events than the queue holds.
+        a.events.recv().await.unwrap();
+        let missed = figure(&a.node, "byway_events_missed_total", &[]).await;
+        assert!(missed > 400.0, "{missed}");
+        let serving = hub.status().await.serving.unwrap();
+        assert_eq!(figure(&hub, "byway_relay_clients", &[]).await, 3.0);
+        assert_eq!(figure(&hub, "byway_relay_bytes_total", &[]).await, serving.bytes as f64);
+        assert!(serving.bytes > 0);
     });
 }
 
@@ -150,6 +238,13 @@ fn byte_streams_are_counted_together() {
         assert_eq!((sent.sent.messages, received.received.messages), (2, 2));
         assert_eq!((sent.sent.bytes, received.received.bytes), (20_002, 20_000)); // each begins with the protocol's number
         near(received.received.bytes_per_second, received.received.bytes as f64);
+
+        // What QUIC does not take of one that nobody reads waits.
+        let mut out = a.peers.open(to).await.unwrap();
+        let unread = async { while out.write_all(&[7; 10_000]).await.is_ok() {} };
+        assert!(time::timeout(secs(5), unread).await.is_err());
+        let waits = channel(&a.node, to, "echo", None).await.sent.waiting_bytes;
+        assert!((256 << 10..300 << 10).contains(&waits), "{waits}");
     });
 }
 

@@ -49,6 +49,67 @@ fn a_filter_of_sources_is_asked_before_the_handshake_and_holds_up_nobody_else() 
 }
 
 #[test]
+fn a_filter_of_sources_is_told_who_comes_by_a_relay_and_by_which() {
+    scenario(1, secs(60), |world| async move {
+        let host = world.host("relay");
+        let (_relay, addr) = relay(&host, config(9)).await;
+        let mut settings = config(1).relay_at(addr.clone());
+        let relays = host.addr();
+        settings.source_filter = Some(SourceFilter::new(move |origin| async move {
+            assert_eq!(origin.relayed, origin.remote.ip() == relays);
+            !origin.relayed
+        }));
+        let a = peer(&world.host("a"), settings).await;
+        a.registered().await;
+        let mut ticket = Ticket::new(a.id());
+        ticket.relays = vec![addr];
+        let mut relayed = config(2);
+        relayed.relay_only = true;
+        let relayed = peer(&world.host("relayed"), relayed).await;
+        let error = relayed.node.dial(&ticket).await.unwrap_err();
+        assert!(matches!(error, DialError::Unreached { .. }), "{error}");
+        let direct = peer(&world.host("direct"), config(3)).await;
+        direct.node.dial(a.node.ticket()).await.unwrap();
+        assert_eq!(a.node.peers(), [direct.id()]);
+    });
+}
+
+#[test]
+fn one_peer_for_each_address_counts_neither_relayed_ones_nor_those_that_are_gone() {
+    scenario(1, secs(120), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let mut settings = config(1).relay_at(addr.clone());
+        settings.filter = Some(Filter::one_per_ip());
+        let a = peer(&world.host("a"), settings).await;
+        a.registered().await;
+        let mut ticket = Ticket::new(a.id());
+        ticket.relays = vec![addr];
+        for n in [2, 3] {
+            let mut relayed = config(n);
+            relayed.relay_only = true;
+            let relayed = peer(&world.host(&format!("{n}")), relayed).await;
+            relayed.node.dial(&ticket).await.unwrap();
+            std::mem::forget(relayed);
+        }
+        let host = world.host("one");
+        for n in [4, 5] {
+            let mut config = config(n);
+            config.port += u16::from(n);
+            let one = peer(&host, config).await;
+            one.node.dial(a.node.ticket()).await.unwrap();
+            let mut second = common::config(6);
+            second.port += u16::from(n) + 10;
+            let second = peer(&host, second).await;
+            let error = second.node.dial(a.node.ticket()).await.unwrap_err();
+            assert!(matches!(error, DialError::Hello { reason: Gone::Filtered(_), .. }), "{error}");
+            second.node.close().await;
+            one.node.close().await;
+            time::sleep(secs(1)).await;
+        }
+    });
+}
+
+#[test]
 fn of_two_strangers_that_come_from_one_address_at_once_one_is_let_in() {
     scenario(1, secs(60), |world| async move {
         let mut settings = config(1);

@@ -10,6 +10,7 @@ pub(crate) mod pace;
 mod patience;
 pub(crate) mod queue;
 pub(crate) mod readers;
+pub(crate) mod spool;
 pub(crate) mod stripe;
 pub(crate) mod tally;
 pub(crate) mod writer;
@@ -38,6 +39,7 @@ use self::{
     outbox::{CONTROL, Outbox, Pushed},
     pace::{Pace, Shared},
     queue::FrameQueue,
+    spool::Spool,
     tally::Tally,
 };
 use crate::{
@@ -106,16 +108,15 @@ impl Link {
     }
 
     /// Sets the peer's limits, before anything is sent or read.
-    pub(crate) fn limit(&self, config: &LinkConfig, clock: Clock) {
-        if let Some(rate) = config.send_rate {
-            self.outbox.limit(rate);
-        }
+    pub(crate) fn limit(&self, config: &LinkConfig, spool: &Arc<Spool>, clock: Clock) {
+        self.outbox.limit(config.send_rate, spool);
         self.receive.get_or_init(|| Shared::new(clock, config.receive_rate));
     }
 
     /// How fast a reader may take what comes in on a channel of this class and rate.
     pub(crate) fn pace(&self, class: Class, own: Option<Rate>) -> Pace {
-        Pace::new(class, own, self.receive.get_or_init(|| Shared::new(Clock::start(), None)).clone())
+        let shared = self.receive.get_or_init(|| Shared::new(Clock::start(), None)).clone();
+        Pace::new(class, own, shared, Arc::clone(&self.track))
     }
 
     /// Queues a message on the control stream; `false` if the peer has not read for so long that there is no room.

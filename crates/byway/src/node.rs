@@ -373,7 +373,7 @@ impl Node {
             nat: core.agent.nat().await,
             serving: core.serving.as_ref().map(|shell| shell.status()),
             dropped: core.dropped(),
-            memory: core.registry.budget.status(),
+            memory: core.registry.memory(),
             aliases: core.mux.routes.read().len(),
         }
     }

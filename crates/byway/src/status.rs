@@ -51,7 +51,8 @@ pub struct NodeStatus {
     pub aliases: usize,
 }
 
-/// The memory of messages in the making and of those that wait for the program ([`LinkConfig::memory`](crate::LinkConfig)).
+/// The memory of messages in the making and of those that wait for the program ([`LinkConfig::memory`](crate::LinkConfig)), and of
+/// what waits to be sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryStatus {
@@ -63,6 +64,10 @@ pub struct MemoryStatus {
     pub limit: usize,
     /// How often messages of a peer had to wait for memory since the start.
     pub waits: u64,
+    /// Bytes that wait to be sent to all peers, to 16 KiB a channel.
+    pub sending: usize,
+    /// Bytes that may ([`LinkConfig::send_memory`](crate::LinkConfig)).
+    pub sending_limit: usize,
 }
 
 /// What a node knows of its NATs.

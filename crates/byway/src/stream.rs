@@ -189,7 +189,7 @@ impl AsyncRead for ReadHalf {
         ready!(Pin::new(&mut half.stream).poll_read(cx, &mut some))?;
         let count = some.filled().len();
         buf.advance(count);
-        half.pace.spend(count);
+        half.pace.take(count);
         half.tally.received(0, count);
         Poll::Ready(Ok(()))
     }

@@ -86,6 +86,11 @@ fn head(status: &Status) -> String {
         let (clients, pairs, size) = (relaying.clients, relaying.allocations, bytes(relaying.bytes));
         rows.push(["relays for".into(), format!("{clients} nodes, {pairs} pairs; {size} so far")]);
     }
+    let memory = &status.memory;
+    if memory.peak > 0 {
+        let (used, limit, peak) = (bytes(memory.used), bytes(memory.limit), bytes(memory.peak));
+        rows.push(["not read yet".into(), format!("{used} of {limit} at most; {peak} once")]);
+    }
     table(&[], rows.into_iter().map(Vec::from).collect())
 }
 
@@ -161,7 +166,7 @@ pub(super) fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::event::{Own, Registration, Serving, nat::Nat};
+    use crate::control::event::{Memory, Own, Registration, Serving, nat::Nat};
 
     fn status() -> Status {
         Status {
@@ -181,6 +186,7 @@ mod tests {
             serving: Vec::new(),
             reaching: Vec::new(),
             relaying: None,
+            memory: Memory::default(),
             dropped: [("junk".to_owned(), 3)].into(),
             processes: Vec::new(),
         }

@@ -142,6 +142,9 @@ pub(crate) struct Status {
     pub(crate) serving: Vec<Serving>,
     pub(crate) reaching: Vec<Reaching>,
     pub(crate) relaying: Option<Relaying>,
+    /// What messages that are not read yet take of this process.
+    #[serde(default)]
+    pub(crate) memory: Memory,
     /// Datagrams that were not carried on, by reason; reasons without any are left out.
     pub(crate) dropped: BTreeMap<String, u64>,
     /// The processes that use this node; the first one runs it.
@@ -283,6 +286,19 @@ pub(crate) struct Relaying {
     pub(crate) allocations: u64,
     pub(crate) bytes: u64,
     pub(crate) datagrams: u64,
+}
+
+/// The memory of messages in the making, of those that are not read yet, and of what waits to be sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    pub(crate) used: u64,
+    pub(crate) peak: u64,
+    pub(crate) limit: u64,
+    /// How often a peer had to wait for some.
+    pub(crate) waits: u64,
+    /// What waits to be sent to all peers, and what may.
+    pub(crate) sending: u64,
+    pub(crate) sending_limit: u64,
 }
 
 /// What became of a configuration that was read again.

@@ -7,8 +7,8 @@ use std::{
 };
 
 use byway::{
-    Event as NodeEvent, MappingStatus, NatStatus, NodeStatus, PeerId, PeerStatus, ProtocolStatus, RelayStatus,
-    RouteReport,
+    Event as NodeEvent, MappingStatus, MemoryStatus, NatStatus, NodeStatus, PeerId, PeerStatus, ProtocolStatus,
+    RelayStatus, RouteReport,
 };
 
 use super::{Daemon, attend::Report};
@@ -17,7 +17,7 @@ use crate::{
     control::{
         Event,
         event::{
-            Own, Peer, Registration, Relaying, Route, Spoken, Status, milliseconds,
+            Memory, Own, Peer, Registration, Relaying, Route, Spoken, Status, milliseconds,
             nat::{Family, Mapping, Nat},
         },
     },
@@ -50,6 +50,7 @@ pub(super) async fn read(daemon: &Daemon) -> Status {
             bytes: relay.bytes,
             datagrams: relay.datagrams,
         }),
+        memory: memory(node.memory),
         dropped: node.dropped.into_iter().map(|(why, count)| (why.to_owned(), count)).collect(),
         processes: daemon.processes.read(),
     }
@@ -65,6 +66,17 @@ fn registration(relay: &RelayStatus) -> Registration {
         observed: relay.observed,
         state: printable(&relay.state),
         rtt_ms: relay.rtt.map(milliseconds),
+    }
+}
+
+fn memory(memory: MemoryStatus) -> Memory {
+    Memory {
+        used: memory.used as u64,
+        peak: memory.peak as u64,
+        limit: memory.limit as u64,
+        waits: memory.waits,
+        sending: memory.sending as u64,
+        sending_limit: memory.sending_limit as u64,
     }
 }
 

@@ -20,6 +20,12 @@ const _: () = assert!(LEAST_PEER_MEMORY > RESERVE + MAX_MESSAGE + SMALL);
 /// Memory of all peers: eight that use theirs up.
 const MEMORY: usize = 512 << 20;
 
+/// What may wait for all peers to be sent: a hundred channels with full queues.
+const SEND_MEMORY: usize = 512 << 20;
+
+/// The least of that: a channel's queue as of the default has room.
+const LEAST_SEND_MEMORY: usize = 4 << 20;
+
 /// How long a peer may take for a message, unless it is told otherwise, while others wait for its memory: the largest one needs
 /// 7 s at 20 Mbit/s.
 const UNFINISHED_AFTER: Duration = Duration::from_secs(30);
@@ -55,6 +61,10 @@ pub struct LinkConfig {
     /// The same for all peers together; 256 KiB of each peer may come on top, so that no peer waits for another one. At least
     /// [`LinkConfig::peer_memory`].
     pub memory: usize,
+    /// Bytes of messages and byte streams that may wait to be sent, of all peers together, beside 64 KiB of each channel and stream, so
+    /// that no peer waits for another one; at least 4 MiB. A message to many peers counts for each. Where it is used up, a
+    /// channel is full though its own queue is not.
+    pub send_memory: usize,
     /// How long a peer may take for one message while somebody waits for memory that it holds, before its connection is ended
     /// with [`Gone::Unfinished`](crate::Gone::Unfinished): 1 s to 1 h, and in addition as long as all that it holds takes at
     /// 8 Mbit/s, or at 512 kbit/s while only its own messages wait.
@@ -76,6 +86,7 @@ impl Default for LinkConfig {
             receive_rate: None,
             peer_memory: PEER_MEMORY,
             memory: MEMORY,
+            send_memory: SEND_MEMORY,
             unfinished_after: UNFINISHED_AFTER,
             evict_after: Some(EVICT_AFTER),
             flush: FLUSH,
@@ -101,6 +112,9 @@ pub enum LinkConfigError {
     /// One peer would have more than all.
     #[error("`link.memory` is {0} bytes, less than `link.peer_memory`; raise the one or lower the other")]
     Memory(usize),
+    /// Too little may wait to be sent.
+    #[error("`link.send_memory` is {0} bytes; choose {LEAST_SEND_MEMORY} at least")]
+    SendMemory(usize),
     /// The time that a peer has for one message is out of its range.
     #[error("`link.unfinished_after` is {0:?}; choose between 1 s and 1 h")]
     UnfinishedAfter(Duration),
@@ -122,6 +136,9 @@ impl LinkConfig {
         }
         if self.memory < self.peer_memory {
             return Err(LinkConfigError::Memory(self.memory));
+        }
+        if self.send_memory < LEAST_SEND_MEMORY {
+            return Err(LinkConfigError::SendMemory(self.send_memory));
         }
         if !(UNFINISHED_RANGE.0..=UNFINISHED_RANGE.1).contains(&self.unfinished_after) {
             return Err(LinkConfigError::UnfinishedAfter(self.unfinished_after));

@@ -122,7 +122,13 @@ impl Budget {
 
     pub(crate) fn status(&self) -> MemoryStatus {
         let state = self.lock();
-        MemoryStatus { used: state.used, peak: state.peak, limit: self.node, waits: state.waits }
+        MemoryStatus {
+            used: state.used,
+            peak: state.peak,
+            limit: self.node,
+            waits: state.waits,
+            ..MemoryStatus::default()
+        }
     }
 
     /// Whether the peer's own limit lets it have more.
@@ -333,6 +339,21 @@ mod tests {
         assert!((&mut second).now_or_never().is_none() && (&mut large).now_or_never().is_none());
         drop(b);
         assert!((&mut large).now_or_never().is_some() && (&mut second).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_large_is_not_overtaken_by_what_is_smaller_and_came_later() {
+        let budget = budget(1_000_000, 2_000_000);
+        let [mut a, mut b, mut c, mut d] = [1, 2, 3, 4].map(|n| held(&budget, n));
+        assert!(a.try_take(1_000_000, false) && b.try_take(900_000, false));
+        let turns = [(); 2].map(sync::Mutex::new);
+        let mut large = Box::pin(c.take(900_000, || false, &turns[0]));
+        let mut later = Box::pin(d.take(300_000, || false, &turns[1]));
+        assert!((&mut large).now_or_never().is_none() && (&mut later).now_or_never().is_none());
+        drop(a.split(500_000));
+        assert!((&mut later).now_or_never().is_none(), "there is room for it, but not for what came before");
+        drop(b);
+        assert!((&mut large).now_or_never().is_some() && (&mut later).now_or_never().is_some());
     }
 
     #[tokio::test]

@@ -208,6 +208,15 @@ impl<'a> Incoming<'a> {
         Ok(())
     }
 
+    /// Takes those that came before the connection's end.
+    pub(super) fn rest(&mut self) {
+        while let Some(Ok(datagram)) = self.link.connection.read_datagram().now_or_never() {
+            if self.deliver(datagram).is_err() {
+                return;
+            }
+        }
+    }
+
     fn deliver(&mut self, mut message: Bytes) -> Result<(), Gone> {
         if message[..] == [NOTHING] {
             return Ok(());

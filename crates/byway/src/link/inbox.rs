@@ -235,6 +235,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::{super::budget::Budget, *};
     use crate::config::LinkConfig;
 
@@ -264,6 +266,29 @@ mod tests {
         assert!(offered(1));
         inbox.close();
         assert!(!offered(2));
+    }
+
+    #[tokio::test]
+    async fn a_queue_is_full_by_its_bytes_too() {
+        let inbox = Inbox::new(100, 3);
+        let mut waiting = batch(5);
+        let mut memory = held(1);
+        let mut delivering = Box::pin(inbox.deliver(&mut waiting, &mut memory));
+        assert!((&mut delivering).now_or_never().is_none());
+        assert_eq!(inbox.waiting(peer(1)), (3, 3));
+        assert!(inbox.try_take(&mut Hand::default()));
+        assert_eq!((&mut delivering).now_or_never(), Some(Some(true)));
+    }
+
+    #[test]
+    fn what_must_not_wait_is_refused_where_there_is_no_memory() {
+        let (peer_memory, memory) = (budget::RESERVE + 1_000_000, 10_000_000);
+        let config = LinkConfig { peer_memory, memory, ..LinkConfig::default() };
+        let budget = Arc::new(Budget::new(&config));
+        let (inbox, mut held) = (Inbox::new(1 << 20, 1 << 30), Held::nothing(&budget, peer(1)));
+        let offered = (0..100_000).take_while(|_| inbox.offer(Bytes::from_static(&[0; 100]), &mut held)).count();
+        assert_eq!(offered, 1_000_000 / budget::cost(100));
+        assert!(inbox.try_take(&mut Hand::default()) && inbox.offer(Bytes::new(), &mut held), "it comes back");
     }
 
     #[tokio::test]

@@ -21,10 +21,6 @@ use crate::gone::Gone;
 /// How often it is looked, once a half message is old, whether somebody waits for its memory.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often a reader that its program keeps waiting shows that the program takes something: QUIC itself says so only after
-/// an eighth of a stream's window, and the peer would think that nobody reads.
-const SIGN_EVERY: Duration = Duration::from_secs(5);
-
 /// Reads one channel's messages until it ends, or nobody reads them.
 pub(super) struct Messages<'a> {
     pub(super) link: &'a Link,
@@ -32,8 +28,6 @@ pub(super) struct Messages<'a> {
     pub(super) frames: Frames,
     pub(super) held: Held,
     pub(super) pace: Pace,
-    /// When it was shown last that the program takes messages.
-    pub(super) signed: Instant,
     pub(super) tally: Arc<Tally>,
     /// Is told of each message.
     pub(super) told: &'a (dyn Fn(&Bytes) + Sync),
@@ -62,7 +56,7 @@ impl Messages<'_> {
                 && let Some(bytes) = incoming.next().await?
             {
                 read += bytes.len();
-                self.pace.spend(bytes.len());
+                self.pace.take(bytes.len());
                 self.frames.chunk = bytes;
                 self.frames.split()?;
             }
@@ -95,8 +89,7 @@ impl Messages<'_> {
                 if count == batch.len() { std::mem::take(&mut batch) } else { batch.drain(..count).collect() };
             let Some(waited) = self.inbox.deliver(&mut some, &mut self.held).await else { return false };
             if waited {
-                self.frames.began = Instant::now(); // it was not the peer who took so long
-                self.sign();
+                self.pace.sign(); // its program takes something, if slowly
             }
             if batch.is_empty() {
                 self.frames.batch = some; // keeps its memory
@@ -110,14 +103,6 @@ impl Messages<'_> {
     async fn take(&mut self, bytes: usize) {
         let (inbox, peer) = (self.inbox, self.link.peer);
         self.held.take(bytes, || inbox.is_empty_of(peer), &self.link.memory).await;
-    }
-
-    /// Shows the peer that the program takes messages.
-    fn sign(&mut self) {
-        if self.signed.elapsed() >= SIGN_EVERY {
-            self.signed = Instant::now();
-            self.link.track.revived.notify_one();
-        }
     }
 
     /// Waits for the next bytes; `false` if there are no more.
@@ -144,7 +129,7 @@ impl Messages<'_> {
             }
         };
         let Some(bytes) = bytes else { return Ok(false) };
-        self.pace.spend(bytes.len());
+        self.pace.take(bytes.len());
         self.frames.chunk = bytes;
         Ok(true)
     }

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use super::{
     queue::{FrameQueue, Queue},
+    spool::{Part, Spool},
     tally::Tally,
 };
 use crate::protocol::STREAM_SHARE;
@@ -52,6 +53,8 @@ struct State {
     paused: BTreeSet<(Instant, ChannelKey)>,
     /// What the peer may be sent in all.
     peer: Option<Bucket>,
+    /// What may wait for all peers.
+    spool: Option<Arc<Spool>>,
     writer: Option<Waker>,
     closed: bool,
     /// Nothing more goes in.
@@ -72,6 +75,10 @@ struct Lane {
     /// In the schedule's ring already, waiting for its rate, or in the writer's hands.
     busy: bool,
     space: Arc<Notify>,
+    /// What it takes of the node's memory; the control stream's lane, which has a bound of its own, takes none.
+    part: Option<Part>,
+    /// A message was refused for the node's memory, though the lane has room.
+    refused: bool,
     /// Counts what leaves; the control stream's lane has none.
     tally: Option<Arc<Tally>>,
 }
@@ -143,9 +150,10 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Limits what the peer is sent in all; control messages do not wait, but count.
-    pub(crate) fn limit(&self, rate: Rate) {
-        self.lock().peer = Some(Bucket::of(rate));
+    /// Limits what the peer is sent in all, for which control messages do not wait, but count; and what may wait for all peers.
+    pub(crate) fn limit(&self, rate: Option<Rate>, spool: &Arc<Spool>) {
+        let mut state = self.lock();
+        (state.peer, state.spool) = (rate.map(Bucket::of), Some(Arc::clone(spool)));
     }
 
     /// Adds a lane; `false` if the link is closed or has [`MAX_LANES`].
@@ -164,6 +172,8 @@ impl Outbox {
             paused: None,
             busy: false,
             space: Arc::new(Notify::new()),
+            part: state.spool.as_ref().map(Part::new),
+            refused: false,
             tally,
         };
         let begun = !lane.queue.is_empty();
@@ -200,8 +210,16 @@ impl Outbox {
         let is_draining = state.draining;
         let lane = state.lanes.get_mut(&key).filter(|lane| lane.end.is_none() && !is_draining);
         let Some(lane) = lane else { return Pushed::Closed };
+        let waiting = lane.queue.len();
+        if lane.part.as_ref().is_some_and(|part| !part.may_grow(waiting)) {
+            lane.refused = true;
+            return Pushed::Full;
+        }
         if !push(&mut lane.queue) {
             return Pushed::Full;
+        }
+        if let Some(part) = &mut lane.part {
+            part.fit(lane.queue.len());
         }
         if !lane.busy {
             state.ready(key);
@@ -319,7 +337,10 @@ impl Outbox {
             let messages = if key.0 == STREAMS { 0 } else { waited.0 - waits.0 };
             tally.sent(messages, waited.1 - waits.1);
         }
-        if !had_room && lane.queue.has_room() {
+        if let Some(part) = &mut lane.part {
+            part.fit(lane.queue.len());
+        }
+        if std::mem::take(&mut lane.refused) || !had_room && lane.queue.has_room() {
             lane.space.notify_waiters();
         }
         let end = lane.end.filter(|_| lane.queue.is_empty());
@@ -411,5 +432,63 @@ impl State {
             self.paused.remove(&(at, key));
             self.schedule.ready(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_does_not_wait_for_a_rate() {
+        let (outbox, key, mut out) = (Outbox::new(), ChannelKey(1, 1), VecDeque::new());
+        let share = Share { class: Class::Bulk, weight: 1 };
+        let queue = FrameQueue::new(100, 1 << 20).into();
+        let rate = Some(Rate::new(1_000).burst(1_000));
+        assert!(outbox.open(key, NewLane { share, rate, queue, outlet: Outlet::Uni(Bytes::new()), tally: None }));
+        for _ in 0..2 {
+            assert_eq!(outbox.push(key, &Bytes::from(vec![0; 998])), Pushed::Queued);
+        }
+        let mut next = || outbox.next(Instant::START, &mut out, Waker::noop());
+        assert!(matches!(next(), Next::Turn(Turn { end: None, emptied: false, .. })));
+        outbox.done(key);
+        assert!(matches!(next(), Next::Wait(Some(_))), "the rate is used up");
+        let end = End::Reset(VarInt::from_u32(1));
+        outbox.end(key, end);
+        assert!(matches!(next(), Next::Turn(Turn { end: Some(found), emptied: true, .. }) if found == end));
+    }
+
+    /// An outbox with a lane for a channel.
+    fn outbox(spool: &Arc<Spool>) -> (Outbox, ChannelKey) {
+        let (outbox, key) = (Outbox::new(), ChannelKey(1, 1));
+        outbox.limit(None, spool);
+        let (share, queue) = (Share { class: Class::Bulk, weight: 16 }, FrameQueue::new(10_000, 10 << 20).into());
+        assert!(outbox.open(key, NewLane { share, rate: None, queue, outlet: Outlet::Uni(Bytes::new()), tally: None }));
+        (outbox, key)
+    }
+
+    /// How many messages of 4 KiB find room.
+    fn fill((outbox, key): &(Outbox, ChannelKey)) -> usize {
+        let message = Bytes::from(vec![0; 4 << 10]);
+        (0..10_000).take_while(|_| outbox.push(*key, &message) == Pushed::Queued).count()
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_all_peers_is_bounded_and_a_lane_that_has_little_takes_more() {
+        let spool = Spool::new(1 << 20);
+        let [a, b] = [outbox(&spool), outbox(&spool)];
+        assert!((250..=256).contains(&fill(&a)), "1 MiB, to the piece");
+        assert_eq!(fill(&b), 16, "64 KiB whatever the others have");
+        assert!(spool.used() <= (1 << 20) + (64 << 10) + 2 * (16 << 10));
+        let space = b.0.space(b.1).unwrap();
+        let told = space.notified();
+        let mut out = VecDeque::new();
+        assert!(matches!(b.0.next(Instant::START, &mut out, Waker::noop()), Next::Turn(_)));
+        told.await; // who was refused is told, though the queue itself was never full
+        assert!(fill(&b) > 0, "its own place is free again");
+        a.0.close();
+        assert!(fill(&b) > 200, "so is all that the other one had");
+        b.0.close();
+        assert_eq!(spool.used(), 0);
     }
 }

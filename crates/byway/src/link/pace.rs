@@ -3,7 +3,10 @@
 //! A reader that has to wait takes nothing from QUIC, so the stream's window closes and the sender waits: nothing is lost.
 //! A datagram cannot wait; one that comes too early is dropped and counted.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use byway_proto::{
     Instant,
@@ -11,10 +14,14 @@ use byway_proto::{
 };
 use tokio::time;
 
-use crate::net::mux::Clock;
+use crate::net::{mux::Clock, track::Track};
 
 /// Bytes for which a reader waits: fewer would be a wake-up for each piece of a packet.
 pub(crate) const LEAST_READ: u64 = 1_200;
+
+/// How often a reader that is slow for a rate's or its program's sake shows the peer that it reads: QUIC itself says so only after an
+/// eighth of a stream's window, and the peer would think that nobody does.
+const SIGN_EVERY: Duration = Duration::from_secs(5);
 
 /// What all readers of one link may take together.
 #[derive(Debug, Clone)]
@@ -44,12 +51,16 @@ pub(crate) struct Pace {
     /// It counts for the peer's rate, but does not wait for it.
     is_control: bool,
     until: Instant,
+    track: Arc<Track>,
+    /// When it was shown last that this side reads.
+    signed: time::Instant,
 }
 
 impl Pace {
     /// A reader of a channel of this class with this rate of its own.
-    pub(crate) fn new(class: Class, own: Option<Rate>, shared: Shared) -> Self {
-        Pace { own: own.map(receiving), shared, is_control: class == Class::Control, until: Instant::START }
+    pub(crate) fn new(class: Class, own: Option<Rate>, shared: Shared, track: Arc<Track>) -> Self {
+        let (is_control, signed) = (class == Class::Control, time::Instant::now());
+        Pace { own: own.map(receiving), shared, is_control, until: Instant::START, track, signed }
     }
 
     /// Whether any rate holds for it; for most readers none does, and no clock is read for them.
@@ -67,6 +78,22 @@ impl Pace {
     pub(crate) async fn wait(&self) {
         while let Some(until) = self.until() {
             time::sleep_until(until).await;
+        }
+    }
+
+    /// Notes that the reader has taken so many bytes of a stream, for the rates and for the peer to see.
+    pub(crate) fn take(&mut self, bytes: usize) {
+        self.spend(bytes);
+        if self.is_limited() {
+            self.sign();
+        }
+    }
+
+    /// Shows the peer now and then that this side reads.
+    pub(crate) fn sign(&mut self) {
+        if self.signed.elapsed() >= SIGN_EVERY {
+            self.signed = time::Instant::now();
+            self.track.revived.notify_one();
         }
     }
 

@@ -12,6 +12,9 @@ use tokio::time::Instant;
 /// How often the peer is asked whether it is there, while it takes nothing: the count is as precise as that.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// How soon it is looked whether what moved a moment ago still does: nobody wakes the writer because nothing moves.
+const SOON: Duration = Duration::from_secs(1);
+
 /// What is left of a peer's time.
 #[derive(Debug)]
 pub(super) struct Patience {
@@ -19,6 +22,8 @@ pub(super) struct Patience {
     spent: Duration,
     /// When it was looked last, while something waits and nothing moves, and at what.
     looked: Option<(Instant, Shown)>,
+    /// When to look next after something has moved.
+    soon: Option<Instant>,
 }
 
 /// What a peer has shown so far.
@@ -45,17 +50,29 @@ pub(super) enum Verdict {
 
 impl Patience {
     pub(super) fn new(limit: Option<Duration>) -> Self {
-        Patience { limit, spent: Duration::ZERO, looked: None }
+        Patience { limit, spent: Duration::ZERO, looked: None, soon: None }
     }
 
-    /// Nothing waits for the peer, or it has taken something.
+    /// Nothing waits for the peer.
     pub(super) fn renew(&mut self) {
+        (self.spent, self.looked, self.soon) = (Duration::ZERO, None, None);
+    }
+
+    /// The peer has taken something, and more waits.
+    pub(super) fn moved(&mut self, now: Instant) -> Verdict {
+        if self.limit.is_none() {
+            return Verdict::Fine;
+        }
         (self.spent, self.looked) = (Duration::ZERO, None);
+        Verdict::Look(*self.soon.insert(self.soon.filter(|at| *at > now).unwrap_or(now + SOON)))
     }
 
     /// Something waits and nothing moved.
     pub(super) fn look(&mut self, now: Instant, shown: Shown) -> Verdict {
         let Some(limit) = self.limit else { return Verdict::Fine };
+        if let Some(soon) = self.soon.filter(|at| *at > now) {
+            return Verdict::Look(soon);
+        }
         if let Some((looked, before)) = self.looked {
             if before.reads != shown.reads {
                 self.spent = Duration::ZERO;
@@ -99,7 +116,20 @@ mod tests {
         assert_eq!(patience.look(start + LOOK / 2, shown(1)), Verdict::Look(start + LOOK));
         patience.renew();
         assert_eq!(patience.look(start + LOOK, shown(1)), Verdict::Ask(start + 2 * LOOK));
-        assert_eq!(patience.look(start + 2 * LOOK, shown(2)), Verdict::Over);
+        assert_eq!(
+            patience.moved(start + LOOK),
+            Verdict::Look(start + LOOK + SOON),
+            "nobody else would wake the writer"
+        );
+        assert_eq!(patience.moved(start + LOOK + SOON / 2), Verdict::Look(start + LOOK + SOON), "the same timer");
+        assert_eq!(
+            patience.look(start + LOOK + SOON / 2, shown(2)),
+            Verdict::Look(start + LOOK + SOON),
+            "no question yet"
+        );
+        assert_eq!(patience.look(start + LOOK + SOON, shown(2)), Verdict::Ask(start + 2 * LOOK + SOON));
+        assert_eq!(patience.look(start + 2 * LOOK + SOON, shown(3)), Verdict::Over);
+        assert_eq!(Patience::new(None).moved(start), Verdict::Fine);
         assert_eq!(Patience::new(None).look(start, shown(0)), Verdict::Fine);
     }
 }

@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use byway_proto::hello::{Agreed, Control, ControlCodec};
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::{
-    sync::mpsc,
-    time::{self, Instant},
-};
+use tokio::{sync::mpsc, time};
 
 use super::{
     Link,
@@ -61,7 +58,7 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
     loop {
         tokio::select! {
             biased;
-            _ = link.connection.closed() => return,
+            _ = link.connection.closed() => return datagrams.rest(),
             () = link.track.revived.notified() => {
                 // A packet that QUIC makes now, for its window has grown by a byte: its acknowledgement is the first that tells
                 // of the path as it is, and shows that all before are lost. QUIC has no word to ask for one. To the peer it is
@@ -112,7 +109,6 @@ async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
         frames: Frames::new(channel.max_message),
         held: Held::nothing(&scope.registry.budget, link.peer),
         pace: link.pace(channel.share.class, channel.receive_rate),
-        signed: Instant::now(),
         tally: protocol.tally(&link, Some(id)),
         told: &|message| protocol.tell_message(link.peer, id, message.len(), Direction::Received),
     };

@@ -166,9 +166,13 @@ impl Writer {
 
     /// Whether the peer takes what waits for it.
     fn look(&mut self) -> Verdict {
-        if std::mem::take(&mut self.moved) || self.blocked.is_empty() {
+        let moved = std::mem::take(&mut self.moved);
+        if self.blocked.is_empty() {
             self.patience.renew();
             return Verdict::Fine;
+        }
+        if moved {
+            return self.patience.moved(Instant::now());
         }
         let frames = self.connection.stats().frame_rx;
         let shown = Shown { reads: frames.max_data + frames.max_stream_data, hears: frames.acks };

@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net,
+    time::{self, Instant},
 };
 use tracing::{debug, warn};
 
@@ -37,6 +38,13 @@ const TCP_BACKLOG: i32 = 1_024;
 
 /// How often the list of interfaces is compared with the last one.
 const INTERFACE_POLL: Duration = Duration::from_secs(2);
+
+/// How old a list of interfaces may be that is given out again: each peer is told of them, and to list them costs as much as a
+/// tenth of a handshake. A change is noticed later than that anyhow.
+const INTERFACES_AGE: Duration = Duration::from_millis(500);
+
+/// The machine's interfaces, when they were listed last; one list for all nodes of a process.
+static INTERFACES: Mutex<Option<(Instant, Vec<Interface>)>> = Mutex::new(None);
 
 /// What multicast DNS is sent with, so that receivers can tell that no router passed it on (RFC 6762 §11).
 const MULTICAST_TTL: u32 = 255;
@@ -93,23 +101,22 @@ impl Net for Os {
     }
 
     fn interfaces(&self) -> Vec<Interface> {
-        let mut addrs: Vec<Interface> = match if_addrs::get_if_addrs() {
-            Ok(interfaces) => interfaces.iter().filter(|i| i.is_oper_up()).map(interface).collect(),
-            Err(error) => {
-                warn!(%error, "cannot list this machine's interfaces; peers will learn no local address");
-                Vec::new()
+        let mut listed = INTERFACES.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (_, interfaces) = match listed.take() {
+            Some((at, interfaces)) if now.saturating_duration_since(at) < INTERFACES_AGE => {
+                listed.insert((at, interfaces))
             }
+            _ => listed.insert((now, list_interfaces())),
         };
-        addrs.sort_unstable();
-        addrs.dedup();
-        addrs
+        interfaces.clone()
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {
         let before = self.interfaces(); // now, not at the first poll: a change between the two would be missed
         Box::pin(async move {
             loop {
-                tokio::time::sleep(INTERFACE_POLL).await;
+                time::sleep(INTERFACE_POLL).await;
                 if self.interfaces() != before {
                     return;
                 }
@@ -124,6 +131,19 @@ impl Net for Os {
     fn upnp(&self) -> Option<Arc<dyn Upnp>> {
         Some(Arc::<upnp::OsUpnp>::default())
     }
+}
+
+fn list_interfaces() -> Vec<Interface> {
+    let mut addrs: Vec<Interface> = match if_addrs::get_if_addrs() {
+        Ok(interfaces) => interfaces.iter().filter(|i| i.is_oper_up()).map(interface).collect(),
+        Err(error) => {
+            warn!(%error, "cannot list this machine's interfaces; peers will learn no local address");
+            Vec::new()
+        }
+    };
+    addrs.sort_unstable();
+    addrs.dedup();
+    addrs
 }
 
 fn interface(interface: &if_addrs::Interface) -> Interface {

@@ -35,9 +35,10 @@ use crate::{
         outbox::{End, NewLane, Outlet, Pushed},
         queue::{FrameQueue, Queue},
         readers::UNKNOWN,
+        spool::Spool,
         tally::Refused,
     },
-    status::ProtocolStatus,
+    status::{MemoryStatus, ProtocolStatus},
     stream::Stream,
 };
 
@@ -120,6 +121,8 @@ pub enum RegisterError {
 pub(crate) struct Registry {
     /// The memory of what comes in on all channels.
     pub(crate) budget: Arc<Budget>,
+    /// The memory of what waits to be sent to all peers.
+    pub(crate) spool: Arc<Spool>,
     protocols: RwLock<BTreeMap<u32, Arc<Registered>>>,
     /// The last numbers given to a protocol, and to a member's lanes; none is given twice, for streams of what had it may still
     /// be on their way. 0 is the control stream's.
@@ -134,12 +137,18 @@ impl Registry {
     pub(crate) fn new(config: &LinkConfig, told: Option<Events>) -> Self {
         Registry {
             budget: Arc::new(Budget::new(config)),
+            spool: Spool::new(config.send_memory),
             protocols: RwLock::default(),
             last: AtomicU32::default(),
             last_lanes: AtomicU32::default(),
             closed: Mutex::default(),
             told,
         }
+    }
+
+    /// What messages take now, on their way in and out.
+    pub(crate) fn memory(&self) -> MemoryStatus {
+        MemoryStatus { sending: self.spool.used(), sending_limit: self.spool.limit, ..self.budget.status() }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Arc<Registered>>> {

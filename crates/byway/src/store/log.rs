@@ -438,7 +438,86 @@ mod tests {
         let mut promise = MARK.to_vec();
         promise.extend([PUT, 0, 0, 0]);
         promise.extend((MAX_VALUE as u32).to_le_bytes());
-        let found = scan(&promise.repeat(100_000));
-        assert!(found.damaged && found.rows.is_empty());
+        let mut promises = promise.repeat(100_000);
+        encode(&row(1, 10), &mut promises).unwrap();
+        let found = scan(&promises);
+        assert!(found.damaged && found.rows.is_empty(), "the search ends before it comes to the row");
+    }
+
+    fn row(key: u8, len: usize) -> Row {
+        Row { table: 0, key: vec![key], value: Some(vec![key; len]) }
+    }
+
+    /// A file in a directory of its own, which goes with the test.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("byway-log-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Place(path)
+        }
+
+        fn open(&self) -> (Log, Rows, Option<PathBuf>) {
+            Log::open(&self.0.join("rows"), UnixTime(7)).unwrap()
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn what_a_failed_write_left_behind_is_gone_with_the_next_one() {
+        let place = Place::new("torn");
+        let (mut log, ..) = place.open();
+        log.append(&[row(1, 10)]).unwrap();
+        log.file.write_all(&[0xee; 500]).unwrap(); // as far as the disk had room
+        log.torn = true;
+        log.append(&[row(2, 10)]).unwrap();
+        drop(log);
+        let (_, rows, aside) = place.open();
+        assert_eq!((rows.len(), aside), (2, None));
+    }
+
+    #[test]
+    fn a_file_grows_by_what_counts_and_some_slack_and_keeps_every_row() {
+        let place = Place::new("tidy");
+        let (mut log, ..) = place.open();
+        for n in 0..200u8 {
+            log.append(&[row(n % 4, 50_000), row(4 + n % 2, 10)]).unwrap();
+        }
+        let size = fs::metadata(place.0.join("rows")).unwrap().len();
+        assert!(size <= 2 * 4 * 51_000 + SLACK, "{size}");
+        drop(log);
+        let (_, rows, aside) = place.open();
+        assert_eq!((rows.len(), aside), (6, None));
+        assert!(rows.iter().all(|((_, key), value)| value.iter().all(|byte| *byte == key[0])));
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_and_nothing_of_it_written() {
+        let place = Place::new("large");
+        let (mut log, ..) = place.open();
+        assert!(log.append(&[row(1, 10), row(2, MAX_VALUE + 1)]).is_err());
+        log.append(&[row(3, MAX_VALUE)]).unwrap();
+        (log.end, log.tidy_at) = (MAX_FILE, u64::MAX);
+        assert_eq!(log.append(&[row(4, 1)]).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        drop(log);
+        let (_, rows, aside) = place.open();
+        assert_eq!((rows.len(), aside), (1, None));
+    }
+
+    #[test]
+    fn two_damaged_files_of_one_second_are_both_kept() {
+        let place = Place::new("aside");
+        let mut kept = Vec::new();
+        for n in 0..2 {
+            fs::write(place.0.join("rows"), [n; 100]).unwrap();
+            kept.push(place.open().2.unwrap());
+        }
+        assert!((0..2).all(|n| fs::read(&kept[usize::from(n)]).unwrap() == [n; 100]), "{kept:?}");
     }
 }

@@ -117,7 +117,7 @@ impl Shell {
         let Some((_, established)) = self.offered.take() else { return };
         let (link, core) = (Arc::clone(&established.link), Arc::clone(&self.core));
         self.links.insert(id, Arc::clone(&link));
-        link.limit(&core.config.link, core.mux.clock);
+        link.limit(&core.config.link, &core.registry.spool, core.mux.clock);
         core.switch.set_link(&link);
         // Before the first message can come in, so that each protocol's state of the peer is there.
         core.registry.agreed(&link, &link.agreed.read());

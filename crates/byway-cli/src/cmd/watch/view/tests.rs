@@ -1,7 +1,7 @@
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
-use crate::control::event::{Own, Path, nat::Nat};
+use crate::control::event::{Memory, Own, Path, nat::Nat};
 
 fn channel(protocol: &str, channel: Option<u32>, out: f64, waits: u64) -> Channel {
     let sent = Flow { messages: 9, bytes: 9_000, waiting_bytes: waits, bytes_s: out, ..Flow::default() };
@@ -58,6 +58,7 @@ fn status(peers: Vec<Peer>) -> Status {
         serving: Vec::new(),
         reaching: Vec::new(),
         relaying: None,
+        memory: Memory::default(),
         dropped: [("junk".to_owned(), 3)].into(),
         processes: Vec::new(),
     }
