@@ -126,14 +126,15 @@ impl RelayShell {
             links.numbers.insert(link.track.alias(), conn);
             conn
         };
-        core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux), None));
-        core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
         // Its client pings, and more often than that.
         core.agent.try_send(AgentCommand::KeepAlive { alias: link.track.alias(), every: PING });
         core.mux.sockets.wss().vouch(via.remote(), true);
         let instance = link.hello().instance;
         let (addr, source) = (via.remote(), source_of(core, via.remote()));
         self.input(core, Input::Connected { conn, peer: link.peer, instance, addr, source });
+        // Only now may its messages be read: the machine takes none of a client that it does not know.
+        core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux), None));
+        core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
         let (shell, watcher) = (Arc::clone(self), Arc::clone(core));
         core.tasks.spawn(async move { shell.watch(&watcher, conn, &link).await });
     }
