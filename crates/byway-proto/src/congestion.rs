@@ -46,6 +46,10 @@ const MIN_PACKETS: u64 = 4;
 /// What the window is beyond what the path holds, in packets: without an acknowledgement that comes late it runs empty.
 const SLACK_PACKETS: u64 = 3;
 
+/// The most of what the path holds that the window makes up for acknowledgements that come in bunches, unless somebody else may
+/// be filling the queue: where both directions are full the bunches are the queue's doing, and more of it makes them larger.
+const MAX_EXCESS: f64 = 0.125;
+
 /// The window while the flow still grows, as a multiple of what the path is known to hold: more than double each round
 /// trip, for samples lag behind.
 const STARTUP_GAIN: f64 = 2.5;
@@ -289,7 +293,7 @@ impl Model {
         self.in_flight = in_flight;
         self.aggregation.acked(acked, self.bandwidth.max(), self.held(), now);
         self.advance(now);
-        self.window = self.target();
+        self.window = self.target(now);
     }
 
     /// Notes that `bytes` got lost; `persistent` if nothing else has arrived for several timeouts (RFC 9002 §7.6).
@@ -324,7 +328,7 @@ impl Model {
         };
         self.cycle.restart(now);
         if self.bandwidth.max() > 0.0 {
-            self.window = self.target();
+            self.window = self.target(now);
         }
     }
 
@@ -425,8 +429,10 @@ impl Model {
         self.cycle.restart(now);
     }
 
-    fn target(&self) -> u64 {
-        let slack = self.aggregation.excess() + (SLACK_PACKETS * self.mtu) as f64;
+    fn target(&self, now: Instant) -> u64 {
+        let most = if self.rival.is_near(now) { 1.0 } else { MAX_EXCESS };
+        let excess = self.aggregation.excess().min(most * self.held());
+        let slack = excess + (SLACK_PACKETS * self.mtu) as f64;
         let held = self.held() / (1.0 - self.loss.min(MAX_LOSS));
         let target = match self.mode {
             Mode::Startup { .. } => (STARTUP_GAIN * held + slack).max(self.window as f64),

@@ -35,6 +35,11 @@ impl Rival {
         self.window
     }
 
+    /// Whether somebody else may be filling the queue, or did so a moment ago.
+    pub(super) fn is_near(&self, now: Instant) -> bool {
+        self.crowded >= CROWDED_CYCLES || self.seen.is_some_and(|seen| now.since(seen) <= MEMORY)
+    }
+
     /// Judges a cycle, at whose end `window` was in force; `true` if there may be a rival that is not known yet.
     pub(super) fn end_cycle(&mut self, crowded: bool, window: u64, now: Instant) -> bool {
         if !crowded {

@@ -236,6 +236,31 @@ fn more_may_wait_behind_a_hole_than_on_a_clean_line() {
     assert!(model.send_window() > 3 * model.window());
 }
 
+/// The window of a line that is full, in multiples of what it holds, if acknowledgements come in bunches of half of that; `rival`
+/// says whether somebody else was there.
+fn window_with_bunches(rival: bool) -> f64 {
+    let (mut path, mut model) = (Path::new(100.0, 50, 100.0), model());
+    path.run(&mut model, 3_000);
+    if rival {
+        model.rival.begin(0, path.now());
+    }
+    let held = model.held();
+    for _ in 0..4 {
+        path.now += 25;
+        model.aggregation.acked(held as u64 / 2, model.bandwidth.max(), held, path.now());
+    }
+    model.mode = Mode::Cruise;
+    model.cycle = Cycle::new(1, path.now()); // between two probes
+    model.target(path.now()) as f64 / held
+}
+
+#[test]
+fn bunches_make_the_window_larger_by_an_eighth_at_most_unless_somebody_else_fills_the_queue() {
+    let (alone, beside) = (window_with_bunches(false), window_with_bunches(true));
+    assert!((1.1..1.2).contains(&alone), "{alone}");
+    assert!(beside > 1.4, "{beside}");
+}
+
 proptest! {
     #[test]
     fn no_course_of_events_leads_out_of_the_windows_bounds(

@@ -151,6 +151,7 @@ impl ControllerFactory for Congestion {
             in_flight: 0,
             stale: 0,
             asks_above: u64::MAX,
+            asked: Instant::START,
             smoothed_rtt: Duration::ZERO,
             latest: Latest { at: now, heard: 0 },
             parked: Vec::new(),
@@ -171,6 +172,8 @@ struct Routed {
     stale: u64,
     /// While more than this is stale, a silence has ended and QUIC has yet to learn what it has cost.
     asks_above: u64,
+    /// When the last packet left that had to do with the room for questions: what it measures is not what the route carries.
+    asked: Instant,
     smoothed_rtt: Duration,
     latest: Latest,
     parked: Vec<Parked>,
@@ -259,6 +262,9 @@ impl Routed {
     fn sent(&mut self, bytes: u64, now: Instant) {
         self.follow(now);
         self.in_flight += bytes;
+        if self.is_asking() {
+            self.asked = now;
+        }
         self.latest = Latest { at: now, heard: self.shared.line.heard() };
         self.model.sent(bytes, now);
     }
@@ -271,8 +277,14 @@ impl Routed {
             self.take_stale(ack.bytes);
         }
         if ack.sent >= self.seen.switch.since {
-            self.model.acked(ack, now);
+            let app_limited = ack.app_limited || ack.sent <= self.asked;
+            self.model.acked(&Ack { app_limited, ..*ack }, now);
         }
+    }
+
+    /// Whether only a few packets may go out, which ask what has arrived of the old route's.
+    fn is_asking(&self) -> bool {
+        self.stale > self.asks_above
     }
 
     fn end_acks(&mut self, in_flight: u64, now: Instant) {
@@ -340,7 +352,7 @@ impl Controller for Routed {
             return self.in_flight + ASKING * u64::from(self.mtu); // the next packet will see the switch
         }
         let mtu = u64::from(self.mtu);
-        let window = if self.stale > self.asks_above { ASKING * mtu } else { self.model.window() } + self.stale;
+        let window = if self.is_asking() { ASKING * mtu } else { self.model.window() } + self.stale;
         if self.in_flight + mtu < window {
             window / PACING.1 * PACING.0
         } else if self.owes_ack(window) {
@@ -476,6 +488,31 @@ mod tests {
         assert_eq!(bench.routed.window(), on_way + ASKING * PACKET, "they are on their way");
         bench.routed.lost(on_way / 2, false, hedged, bench.now);
         assert!(bench.routed.window() > on_way / 2 + bench.routed.model.window());
+    }
+
+    #[test]
+    fn the_packets_that_ask_do_not_tell_how_much_the_route_carries() {
+        let mut bench = Bench::new();
+        bench.run(1_000, true);
+        let hedged = bench.now;
+        bench.run(20, false);
+        bench.line.select(Via::Direct(([192, 0, 2, 1], 2).into()), Some(hedged), bench.now);
+        let lost = bench.on_way.len() as u64 * PACKET; // which QUIC is slow to see
+        for _ in 0..8 {
+            bench.on_way.clear();
+            bench.run(ASKING, false);
+            bench.now += RTT;
+            for sent in std::mem::take(&mut bench.on_way) {
+                let ack = Ack { sent, bytes: PACKET, app_limited: false, smoothed_rtt: RTT };
+                bench.routed.acked(&ack, bench.now);
+                bench.routed.end_acks(lost, bench.now);
+            }
+        }
+        assert!(bench.routed.is_asking());
+        bench.routed.lost(bench.routed.stale, false, hedged, bench.now);
+        bench.run(120, true);
+        let carried = RTT.as_millis() as u64 * PACKET;
+        assert!(bench.routed.model.window() > 2 * carried, "it looks for more: {}", bench.routed.model.window());
     }
 
     #[test]
