@@ -191,7 +191,7 @@ fn of_peer(send: Option<u64>, receive: Option<u64>) -> LinkConfig {
 
 /// Two channels of weight 1 and 3 and a byte stream of weight 16, of which the peer takes 500,000 bytes a second in all, while a
 /// control message a tenth of a second goes beside them.
-async fn shared_rate(world: World, configs: [LinkConfig; 2]) -> [f64; 2] {
+async fn shared_rate(world: World, configs: [LinkConfig; 2]) -> [f64; 3] {
     let channels = || {
         [
             Channel::new(1).share(Class::Bulk, 4),
@@ -230,14 +230,15 @@ async fn shared_rate(world: World, configs: [LinkConfig; 2]) -> [f64; 2] {
     let (first, second, bytes, worst) = tokio::join!(measure(first), measure(second), bytes, answers);
     asking.await.unwrap();
     assert_rate(first + second + bytes, 500_000);
-    [second / first, worst.as_secs_f64()]
+    [second / first, bytes / first, worst.as_secs_f64()]
 }
 
 #[test]
 fn all_that_a_peer_is_sent_keeps_its_rate_and_its_shares_and_control_does_not_wait() {
     scenario(1, secs(60), |world| async move {
-        let [ratio, worst] = shared_rate(world, [of_peer(Some(500_000), None), LinkConfig::default()]).await;
+        let [ratio, stream, worst] = shared_rate(world, [of_peer(Some(500_000), None), LinkConfig::default()]).await;
         assert!((ratio / 3.0 - 1.0).abs() <= 0.05, "{ratio}");
+        assert!((stream / 4.0 - 1.0).abs() <= 0.05, "{stream}");
         assert!(worst <= 0.08, "a control message took {worst} s of 50 ms");
     });
 }
@@ -245,8 +246,9 @@ fn all_that_a_peer_is_sent_keeps_its_rate_and_its_shares_and_control_does_not_wa
 #[test]
 fn all_that_is_taken_from_a_peer_keeps_its_rate_and_control_does_not_wait() {
     scenario(1, secs(60), |world| async move {
-        let [ratio, worst] = shared_rate(world, [LinkConfig::default(), of_peer(None, Some(500_000))]).await;
+        let [ratio, stream, worst] = shared_rate(world, [LinkConfig::default(), of_peer(None, Some(500_000))]).await;
         assert!((ratio - 1.0).abs() <= 0.05, "{ratio}: the channels' readers take turns");
+        assert!((stream - 1.0).abs() <= 0.05, "{stream}: and the stream's does");
         assert!(worst <= 0.3, "a control message took {worst} s of 50 ms");
     });
 }

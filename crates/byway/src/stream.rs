@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     link::{
         outbox::{End, Outbox, Pushed},
-        pace::{LEAST_READ, Pace},
+        pace::Pace,
         tally::Tally,
     },
     net::BoxFuture,
@@ -185,7 +185,7 @@ impl AsyncRead for ReadHalf {
             return read;
         }
         // No more at once than a channel's reader takes, for both have the peer's rate in turn.
-        let mut some = ReadBuf::new(buf.initialize_unfilled_to(buf.remaining().min(LEAST_READ as usize)));
+        let mut some = ReadBuf::new(buf.initialize_unfilled_to(buf.remaining().min(half.pace.piece())));
         ready!(Pin::new(&mut half.stream).poll_read(cx, &mut some))?;
         let count = some.filled().len();
         buf.advance(count);

@@ -53,7 +53,7 @@ impl Messages<'_> {
             while self.frames.wanted.is_none()
                 && self.pace.until().is_none()
                 && incoming.is_ready()
-                && let Some(bytes) = incoming.next().await?
+                && let Some(bytes) = incoming.next(self.pace.piece()).await?
             {
                 read += bytes.len();
                 self.pace.take(bytes.len());
@@ -112,7 +112,7 @@ impl Messages<'_> {
             self.frames.began = Instant::now();
         }
         let bytes = {
-            let mut next = pin!(incoming.next());
+            let mut next = pin!(incoming.next(self.pace.piece()));
             if self.frames.partial.is_none() {
                 next.await?
             } else {

@@ -16,7 +16,7 @@ use tokio::time;
 
 use crate::net::{mux::Clock, track::Track};
 
-/// Bytes for which a reader waits: fewer would be a wake-up for each piece of a packet.
+/// Bytes for which a reader waits, and which it takes then: fewer would be a wake-up for each piece of a packet.
 pub(crate) const LEAST_READ: u64 = 1_200;
 
 /// How often a reader that is slow for a rate's or its program's sake shows the peer that it reads: QUIC itself says so only after an
@@ -51,6 +51,8 @@ pub(crate) struct Pace {
     /// It counts for the peer's rate, but does not wait for it.
     is_control: bool,
     until: Instant,
+    /// Bytes that it has taken in its present turn.
+    turn: usize,
     track: Arc<Track>,
     /// When it was shown last that this side reads.
     signed: time::Instant,
@@ -60,12 +62,17 @@ impl Pace {
     /// A reader of a channel of this class with this rate of its own.
     pub(crate) fn new(class: Class, own: Option<Rate>, shared: Shared, track: Arc<Track>) -> Self {
         let (is_control, signed) = (class == Class::Control, time::Instant::now());
-        Pace { own: own.map(receiving), shared, is_control, until: Instant::START, track, signed }
+        Pace { own: own.map(receiving), shared, is_control, until: Instant::START, turn: 0, track, signed }
     }
 
     /// Whether any rate holds for it; for most readers none does, and no clock is read for them.
     pub(crate) fn is_limited(&self) -> bool {
         self.own.is_some() || self.shared.bucket.is_some()
+    }
+
+    /// The most bytes that the reader may take at once: QUIC hands over what came in one piece, and a rate's readers take turns.
+    pub(crate) fn piece(&self) -> usize {
+        if self.is_limited() { LEAST_READ as usize - self.turn } else { usize::MAX }
     }
 
     /// From when on the reader may take something; `None` if it may now.
@@ -81,12 +88,21 @@ impl Pace {
         }
     }
 
-    /// Notes that the reader has taken so many bytes of a stream, for the rates and for the peer to see.
+    /// Notes that the reader has taken so many bytes of a stream, for the rates and for the peer to see. It waits once its turn is
+    /// over: in whatever pieces the bytes come, a turn is as large as any other reader's.
     pub(crate) fn take(&mut self, bytes: usize) {
-        self.spend(bytes);
-        if self.is_limited() {
-            self.sign();
+        if !self.is_limited() {
+            return;
         }
+        let paid = self.until;
+        self.spend(bytes);
+        self.turn += bytes;
+        if self.turn < LEAST_READ as usize {
+            self.until = paid;
+        } else {
+            self.turn = 0;
+        }
+        self.sign();
     }
 
     /// Shows the peer now and then that this side reads.

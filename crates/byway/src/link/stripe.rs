@@ -220,15 +220,15 @@ impl<'a> Incoming<'a> {
         Incoming { waiting, connection, first, streams, current: 0, left: SEGMENT }
     }
 
-    /// The channel's next bytes, at least one; `None` once it has ended.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Gone> {
+    /// The channel's next bytes, at least one and at most `limit`; `None` once it has ended.
+    pub(crate) async fn next(&mut self, limit: usize) -> Result<Option<Bytes>, Gone> {
         loop {
             if self.left == 0 {
                 let Some(mut named) = self.take(1).await? else { return Ok(None) };
                 self.turn_to(named.get_u8()).await?;
                 continue;
             }
-            let Some(bytes) = self.take(self.left).await? else { return Ok(None) };
+            let Some(bytes) = self.take(self.left.min(limit)).await? else { return Ok(None) };
             self.left -= bytes.len();
             return Ok(Some(bytes));
         }
