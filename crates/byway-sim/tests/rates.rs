@@ -319,3 +319,19 @@ fn a_rate_that_is_of_no_use_is_refused() {
         assert_eq!(refused, RegisterError::Rate { name: "one".into(), channel: 7, why: RateError::Burst });
     });
 }
+#[test]
+fn who_takes_bytes_slowly_by_the_peers_rate_is_not_given_up() {
+    scenario(1, secs(2_000), |world| async move {
+        let configs = [LinkConfig::default(), of_peer(None, Some(2_000))];
+        let channels = || [Channel::new(1)];
+        let (a, mut b, to) = pair(&world, configs, [channels(), channels()]).await;
+        saturate(&a.tx[0], to);
+        let mut written = a.peers.open(to).await.unwrap();
+        tokio::spawn(async move { while written.write_all(&[0; 10_000]).await.is_ok() {} });
+        let (_, mut read) = b.streams.accept().await.unwrap();
+        tokio::spawn(async move { while read.read(&mut [0; 1_000]).await.is_ok_and(|count| count > 0) {} });
+        // QUIC's own word would come after an eighth of a window, which takes four minutes.
+        while b.rx[0].recv().await.is_some() && a.node.status().await.uptime < secs(1_000) {}
+        assert_eq!(a.node.peers(), [to]);
+    });
+}
