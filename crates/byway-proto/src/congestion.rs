@@ -46,8 +46,8 @@ const MIN_PACKETS: u64 = 4;
 /// What the window is beyond what the path holds, in packets: without an acknowledgement that comes late it runs empty.
 const SLACK_PACKETS: u64 = 3;
 
-/// The most of what the path holds that the window makes up for acknowledgements that come in bunches, unless somebody else may
-/// be filling the queue: where both directions are full the bunches are the queue's doing, and more of it makes them larger.
+/// The most of what the path holds that the window makes up for acknowledgements that come in bunches where a queue stands, unless
+/// it may be somebody else's: where both directions are full the bunches are the queue's doing, and more of it makes them larger.
 const MAX_EXCESS: f64 = 0.125;
 
 /// The window while the flow still grows, as a multiple of what the path is known to hold: more than double each round
@@ -123,6 +123,8 @@ pub struct Model {
     /// Bytes per second that the path delivers.
     bandwidth: MaxFilter,
     aggregation: Aggregation,
+    /// The queue did not empty within the last round.
+    queues: bool,
     /// Bytes acknowledged since [`Model::end_acks`].
     newly_acked: u64,
     round: Round,
@@ -204,6 +206,7 @@ impl Model {
             rtt: Rtt::new(now),
             bandwidth: MaxFilter::default(),
             aggregation: Aggregation::new(now),
+            queues: false,
             newly_acked: 0,
             round: Round::default(),
             cycle: Cycle::new(seed, now),
@@ -349,6 +352,8 @@ impl Model {
         self.round.end = self.rate.delivered;
         self.bandwidth.end_round();
         self.aggregation.end_round();
+        self.rtt.end_round(round.min_rtt());
+        self.queues = self.rtt.is_raised(round.min_rtt());
         let loss = round.loss();
         if loss > HEAVY_LOSS && self.rtt.is_raised(round.min_rtt()) {
             self.limit = (self.limit.min(self.window as f64) * CURB).max((MIN_PACKETS * self.mtu) as f64);
@@ -430,7 +435,7 @@ impl Model {
     }
 
     fn target(&self, now: Instant) -> u64 {
-        let most = if self.rival.is_near(now) { 1.0 } else { MAX_EXCESS };
+        let most = if self.queues && !self.rival.is_near(now) { MAX_EXCESS } else { 1.0 };
         let excess = self.aggregation.excess().min(most * self.held());
         let slack = excess + (SLACK_PACKETS * self.mtu) as f64;
         let held = self.held() / (1.0 - self.loss.min(MAX_LOSS));

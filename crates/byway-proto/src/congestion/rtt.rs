@@ -19,13 +19,15 @@ pub(super) struct Rtt {
     min: Duration,
     confirmed: Instant,
     pub(super) smoothed: Duration,
+    /// Until a round has shown the smallest one anew: the old one may be of a time when acknowledgements came another way.
+    anew: bool,
     /// The mean distance between samples and the smoothed round-trip time.
     deviation: Duration,
 }
 
 impl Rtt {
     pub(super) fn new(now: Instant) -> Self {
-        Rtt { min: FAR, confirmed: now, smoothed: Duration::from_millis(100), deviation: Duration::ZERO }
+        Rtt { min: FAR, confirmed: now, smoothed: Duration::from_millis(100), anew: false, deviation: Duration::ZERO }
     }
 
     pub(super) fn update(&mut self, sample: Duration, smoothed: Duration, now: Instant) {
@@ -47,16 +49,28 @@ impl Rtt {
         now.since(self.confirmed) > LIFE
     }
 
-    /// Believes in the smallest for its whole life again: nothing could confirm it while packets went another way.
+    /// Believes in the smallest again, for nothing could confirm it while packets went another way; and only for a round.
     pub(super) fn trust(&mut self, now: Instant) {
         self.confirmed = now;
+        self.anew = true;
+    }
+
+    /// Takes in the smallest round-trip time of a round.
+    pub(super) fn end_round(&mut self, min: Duration) {
+        if core::mem::take(&mut self.anew) {
+            self.replace(min);
+        }
+    }
+
+    fn replace(&mut self, min: Duration) {
+        if min < FAR {
+            self.min = min;
+        }
     }
 
     /// Believes in what was measured with an empty queue, or in the old one where nothing was.
     pub(super) fn renew(&mut self, min: Duration, now: Instant) {
-        if min < FAR {
-            self.min = min;
-        }
+        self.replace(min);
         self.confirmed = now;
     }
 

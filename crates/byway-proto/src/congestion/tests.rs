@@ -189,6 +189,19 @@ fn a_model_taken_up_after_a_long_time_does_not_make_room_first() {
 }
 
 #[test]
+fn a_round_trip_time_of_another_way_back_is_forgotten_when_the_model_is_taken_up_again() {
+    let (mut path, mut model) = (Path::new(20.0, 100, 100.0), model());
+    path.run(&mut model, 3_000);
+    model.rtt.renew(Duration::from_millis(55), path.now()); // the peer had left the path already, and answered by a faster one
+    model.park();
+    let mut later = Path { now: path.now + 1_000, ..Path::new(20.0, 100, 100.0) };
+    model.resume(later.now());
+    later.run(&mut model, 400);
+    let (used, _) = later.run(&mut model, 1_000);
+    assert!(used > 0.85, "{used}");
+}
+
+#[test]
 fn a_path_of_which_nothing_is_known_may_start_from_what_another_one_held() {
     let (mut path, mut known) = (Path::new(20.0, 100, 100.0), model());
     path.run(&mut known, 3_000);
@@ -236,9 +249,9 @@ fn more_may_wait_behind_a_hole_than_on_a_clean_line() {
     assert!(model.send_window() > 3 * model.window());
 }
 
-/// The window of a line that is full, in multiples of what it holds, if acknowledgements come in bunches of half of that; `rival`
-/// says whether somebody else was there.
-fn window_with_bunches(rival: bool) -> f64 {
+/// The window of a line that is full, in multiples of what it holds, if acknowledgements come in bunches of half of that; whether a
+/// queue stands, and somebody else was there.
+fn window_with_bunches(queues: bool, rival: bool) -> f64 {
     let (mut path, mut model) = (Path::new(100.0, 50, 100.0), model());
     path.run(&mut model, 3_000);
     if rival {
@@ -249,16 +262,20 @@ fn window_with_bunches(rival: bool) -> f64 {
         path.now += 25;
         model.aggregation.acked(held as u64 / 2, model.bandwidth.max(), held, path.now());
     }
+    model.queues = queues;
     model.mode = Mode::Cruise;
     model.cycle = Cycle::new(1, path.now()); // between two probes
     model.target(path.now()) as f64 / held
 }
 
 #[test]
-fn bunches_make_the_window_larger_by_an_eighth_at_most_unless_somebody_else_fills_the_queue() {
-    let (alone, beside) = (window_with_bunches(false), window_with_bunches(true));
-    assert!((1.1..1.2).contains(&alone), "{alone}");
-    assert!(beside > 1.4, "{beside}");
+fn bunches_make_the_window_larger_by_an_eighth_at_most_where_the_flows_own_queue_stands() {
+    let own = window_with_bunches(true, false);
+    assert!((1.1..1.2).contains(&own), "{own}");
+    for [queues, rival] in [[false, false], [true, true]] {
+        let other = window_with_bunches(queues, rival);
+        assert!(other > 1.4, "{other}");
+    }
 }
 
 proptest! {
