@@ -46,7 +46,7 @@ const DIR: &str = "/run/bylab";
 /// Held by the run that owns the namespaces: their names are the same in each.
 const LOCK: &str = "/run/bylab.lock";
 /// What the whole suite may take after the build; the scenarios that are left then fail.
-const SUITE_LIMIT: Duration = Duration::from_secs(8 * 60);
+const SUITE_LIMIT: Duration = Duration::from_secs(12 * 60);
 
 /// What a scenario found when it passed.
 #[derive(Debug, Default, PartialEq, Eq)]
