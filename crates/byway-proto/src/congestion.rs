@@ -355,7 +355,7 @@ impl Model {
         self.rtt.end_round(round.min_rtt());
         self.queues = self.rtt.is_raised(round.min_rtt());
         let loss = round.loss();
-        if loss > HEAVY_LOSS && self.rtt.is_raised(round.min_rtt()) {
+        if loss > HEAVY_LOSS && self.queues {
             self.limit = (self.limit.min(self.window as f64) * CURB).max((MIN_PACKETS * self.mtu) as f64);
         } else {
             self.limit = (self.limit * UNCURB).min(MAX_WINDOW);

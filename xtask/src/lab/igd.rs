@@ -2,7 +2,6 @@
 //! but a neighbour who says so.
 
 use std::{
-    collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     process::Command,
@@ -203,9 +202,7 @@ fn control(action: &str, body: &str, manner: Manner, external: &str) -> (bool, S
     });
     if action.contains("addportmapping") {
         if manner == Manner::Permanent && mapping["lease"] != 0 {
-            let event: BTreeMap<&str, Value> =
-                [("event", json!("refused")), ("lease", mapping["lease"].clone())].into();
-            say(&json!(event));
+            say(&json!({"event": "refused", "lease": mapping["lease"]}));
             return (false, fault(725, "OnlyPermanentLeasesSupported"));
         }
         if manner == Manner::Permanent && !lead(&mapping) {
