@@ -181,15 +181,14 @@ impl Relays {
         self.open_within(core, relay, wanted, (MAX_SPARE, loopback));
     }
 
-    fn open_within(&self, core: &Arc<Core>, relay: &PeerAddr, wanted: Wanted, (most, loopback): (usize, bool)) {
+    fn open_within(&self, core: &Arc<Core>, relay: &PeerAddr, wanted: Wanted, limits: (usize, bool)) {
         let notes = Arc::clone(&wanted.notes);
         let mut clients = self.clients(); // held until the request is queued, so that the task does not go before
         let open = Command::Open { wanted, addrs: relay.addrs.clone() };
-        match Self::client(&mut clients, core, relay, most).inspect(|client| client.shared.lock().loopback |= loopback)
-        {
+        match Self::client(&mut clients, core, relay, limits) {
             Some(client) if client.commands.try_send(open).is_ok() => {}
             Some(_) => notes.add(format!("relay {:?} is busy with other dials", relay.id)),
-            None => notes.add(format!("relay {:?} is one more than the {most} that a node uses", relay.id)),
+            None => notes.add(format!("relay {:?} is one more than the {} that a node uses", relay.id, limits.0)),
         }
     }
 
@@ -292,11 +291,12 @@ impl Relays {
         !is_needed
     }
 
+    /// The relay's task, started if there is none; `None` if there are `most` already.
     fn client<'a>(
         clients: &'a mut BTreeMap<PeerId, Entry>,
         core: &Arc<Core>,
         relay: &PeerAddr,
-        most: usize,
+        (most, loopback): (usize, bool),
     ) -> Option<&'a Entry> {
         let is_known = clients.get(&relay.id).is_some_and(|entry| !entry.commands.is_closed());
         if !is_known {
@@ -305,11 +305,14 @@ impl Relays {
             }
             let (commands, receiver) = mpsc::channel(COMMANDS);
             let shared = Arc::new(Shared::default());
-            shared.lock().words = "connecting".into();
+            {
+                let mut state = shared.lock();
+                (state.words, state.loopback) = ("connecting".into(), loopback); // before the task looks at its addresses
+            }
             clients.insert(relay.id, Entry { commands, shared: Arc::clone(&shared) });
             core.tasks.spawn(client::run(Arc::clone(core), relay.clone(), shared, receiver));
         }
-        clients.get(&relay.id)
+        clients.get(&relay.id).inspect(|entry| entry.shared.lock().loopback |= loopback)
     }
 
     /// Decides anew, at once; when it may decide otherwise.
@@ -334,11 +337,8 @@ impl Relays {
                 if !home && !measure && !clients.contains_key(&relay.id) {
                     continue;
                 }
-                match Self::client(&mut clients, core, &relay, MAX_CLIENTS) {
-                    Some(entry) => {
-                        entry.shared.lock().loopback = true;
-                        entry.shared.order(home, measure);
-                    }
+                match Self::client(&mut clients, core, &relay, (MAX_CLIENTS, true)) {
+                    Some(entry) => entry.shared.order(home, measure),
                     None => full.push(relay.id),
                 }
             }
