@@ -50,6 +50,10 @@ const SLACK_PACKETS: u64 = 3;
 /// it may be somebody else's: where both directions are full the bunches are the queue's doing, and more of it makes them larger.
 const MAX_EXCESS: f64 = 0.125;
 
+/// Rounds that a queue which stood is remembered, a cycle of probes: it empties for one of them, and the larger window of the next
+/// would fill it again.
+const QUEUE_ROUNDS: u32 = 8;
+
 /// The window while the flow still grows, as a multiple of what the path is known to hold: more than double each round
 /// trip, for samples lag behind.
 const STARTUP_GAIN: f64 = 2.5;
@@ -123,8 +127,8 @@ pub struct Model {
     /// Bytes per second that the path delivers.
     bandwidth: MaxFilter,
     aggregation: Aggregation,
-    /// The queue did not empty within the last round.
-    queues: bool,
+    /// How many of the rounds for which a queue is remembered are left since one did not empty.
+    queued: u32,
     /// Bytes acknowledged since [`Model::end_acks`].
     newly_acked: u64,
     round: Round,
@@ -206,7 +210,7 @@ impl Model {
             rtt: Rtt::new(now),
             bandwidth: MaxFilter::default(),
             aggregation: Aggregation::new(now),
-            queues: false,
+            queued: 0,
             newly_acked: 0,
             round: Round::default(),
             cycle: Cycle::new(seed, now),
@@ -353,9 +357,10 @@ impl Model {
         self.bandwidth.end_round();
         self.aggregation.end_round();
         self.rtt.end_round(round.min_rtt());
-        self.queues = self.rtt.is_raised(round.min_rtt());
+        let queues = self.rtt.is_raised(round.min_rtt());
+        self.queued = if queues { QUEUE_ROUNDS } else { self.queued.saturating_sub(1) };
         let loss = round.loss();
-        if loss > HEAVY_LOSS && self.queues {
+        if loss > HEAVY_LOSS && queues {
             self.limit = (self.limit.min(self.window as f64) * CURB).max((MIN_PACKETS * self.mtu) as f64);
         } else {
             self.limit = (self.limit * UNCURB).min(MAX_WINDOW);
@@ -435,7 +440,7 @@ impl Model {
     }
 
     fn target(&self, now: Instant) -> u64 {
-        let most = if self.queues && !self.rival.is_near(now) { MAX_EXCESS } else { 1.0 };
+        let most = if self.queued > 0 && !self.rival.is_near(now) { MAX_EXCESS } else { 1.0 };
         let excess = self.aggregation.excess().min(most * self.held());
         let slack = excess + (SLACK_PACKETS * self.mtu) as f64;
         let held = self.held() / (1.0 - self.loss.min(MAX_LOSS));

@@ -262,7 +262,7 @@ fn window_with_bunches(queues: bool, rival: bool) -> f64 {
         path.now += 25;
         model.aggregation.acked(held as u64 / 2, model.bandwidth.max(), held, path.now());
     }
-    model.queues = queues;
+    model.queued = u32::from(queues);
     model.mode = Mode::Cruise;
     model.cycle = Cycle::new(1, path.now()); // between two probes
     model.target(path.now()) as f64 / held
@@ -276,6 +276,17 @@ fn bunches_make_the_window_larger_by_an_eighth_at_most_where_the_flows_own_queue
         let other = window_with_bunches(queues, rival);
         assert!(other > 1.4, "{other}");
     }
+}
+
+#[test]
+fn a_queue_that_stood_is_remembered_for_a_cycle_of_probes() {
+    let (mut path, mut model) = (Path::new(100.0, 50, 100.0), model());
+    path.run(&mut model, 3_000);
+    model.mode = Mode::Cruise;
+    model.cycle = Cycle::new(1, path.now()); // its first probe comes after six round trips
+    model.queued = QUEUE_ROUNDS;
+    path.run(&mut model, 200);
+    assert!((1..QUEUE_ROUNDS).contains(&model.queued), "{}", model.queued);
 }
 
 proptest! {
