@@ -52,7 +52,8 @@ enum Standing {
     Relayed,
     /// A route was handed out at this time; the driver is to say whether it does.
     Found(Instant),
-    Direct,
+    /// By a route to this address.
+    Direct(SocketAddr),
 }
 
 impl Link {
@@ -81,6 +82,10 @@ impl Link {
 
     pub(super) fn is_relayed(&self) -> bool {
         self.standing == Standing::Relayed
+    }
+
+    fn is_direct(&self) -> bool {
+        matches!(self.standing, Standing::Direct(_))
     }
 
     pub(super) fn set_theirs(&mut self, report: NatReport, host: &mut Host, now: Instant) {
@@ -112,7 +117,7 @@ impl Link {
         match self.standing {
             Standing::Relayed => self.standing = Standing::Found(now),
             Standing::Found(_) => {}
-            Standing::Direct => self.candidates.answered(from),
+            Standing::Direct(_) => self.candidates.answered(from),
         }
         self.act(host, now);
     }
@@ -144,7 +149,7 @@ impl Link {
     }
 
     pub(super) fn set_direct(&mut self, (socket, remote): (SocketId, SocketAddr), host: &mut Host, now: Instant) {
-        self.standing = Standing::Direct;
+        self.standing = Standing::Direct(remote);
         self.succeed(remote, host, now);
         host.budget.leave(self.peer);
         self.in_use.clear();
@@ -159,7 +164,7 @@ impl Link {
     }
 
     pub(super) fn set_relayed(&mut self, host: &mut Host, now: Instant) {
-        if self.standing == Standing::Direct {
+        if self.is_direct() {
             self.standing = Standing::Relayed;
             self.flight.allowance.renew(now);
             self.restart(host, now);
@@ -167,7 +172,7 @@ impl Link {
     }
 
     pub(super) fn set_relay_loss(&mut self, per_mille: u16, host: &mut Host, now: Instant) {
-        if self.search.suffers(per_mille) {
+        if self.search.session.is_some() && self.search.suffers(per_mille) {
             self.end_search(Outcome::RelaySuffered, host, now);
             self.close_unused(host);
         }
@@ -179,7 +184,7 @@ impl Link {
         self.end_pinging(Outcome::Overtaken, now);
         self.end_search(Outcome::Overtaken, host, now);
         self.close_unused(host);
-        if self.standing != Standing::Direct {
+        if !self.is_direct() {
             self.standing = Standing::Relayed;
             self.restart(host, now);
         }
@@ -202,7 +207,7 @@ impl Link {
             }
             self.standing = Standing::Relayed;
         }
-        if self.standing == Standing::Direct {
+        if self.is_direct() {
             // an address that the peer tells only now may be a better one: its own in the network that both are in
             self.due = self.candidates.ping(&mut self.flight, host, now).map(|at| (at, "candidate ping"));
             return;
@@ -262,7 +267,9 @@ impl Link {
 
     fn list_candidates(&mut self, host: &mut Host, now: Instant) {
         let begun = self.candidates.list(self.theirs.as_ref(), self.loopback, host, now);
-        if begun && self.standing != Standing::Direct && self.pinging.is_none() {
+        if let Standing::Direct(remote) = self.standing {
+            self.candidates.answered(remote); // the route's own pings say more
+        } else if begun && self.pinging.is_none() {
             self.pinging = Some(Trial::new(Means::Pings, &self.flight, now));
         }
     }
@@ -301,7 +308,7 @@ impl Link {
         let running = trials.map(|trial| trial.attempt(&self.flight, Outcome::Running, now));
         let attempts: Vec<_> = self.attempts.iter().copied().chain(running).collect();
         Explanation {
-            direct: self.standing == Standing::Direct,
+            direct: self.is_direct(),
             ours: host.report.clone(),
             theirs: self.theirs.clone(),
             ipv4,
