@@ -41,7 +41,7 @@ fuzz_target!(|bytes: &[u8]| {
                 Input::Network(vec![own, addr.ip()])
             }
             1 => Input::Servers(vec![server(*a), server(*b), addr]),
-            2 => Input::External(addr.ip()),
+            2 => Input::External(Some(addr.ip())),
             3 => Input::Stun { socket: SocketId::MAIN, from: addr, datagram: tail.to_vec() },
             4 | 5 if !asked.is_empty() => {
                 let (socket, to, request) = asked[usize::from(*a) % asked.len()];

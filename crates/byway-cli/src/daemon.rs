@@ -60,6 +60,10 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// How often a draining relay looks whether its clients have gone.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 
+/// How long the first ticket of a node without relays waits for the word of a STUN server where the node is seen from, and how
+/// often that is looked at.
+const SEEN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(20));
+
 /// What the node and the commands' work share.
 pub(crate) struct Daemon {
     node: Node,
@@ -220,6 +224,24 @@ impl Daemon {
     /// All that is known of a destination.
     fn find(&self, destination: &Destination) -> Result<Ticket, Failure> {
         lock(&self.known).find(destination, SystemTime::now())
+    }
+
+    /// Waits until STUN servers have said where this node is seen from, if its tickets can name nothing better: no relay that
+    /// would tell their holders.
+    async fn is_seen(&self) {
+        if !lock(&self.relays).is_empty() || lock(&self.stun).is_empty() || self.settings.relay_only {
+            return;
+        }
+        let seen = async {
+            loop {
+                let report = self.node.status().await.nat.report;
+                if [report.ipv4, report.ipv6].into_iter().flatten().any(|family| family.public.is_some()) {
+                    return;
+                }
+                time::sleep(SEEN.1).await;
+            }
+        };
+        let _ = time::timeout(SEEN.0, seen).await; // a ticket of local addresses is better than none
     }
 
     /// What another machine needs to reach a service here.

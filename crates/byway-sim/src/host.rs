@@ -23,6 +23,10 @@ const LOOPBACK_INDEX: u32 = 1;
 /// The number of every host's interface to its network.
 const LINK_INDEX: u32 = 2;
 
+/// The network of a bridge for containers, as Docker's first has it, and that interface's number.
+const BRIDGE: [u8; 2] = [172, 17];
+const BRIDGE_INDEX: u32 = 9;
+
 /// A machine in a world; clones are handles to the same one. Made by [`World::host`](crate::World::host) and
 /// [`Nat::host`](crate::Nat::host).
 #[derive(Clone)]
@@ -114,7 +118,7 @@ impl Host {
         self.shared.look(|fabric| fabric.topology.host(self.id).addrs.clone())
     }
 
-    /// Gives it one more address.
+    /// Gives it one more address; one in 172.17.0.0/16 is a bridge for containers.
     ///
     /// # Panics
     ///
@@ -271,6 +275,9 @@ impl Net for HostNet {
                 IpAddr::V4(_) => 32, // hosts in the core have no neighbours
                 IpAddr::V6(_) => 64,
             };
+            if matches!(ip, IpAddr::V4(ip) if ip.octets()[..2] == BRIDGE) {
+                return Interface::new(ip, 16, BRIDGE_INDEX, InterfaceKind::Container);
+            }
             Interface::new(ip, prefix, LINK_INDEX, InterfaceKind::Physical)
         }));
         all

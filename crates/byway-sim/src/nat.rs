@@ -1,6 +1,6 @@
 //! Network address translators, by the axes of RFC 4787.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 pub use self::{
     config::{Filtering, Mapping, NatConfig, Ports},
@@ -77,6 +77,16 @@ impl Nat {
     /// Forgets all mappings, leased ones and pinholes too, and begins a new epoch, as a router does that restarts.
     pub fn forget_mappings(&self) {
         self.shared.enter(|fabric, now| fabric.topology.nat_mut(self.id).restart(now));
+    }
+
+    /// Gives it another address in the network above it, as a new line or a new lease does, and forgets all mappings.
+    pub fn renumber(&self) -> IpAddr {
+        self.shared.enter(|fabric, now| fabric.topology.renumber_nat(self.id, now).into())
+    }
+
+    /// How long idle mappings live from now on ([`NatConfig::timeout`]).
+    pub fn set_timeout(&self, timeout: Duration) {
+        self.shared.enter(|fabric, _| fabric.topology.nat_mut(self.id).table.config.timeout = timeout);
     }
 
     /// How many ports it has mapped, and pinholes opened, because its hosts asked for it.

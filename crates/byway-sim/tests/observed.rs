@@ -5,8 +5,8 @@ mod common;
 
 use std::net::SocketAddr;
 
-use byway::{PathKind, PeerAddr};
-use byway_sim::{Nat, NatConfig, Packet, Ports, Transport, Verdict, World};
+use byway::{HostAddr, PathKind, PeerAddr};
+use byway_sim::{Nat, NatConfig, Packet, Ports, StunServer, Transport, Verdict, World};
 use common::{PORT, Peer, config, exchange, ms, peer, relay, scenario, secs};
 use tokio::time::{self, Instant};
 
@@ -51,6 +51,25 @@ fn a_stranger_reaches_a_node_where_its_first_peer_has_seen_it() {
         a.up().await;
         assert_eq!(c.path().await, Some(PathKind::Direct));
         exchange(&mut c, &mut a).await;
+    });
+}
+
+#[test]
+fn a_node_without_relays_tells_where_stun_servers_see_it() {
+    scenario(5, secs(60), |world| async move {
+        let home = world.nat("home", with_random_ports(NatConfig::full_cone()));
+        let servers = ["stun 1", "stun 2"].map(|name| StunServer::start(&world.host(name)).unwrap());
+        let mut asking = config(1);
+        asking.stun = servers.iter().map(|server| HostAddr::Socket(server.addr())).collect();
+        let mut a = peer(&home.host("a"), asking).await;
+        let mut b = peer(&world.nat("other", NatConfig::port_restricted()).host("b"), config(2)).await;
+        let took = sees_itself(&a, &home).await;
+        assert!(took < secs(3), "{took:?}");
+        b.node.dial(a.node.ticket()).await.unwrap();
+        b.up().await;
+        a.up().await;
+        assert_eq!(b.path().await, Some(PathKind::Direct));
+        exchange(&mut b, &mut a).await;
     });
 }
 

@@ -77,8 +77,10 @@ pub(crate) enum Command {
     Signal { alias: SocketAddr, signal: Signal },
     /// These addresses answer STUN, and none that the source has named before.
     Servers { source: ServerSource, addrs: Vec<SocketAddr> },
-    /// The gateway says that this is its own public address.
-    External(IpAddr),
+    /// The gateway says that this is its own public address; `None` if none says so any more.
+    External(Option<IpAddr>),
+    /// A relay sees this node at this address, and saw it at another one before.
+    SeenElsewhere(IpAddr),
     /// Tell why a connection is direct or is not.
     Explain { alias: SocketAddr, reply: oneshot::Sender<Option<Explanation>> },
     /// Tell what is known of the NATs.
@@ -253,7 +255,7 @@ impl Agent {
                 }
                 () = &mut changed => {
                     changed = net.changed();
-                    self.doubt_network();
+                    self.interfaces_changed();
                 }
                 Some(command) = commands.recv() => self.command(command),
                 count = datagrams.recv_many(&mut batch, BATCH) => {
@@ -319,6 +321,7 @@ impl Agent {
             Command::Signal { alias, signal } => self.traverse_link(alias, |link| nat::Input::Signal { link, signal }),
             Command::Servers { source, addrs } => self.set_servers(source, addrs),
             Command::External(ip) => self.traverse(nat::Input::External(ip)),
+            Command::SeenElsewhere(ip) => self.seen_elsewhere(ip),
             Command::Explain { alias, reply } => {
                 let link = self.traversal.link(alias);
                 let _ = reply.send(link.and_then(|link| self.traversal.machine.explain(link)));

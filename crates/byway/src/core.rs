@@ -148,6 +148,8 @@ impl Core {
         let sockets = &self.mux.sockets;
         let mut sources =
             Sources { mapped: self.port_mappings.external(), observed: self.relays.observed(), ..Sources::default() };
+        let report = self.agent.nat_report();
+        sources.observed.extend([report.ipv4, report.ipv6].into_iter().flatten().filter_map(|family| family.public));
         sources.witnessed = self.agent.observed();
         (sources.ipv4, sources.ipv6) = (sockets.v4.is_some(), sockets.v6.is_some());
         let interfaces = self.net.interfaces();

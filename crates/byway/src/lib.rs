@@ -53,6 +53,7 @@ mod relay;
 mod status;
 pub mod store;
 mod stream;
+mod stun;
 mod switch;
 mod tasks;
 pub mod tunnel;

@@ -28,7 +28,7 @@ pub use self::peer::Peer;
 
 use crate::{
     accept, agent,
-    agent::{PingReport, ServerSource},
+    agent::PingReport,
     config::{Config, ConfigError},
     core::Core,
     dial::{DialError, Target},
@@ -52,6 +52,7 @@ use crate::{
     },
     status::NodeStatus,
     store::StoreError,
+    stun,
     switch::{self, Command, SwitchRef, exchange::Exchange},
     tasks::Tasks,
 };
@@ -64,9 +65,6 @@ pub const MAX_WHY: usize = byway_proto::hello::MAX_DETAIL;
 
 /// How long a ping waits for its pong.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Addresses of one STUN server that are asked: one of each family.
-const MAX_STUN_ADDRS: usize = 2;
 
 /// Ports that are tried until one is free for both address families.
 const PORT_ATTEMPTS: usize = 16;
@@ -248,7 +246,7 @@ impl Node {
         core.relays.plan(&core);
         tasks.spawn(relays::run(Arc::clone(&core)));
         if !core.config.stun.is_empty() {
-            tasks.spawn(tell_servers(Arc::clone(&core)));
+            tasks.spawn(stun::tell_all(Arc::clone(&core)));
         }
         let life =
             Arc::new(Life { core: Arc::clone(&core), closing: AtomicBool::new(false), closed: AtomicBool::new(false) });
@@ -331,7 +329,7 @@ impl Node {
 
     /// Asks a further STUN server, as if it had been configured; an error says that its name does not resolve.
     pub async fn add_stun(&self, server: &HostAddr) -> io::Result<()> {
-        tell_server(&self.core, server).await
+        stun::tell(&self.core, server).await
     }
 
     /// The peers that are connected, in the order of their ids.
@@ -421,27 +419,6 @@ impl Node {
             self.core.tasks.join(CLOSE_DEADLINE).await;
         }
     }
-}
-
-/// Tells the agent of the STUN servers that the configuration names.
-async fn tell_servers(core: Arc<Core>) {
-    for server in &core.config.stun {
-        if let Err(error) = tell_server(&core, server).await {
-            tracing::warn!(%error, "a STUN server's name does not resolve; check `stun`");
-        }
-    }
-}
-
-/// Tells the agent the addresses of a STUN server; whoever uses relays alone asks nobody.
-async fn tell_server(core: &Core, server: &HostAddr) -> io::Result<()> {
-    let addrs = match server {
-        _ if core.config.relay_only => return Ok(()),
-        HostAddr::Socket(addr) => vec![*addr],
-        HostAddr::Name(name, port) | HostAddr::Wss(name, port) => core.net.resolve(name, *port).await?,
-    };
-    let (source, addrs) = (ServerSource::Listed, addrs.into_iter().take(MAX_STUN_ADDRS).collect());
-    core.agent.send(agent::Command::Servers { source, addrs }).await;
-    Ok(())
 }
 
 fn random_seed() -> [u8; 32] {

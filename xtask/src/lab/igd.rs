@@ -1,5 +1,5 @@
-//! A UPnP gateway of the lab's own, for what no real one can be told to do: it knows permanent leases only, or it is none at all
-//! but a neighbour who says so.
+//! A UPnP gateway of the lab's own, for what no real one can be told to do: it knows permanent leases only, or tells no external
+//! address, or it is none at all but a neighbour who says so.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -43,11 +43,13 @@ const BOASTED: &str = "11.6.6.6";
 enum Manner {
     /// The gateway itself; leases that end are refused (error 725).
     Permanent,
+    /// The gateway itself; it maps, but does not say where.
+    Mute,
     /// A neighbour of the gateway that claims to do what it is asked.
     Impostor,
 }
 
-/// A gateway that knows permanent leases only; a neighbour that plays the gateway, alone and beside a real one.
+/// A gateway that knows permanent leases only; one that tells no external address; a neighbour that plays the gateway, alone and beside a real one.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let scenario = |name: &str, run: fn(&Lab) -> Result<Outcome, Stop>| Scenario {
         name: "gateway",
@@ -59,6 +61,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     };
     vec![
         scenario("upnp-permanent", permanent),
+        scenario("upnp-mute", mute),
         scenario("upnp-impostor", |lab| impostor(lab, false)),
         scenario("upnp-impostor-beside", |lab| impostor(lab, true)),
     ]
@@ -88,6 +91,27 @@ fn permanent(lab: &Lab) -> Result<Outcome, Stop> {
     }
     let note = format!("a lease of {} s refused, one for ever taken, removed with the node", refused["lease"]);
     Ok(Outcome { took: Some(took), note, ..Outcome::default() })
+}
+
+/// A mapping whose external address is not told is of no use, and is removed at once: nobody would do it later.
+fn mute(lab: &Lab) -> Result<Outcome, Stop> {
+    lab.network.router("ra").load(&Nat { has_gateway: true, ..Nat::default() })?;
+    let mut igd = start(lab, "ra", &["10.1.0.1", "mute", BOASTED])?;
+    let (node, _) = Node::alone(lab, "ha")?;
+    let added = igd.event(MAP_LIMIT, "added", |_| true)?;
+    igd.event(MAP_LIMIT, "removed", |removed| removed["external"] == added["external"])?;
+    let left = gateway::mapped_port(lab, node.port()?)?;
+    if let Some(outer) = left {
+        return Err(Stop::Failed(format!("port {outer} is still mapped")));
+    }
+    let status = node.status()?;
+    if !status["mappings"][0]["external"].is_null() {
+        return Err(Stop::Failed(format!(
+            "a mapping is told that nobody knows the address of: {}",
+            status["mappings"]
+        )));
+    }
+    Ok(Outcome { note: "mapped, and removed again".into(), ..Outcome::default() })
 }
 
 /// A neighbour answers every search at once. With a true gateway `beside` it, the node has to find that one.
@@ -126,13 +150,14 @@ fn start(lab: &Lab, machine: &str, args: &[&str]) -> Result<Service, Stop> {
     Ok(service)
 }
 
-/// Plays a gateway on this machine: ADDRESS permanent|impostor EXTERNAL. Each request of note is a line of output.
+/// Plays a gateway on this machine: ADDRESS permanent|mute|impostor EXTERNAL. Each request of note is a line of output.
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
-    let usage = || Stop::Usage("igd wants ADDRESS permanent|impostor EXTERNAL".into());
+    let usage = || Stop::Usage("igd wants ADDRESS permanent|mute|impostor EXTERNAL".into());
     let [own, manner, external] = args else { return Err(usage()) };
     let own: Ipv4Addr = own.parse().map_err(|_| usage())?;
     let manner = match manner.as_str() {
         "permanent" => Manner::Permanent,
+        "mute" => Manner::Mute,
         "impostor" => Manner::Impostor,
         _ => return Err(usage()),
     };
@@ -205,14 +230,17 @@ fn control(action: &str, body: &str, manner: Manner, external: &str) -> (bool, S
             say(&json!({"event": "refused", "lease": mapping["lease"]}));
             return (false, fault(725, "OnlyPermanentLeasesSupported"));
         }
-        if manner == Manner::Permanent && !lead(&mapping) {
+        if manner != Manner::Impostor && !lead(&mapping) {
             return (false, fault(501, "ActionFailed"));
         }
         say(&mapping);
         (true, envelope("AddPortMapping", ""))
     } else if action.contains("deleteportmapping") {
         let flushed = manner == Manner::Impostor || nft("flush chain inet upnpnat prerouting_miniupnpd");
+        say(&json!({"event": "removed", "external": number("NewExternalPort")}));
         (flushed, envelope("DeletePortMapping", ""))
+    } else if manner == Manner::Mute {
+        (false, fault(501, "ActionFailed"))
     } else {
         let address = format!("<NewExternalIPAddress>{external}</NewExternalIPAddress>");
         (true, envelope("GetExternalIPAddress", &address))

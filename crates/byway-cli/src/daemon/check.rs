@@ -125,13 +125,18 @@ fn servers(status: &NodeStatus, stun: Vec<Server>) -> Vec<Server> {
     relays.chain(stun).collect()
 }
 
-/// The report as peers meet it: a port that the gateway forwards lets everybody in.
+/// The report as peers meet it: a port that the gateway forwards lets everybody in, if the address that the gateway tells is the one
+/// that the core sees.
 fn reachable(status: &NodeStatus) -> NatReport {
-    let mut report = status.nat.report.clone();
     let forwarded = status.mappings.iter().filter(|mapping| !mapping.carrier).filter_map(|mapping| mapping.external);
+    with_forwarded(status.nat.report.clone(), forwarded)
+}
+
+fn with_forwarded(mut report: NatReport, forwarded: impl Iterator<Item = SocketAddr>) -> NatReport {
     for external in forwarded {
         let family = if external.is_ipv4() { &mut report.ipv4 } else { &mut report.ipv6 };
-        if let Some(family) = family.as_mut().filter(|family| family.public.is_some()) {
+        let is_seen = |family: &&mut FamilyReport| family.public.is_some_and(|public| public.ip() == external.ip());
+        if let Some(family) = family.as_mut().filter(is_seen) {
             family.mapping = Some(Mapping::EndpointIndependent);
             family.filtering = Some(Filtering::EndpointIndependent);
         }
@@ -222,6 +227,17 @@ mod tests {
             ["direct", "direct as a rule, by predicted ports", "direct as a rule, after many guesses"]
         );
         assert!(expected(FamilyReport::default(), &budget).iter().all(|how| how.contains("no server answers")));
+    }
+
+    #[test]
+    fn a_forwarded_port_lets_everybody_in_where_the_core_sees_the_gateways_address_and_else_nobody() {
+        let report = NatReport { ipv4: Some(hard(Ports::Random)), ipv6: None };
+        let outlook = |external: &str| {
+            let report = with_forwarded(report.clone(), [external.parse().unwrap()].into_iter());
+            outlook(&report, &BudgetConfig::default()).into_iter().map(|prospect| prospect.how).collect::<Vec<_>>()
+        };
+        assert_eq!(outlook("198.51.100.1:9"), ["direct", "direct", "direct"]);
+        assert_eq!(outlook("198.51.100.2:9"), expected(hard(Ports::Random), &BudgetConfig::default()));
     }
 
     #[test]

@@ -76,6 +76,9 @@ impl Agent {
         self.now = self.now.max(now); // a clock reading taken before the last one must not reopen a window
         let now = self.now;
         self.survey(&input, now);
+        if let Some(network) = self.survey.moved() {
+            self.handle_input(Input::Network(network), now);
+        }
         match input {
             Input::Servers(servers) => self.host.set_servers(&servers),
             Input::Network(ips) => {
@@ -132,7 +135,7 @@ impl Agent {
                 let message = StunMessage { socket, from, datagram: &datagram };
                 self.with_owner(socket, |link, host| link.stun(&message, host, now));
             }
-            Input::External(_) => {}
+            Input::External(_) | Input::Refresh => {}
         }
         // a server's word, which is about to come, counts for more
         if self.survey.awaits().is_none() {

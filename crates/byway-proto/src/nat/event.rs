@@ -62,8 +62,10 @@ pub enum Input {
         /// The message.
         datagram: Vec<u8>,
     },
-    /// The gateway's own public address, as it told by a port mapping protocol.
-    External(IpAddr),
+    /// The gateway's own public address, as it told by a port mapping protocol; `None` once none tells it.
+    External(Option<IpAddr>),
+    /// Ask one server of each family whether the node's own socket is seen where it was; one packet, which also keeps the mapping.
+    Refresh,
     /// A connection is established: its control stream carries [`Signal`]s, and its probe keys exist.
     Up {
         /// The connection.

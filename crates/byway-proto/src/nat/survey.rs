@@ -76,11 +76,14 @@ impl Survey {
         let tools = &mut Tools { outputs, sockets, rng, interfaces, now };
         match input {
             Input::Network(_) => {
-                self.external = None;
                 core::mem::replace(&mut self.ipv4, Family::new(false)).close(tools);
                 core::mem::replace(&mut self.ipv6, Family::new(true)).close(tools);
             }
-            Input::External(ip) => self.external = Some(*ip),
+            Input::External(ip) => self.external = *ip,
+            Input::Refresh => {
+                self.ipv4.refresh(tools);
+                self.ipv6.refresh(tools);
+            }
             Input::Opened { socket, local } => {
                 self.ipv4.opened(*socket, *local, tools);
                 self.ipv6.opened(*socket, *local, tools);
@@ -108,6 +111,13 @@ impl Survey {
         }
         self.ipv4.set_carrier(carrier(interfaces, self.external, self.ipv4.public()));
         self.tell();
+    }
+
+    /// The interfaces of the network, once after a server has seen the node's own socket at another address than before: the
+    /// survey is of no worth, and is to begin anew.
+    pub(super) fn moved(&mut self) -> Option<Vec<IpAddr>> {
+        let moved = [&mut self.ipv4, &mut self.ipv6].map(Family::take_moved);
+        moved.contains(&true).then(|| self.interfaces.clone()).flatten()
     }
 
     /// The next decision, in the order in which they are to be carried out.

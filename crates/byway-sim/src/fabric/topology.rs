@@ -255,6 +255,20 @@ impl Topology {
         };
     }
 
+    /// Gives a NAT another address in the network above it, which its mappings do not outlive.
+    pub(crate) fn renumber_nat(&mut self, id: NodeId, now: Time) -> Ipv4Addr {
+        let parent = self.node(id).parent;
+        let outer = self.fresh_ipv4(parent);
+        let old = std::mem::replace(&mut self.nat_mut(id).outer, outer).into();
+        match parent {
+            Some(above) => self.nat_mut(above).inside.remove(&old),
+            None => self.public.remove(&old),
+        };
+        self.register(id, outer.into());
+        self.nat_mut(id).restart(now);
+        outer
+    }
+
     fn attach(&mut self, name: &str, parent: Option<NodeId>, link: Link, role: Role) -> NodeId {
         let id = NodeId(u32::try_from(self.nodes.len()).expect("four thousand million nodes do not fit into memory"));
         let up = Pipe::new(link.clone(), self.noise.split());

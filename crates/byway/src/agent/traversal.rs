@@ -11,8 +11,10 @@ use std::{
 
 use byway_proto::{
     Instant, PeerId,
+    addr::interface::{Interface, InterfaceKind},
     hello::Control,
     nat::{self, Input, LinkId, NatReport, Output, SocketId},
+    paths::PathsConfig,
 };
 use tracing::debug;
 
@@ -30,6 +32,12 @@ const LOSS_SPACING: Duration = Duration::from_secs(1);
 
 /// The first and the longest pause before a survey that nobody answered is made again.
 const RESURVEY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
+
+/// How soon after a survey has begun a relay's word that the node is elsewhere is a reason for another one.
+const ELSEWHERE: Duration = Duration::from_secs(10);
+
+/// How often a server is asked again where no lifetime of mappings is known: RFC 8445 §14 has 15 s for keep-alives.
+const REFRESH: Duration = Duration::from_secs(15);
 
 /// How much later the peer must have been heard elsewhere than on a route whose socket the NAT machine is done with, before that
 /// is given up: a punch may bring several routes, of which both sides have chosen theirs by then.
@@ -74,14 +82,34 @@ pub(super) struct Traversal {
     resurvey: Resurvey,
 }
 
-/// When a survey that nobody answered is made again, and the pause after that.
+/// When the survey is made again, or a part of it.
 struct Resurvey {
+    /// When one that nobody answered is, and the pause after that.
     at: Option<Instant>,
     pause: Duration,
+    /// When the last one began, and on which interfaces.
+    began: Instant,
+    interfaces: Vec<Interface>,
+    /// The address where a relay sees the node instead, and when that is a reason for another one.
+    elsewhere: Option<(IpAddr, Instant)>,
+    /// When a server is asked whether the node is still seen where it was.
+    refresh: Option<Instant>,
 }
 
 impl Resurvey {
-    const NONE: Resurvey = Resurvey { at: None, pause: RESURVEY.0 };
+    const NONE: Resurvey = Resurvey {
+        at: None,
+        pause: RESURVEY.0,
+        began: Instant::START,
+        interfaces: Vec::new(),
+        elsewhere: None,
+        refresh: None,
+    };
+
+    fn next(&self) -> Option<Instant> {
+        let elsewhere = self.elsewhere.map(|(_, at)| at);
+        [self.at, elsewhere, self.refresh].into_iter().flatten().min()
+    }
 }
 
 impl Traversal {
@@ -112,17 +140,21 @@ impl Traversal {
     /// When time is to pass for the machine.
     pub(super) fn next(&self) -> Option<Instant> {
         let machine = self.machine.poll_timeout().map(|(at, _)| at);
-        [machine, self.resurvey.at, self.look_at_surplus].into_iter().flatten().min()
+        [machine, self.resurvey.next(), self.look_at_surplus].into_iter().flatten().min()
     }
 
-    /// Where no server answers in any family, the survey is made again some day: the network may have been away.
+    /// Where no server answers in any family, the survey is made again some day: the network may have been away. Behind a NAT
+    /// a server is asked again and again, for nothing else keeps the mapping that a node without relays tells of, and shows
+    /// whether the router has got another address.
     fn plan_resurvey(&mut self, report: &NatReport, now: Instant) {
         let mut known = [&report.ipv4, &report.ipv6].into_iter().flatten().peekable();
-        if known.peek().is_some() && known.all(|family| family.public.is_none()) {
+        if known.peek().is_some() && known.clone().all(|family| family.public.is_none()) {
             self.resurvey.at.get_or_insert(now + self.resurvey.pause);
         } else {
-            self.resurvey = Resurvey::NONE;
+            (self.resurvey.at, self.resurvey.pause) = (None, RESURVEY.0);
         }
+        let translated = known.any(|family| family.public.is_some() && !family.untranslated);
+        self.resurvey.refresh = translated.then(|| now + keep_alive(report).unwrap_or(REFRESH));
     }
 
     fn alias(&self, link: LinkId) -> Option<SocketAddr> {
@@ -161,16 +193,64 @@ impl Agent {
             self.traversal.loss_told = now;
             self.traverse_link(alias, |link| Input::RelayLoss { link, per_mille });
         }
-        let Resurvey { at, pause } = &mut self.traversal.resurvey;
+        self.resurvey(now);
+        if self.traversal.look_at_surplus.take_if(|at| *at <= now).is_some() {
+            self.leave_surplus();
+        }
+        self.traverse(Input::Timeout);
+    }
+
+    /// Does what is due of the survey once more.
+    fn resurvey(&mut self, now: Instant) {
+        let Resurvey { at, pause, .. } = &mut self.traversal.resurvey;
         if at.is_some_and(|at| at <= now) {
             *at = Some(now + *pause);
             *pause = (*pause * 2).min(RESURVEY.1);
             self.network_changed();
         }
-        if self.traversal.look_at_surplus.take_if(|at| *at <= now).is_some() {
-            self.leave_surplus();
+        if let Some((ip, _)) = self.traversal.resurvey.elsewhere.take_if(|(_, at)| *at <= now) {
+            self.seen_elsewhere(ip);
         }
-        self.traverse(Input::Timeout);
+        if self.traversal.resurvey.refresh.take_if(|at| *at <= now).is_some() {
+            let every = keep_alive(&self.traversal.found.report.read()).unwrap_or(REFRESH);
+            self.traversal.resurvey.refresh = Some(now + every);
+            if !self.traversal.servers.has_home() {
+                self.traverse(Input::Refresh); // a relay would say so itself
+            }
+        }
+    }
+
+    /// A relay sees the node at another address than it did: the survey is made anew, unless it knows that, or has only just
+    /// begun and is about to.
+    pub(super) fn seen_elsewhere(&mut self, ip: IpAddr) {
+        let now = self.mux.now();
+        let known = {
+            let report = self.traversal.found.report.read();
+            if ip.is_ipv4() { &report.ipv4 } else { &report.ipv6 }.as_ref().and_then(|family| family.public)
+        };
+        let from = self.traversal.resurvey.began + ELSEWHERE;
+        if known.is_none_or(|public| public.ip() == ip) {
+            self.traversal.resurvey.elsewhere = None;
+        } else if now < from {
+            self.traversal.resurvey.elsewhere = Some((ip, from));
+        } else {
+            debug!("seen at another address than before");
+            self.doubt_network();
+        }
+    }
+
+    /// Interfaces have come or gone. A bridge for containers leads nowhere, and is none of the survey's business.
+    pub(super) fn interfaces_changed(&mut self) {
+        let outward = |interfaces: &[Interface]| -> Vec<Interface> {
+            let is_inner = |kind| matches!(kind, InterfaceKind::Container | InterfaceKind::Loopback);
+            interfaces.iter().filter(|interface| !is_inner(interface.kind)).copied().collect()
+        };
+        let (before, now) = (&self.traversal.resurvey.interfaces, self.traversal.net.interfaces());
+        let is_inner = *before != now && outward(before) == outward(&now);
+        self.traversal.resurvey.interfaces = now;
+        if !is_inner {
+            self.doubt_network();
+        }
     }
 
     /// The same for what concerns one connection; nothing if it is not a peer's.
@@ -218,9 +298,9 @@ impl Agent {
         }
     }
 
-    /// Pings idle routes as often as the mappings on their way need, once that is known.
+    /// Pings idle routes as often as the mappings on their way need, or may need where that is not known.
     fn keep_alive(&mut self, report: &NatReport) {
-        let Some(every) = keep_alive(report) else { return };
+        let every = keep_alive(report).unwrap_or(PathsConfig::default().warm);
         for (alias, _) in self.traversal.links.values().copied().collect::<Vec<_>>() {
             self.with(alias, |peer, now| peer.keep_alive(every, now));
         }
@@ -343,9 +423,11 @@ impl Agent {
     pub(super) fn network_changed(&mut self) {
         let bound = self.mux.sockets.own().filter_map(|socket| socket.local_addr().ok());
         let (any, one): (Vec<IpAddr>, Vec<IpAddr>) = bound.map(|addr| addr.ip()).partition(|ip| ip.is_unspecified());
-        let interfaces = self.traversal.net.interfaces().into_iter().map(|interface| interface.ip);
+        let listed = self.traversal.net.interfaces();
+        let interfaces = listed.iter().map(|interface| interface.ip);
         let heard = interfaces.filter(|ip| any.iter().any(|bound| bound.is_ipv4() == ip.is_ipv4()));
         let interfaces: Vec<IpAddr> = heard.chain(one).collect();
+        (self.traversal.resurvey.began, self.traversal.resurvey.interfaces) = (self.mux.now(), listed);
         self.traverse(Input::Network(interfaces));
     }
 

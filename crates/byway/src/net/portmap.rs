@@ -203,6 +203,10 @@ impl Mapper {
             }
         }
         let external = self.core.port_mappings.external();
+        let ip = external.iter().map(SocketAddr::ip).find(IpAddr::is_ipv4);
+        if ip != self.announced.iter().map(SocketAddr::ip).find(IpAddr::is_ipv4) {
+            self.core.agent.send(crate::agent::Command::External(ip)).await;
+        }
         if external != self.announced {
             self.announced = external;
             self.core.switch.send(Command::Announce).await;
@@ -218,9 +222,6 @@ impl Mapper {
             format!("mapped, as the gateway says by {by}")
         };
         let before = self.set(gateway, port, Some(mapping), words);
-        if before.is_none_or(|before| before.external.ip() != external.ip()) {
-            self.core.agent.try_send(crate::agent::Command::External(external.ip()));
-        }
         if before.is_none_or(|before| (before.external, before.by) != (external, by)) {
             info!(%by, carrier, "port mapped");
             debug!(%external, gateway = %gateway.addr, port = port.number, "mapped at this gateway");

@@ -1,7 +1,12 @@
 //! This node as a client of relays: one task a relay registers, opens allocations, and registers anew when the relay
 //! or the way to it was lost.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use byway_proto::{
     PeerAddr,
@@ -70,7 +75,18 @@ pub(crate) fn paths() -> PathsConfig {
 pub(super) async fn run(core: Arc<Core>, relay: PeerAddr, shared: Arc<Shared>, commands: mpsc::Receiver<Command>) {
     let allocations = BTreeMap::new();
     let silence = Silence::None;
-    Client { core, relay, shared, commands, allocations, idle_since: None, silence, is_draining: false }.run().await;
+    let client = Client {
+        core,
+        relay,
+        shared,
+        commands,
+        allocations,
+        idle_since: None,
+        silence,
+        is_draining: false,
+        seen: None,
+    };
+    client.run().await;
 }
 
 struct Client {
@@ -83,6 +99,8 @@ struct Client {
     silence: Silence,
     /// It said that it will stop.
     is_draining: bool,
+    /// Where it saw this node last over UDP.
+    seen: Option<IpAddr>,
 }
 
 /// Why a relay is not in use.
@@ -243,6 +261,7 @@ impl Client {
                     if let Control::Registered { observed, stun_port, .. } = message {
                         *addr = self.seen_from(link, *addr, observed);
                         self.shared.lock().observed = Some(observed);
+                        self.note_seen(*addr, observed).await;
                         self.registered(link, *addr);
                         self.settle(link, *addr).await;
                         self.tell_servers(*addr, stun_port).await;
@@ -297,11 +316,24 @@ impl Client {
             let mut state = self.shared.lock();
             (state.addr, state.observed) = (Some(*addr), Some(observed));
         }
+        self.note_seen(*addr, observed).await;
         if old == *addr {
             return self.core.switch.send(SwitchCommand::Announce).await;
         }
         self.core.mux.routes.remove_relay(old);
         self.settle(link, *addr).await;
+    }
+
+    /// Notes where the relay sees this node. If that is another address than it was, the router has a new one, or is another.
+    async fn note_seen(&mut self, addr: SocketAddr, observed: SocketAddr) {
+        let ip = observed.ip();
+        if is_virtual(addr) {
+            return; // a proxy's, perhaps
+        }
+        let before = self.seen.replace(ip).filter(|before| before.is_ipv4() == ip.is_ipv4());
+        if before.is_some_and(|before| before != ip) {
+            self.core.agent.send(AgentCommand::SeenElsewhere(ip)).await;
+        }
     }
 
     /// The relay answers STUN at these addresses, and at no other.

@@ -23,7 +23,7 @@ use crate::{
 /// let every port of an address in, which a round trip shows.
 const GRACE: Duration = Duration::from_millis(150);
 
-/// A punch stops when the relay route loses so much more than before, in thousandths: a NAT's table or a line is full.
+/// A punch stops when the relay route loses so much more than at its begin, in thousandths: a NAT's table or a line is full.
 const SUFFERING: u16 = 50;
 
 /// As often in a row: a single lost probe is none.
@@ -39,6 +39,7 @@ pub(super) struct Search {
     not_before: Instant,
     /// The last punch got no answer: the scan, where one is configured, is all that is left.
     last_rung: bool,
+    /// The relay route's loss when the punch had just begun, which is when it is told for the first time.
     loss_before: Option<u16>,
     bad_losses: u32,
 }
@@ -46,11 +47,6 @@ pub(super) struct Search {
 impl Search {
     /// Takes in the relay route's loss; says whether the punch under way is to blame.
     pub(super) fn suffers(&mut self, per_mille: u16) -> bool {
-        if self.session.is_none() {
-            self.loss_before = Some(per_mille);
-            self.bad_losses = 0;
-            return false;
-        }
         let before = *self.loss_before.get_or_insert(per_mille);
         self.bad_losses = if per_mille >= before.saturating_add(SUFFERING) { self.bad_losses + 1 } else { 0 };
         self.bad_losses >= SUFFERING_TIMES
@@ -151,7 +147,7 @@ impl Link {
         let trial = Trial::new(session.means(), &self.flight, now);
         self.search.session = Some((session, trial));
         self.search.of = of;
-        self.search.bad_losses = 0;
+        (self.search.loss_before, self.search.bad_losses) = (None, 0);
     }
 
     /// Ends the punch under way, if any, and remembers how it ended.

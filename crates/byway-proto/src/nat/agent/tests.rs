@@ -149,6 +149,15 @@ fn a_route_to_one_peer_does_not_end_the_pings_to_another_at_the_same_address() {
 }
 
 #[test]
+fn an_address_that_the_route_leads_to_is_no_candidate() {
+    let mut agent = agent();
+    agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN, remote: addr("192.0.2.1:5") }, at(0));
+    agent.handle_input(candidates(&["192.0.2.1:5", "192.0.2.2:5"]), at(1));
+    let sent = pings(&run(&mut agent, at(60_000)));
+    assert!(!sent.is_empty() && sent.iter().all(|(_, to)| *to == addr("192.0.2.2:5")), "{sent:?}");
+}
+
+#[test]
 fn new_candidates_are_pinged_and_those_still_there_go_on_where_they_were() {
     let mut agent = agent();
     agent.handle_input(candidates(&["192.0.2.1:5"]), at(0));

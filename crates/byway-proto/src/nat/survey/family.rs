@@ -15,7 +15,7 @@ use super::{
 use crate::{
     Instant,
     addr::candidate::is_probeable,
-    nat::{FamilyReport, Mapping, Ports, SocketId, candidates::is_private},
+    nat::{FamilyReport, Mapping, Output, Ports, SocketId, candidates::is_private},
     wire::stun,
 };
 
@@ -50,9 +50,19 @@ pub(super) struct Family {
     /// When the first report is due at the latest.
     settle_at: Option<Instant>,
     settled: bool,
+    refresh: Refresh,
     /// Whether there is something to report.
     ready: bool,
     found: FamilyReport,
+}
+
+/// Whether the node is still seen where it was.
+#[derive(Debug, Default)]
+struct Refresh {
+    /// The server that was asked last, and the request's transaction id.
+    asked: Option<(SocketAddr, [u8; 12])>,
+    /// It is not.
+    moved: bool,
 }
 
 impl Family {
@@ -139,7 +149,10 @@ impl Family {
         response: &stun::Response,
         tools: &mut Tools<'_>,
     ) {
-        if let Some(ask) = self.asks.answered(socket, from, &response.txid) {
+        let refreshes = self.refresh.asked.take_if(|asked| socket == SocketId::MAIN && *asked == (from, response.txid));
+        if refreshes.is_some() {
+            self.refreshed(response.mapped, tools);
+        } else if let Some(ask) = self.asks.answered(socket, from, &response.txid) {
             self.take_answer(&ask, response, tools);
         } else if self.asks.misunderstood(socket, from, &response.txid).is_some()
             && let Some(scratch) = &mut self.scratch
@@ -155,6 +168,20 @@ impl Family {
         {
             scratch.answered(ask.purpose, ask.to, &mut self.asks, tools);
         }
+    }
+
+    /// Asks the best server that has answered once more; what is lost is made good by the next request.
+    pub(super) fn refresh(&mut self, tools: &mut Tools<'_>) {
+        let server = self.servers.iter().find(|server| self.has_answered(server)).copied();
+        let Some(server) = server.filter(|_| self.ready && !self.found.untranslated) else { return };
+        let request = stun::Request { txid: tools.rng.bytes(), ..stun::Request::default() };
+        self.refresh.asked = Some((server, request.txid));
+        tools.outputs.push_back(Output::Stun { socket: SocketId::MAIN, to: server, datagram: request.to_bytes() });
+    }
+
+    /// Whether a server has seen the node's own socket at another address than before; told once.
+    pub(super) fn take_moved(&mut self) -> bool {
+        core::mem::take(&mut self.refresh.moved)
     }
 
     /// Does what is due, and draws conclusions.
@@ -201,6 +228,26 @@ impl Family {
         self.found.public
     }
 
+    /// The NAT has numbered the socket's port anew, or has another address itself.
+    fn refreshed(&mut self, mapped: SocketAddr, tools: &Tools<'_>) {
+        match self.found.public {
+            _ if !self.is_believed(mapped, tools) => {}
+            Some(public) if public.ip() != mapped.ip() => self.refresh.moved = true,
+            _ => self.found.public = Some(mapped),
+        }
+    }
+
+    fn has_answered(&self, server: &SocketAddr) -> bool {
+        self.seen.iter().any(|seen| (seen.socket, seen.server) == (SocketId::MAIN, *server))
+    }
+
+    /// Behind a NAT a private address is somebody's lie, or of use within his walls only.
+    fn is_believed(&self, mapped: SocketAddr, tools: &Tools<'_>) -> bool {
+        mapped.is_ipv6() == self.ipv6
+            && is_probeable(mapped, tools.loopback_only()).is_ok()
+            && (tools.interfaces.contains(&mapped.ip()) || !is_private(mapped.ip()))
+    }
+
     fn take_answer(&mut self, ask: &Ask, response: &stun::Response, tools: &mut Tools<'_>) {
         let mapped = response.mapped;
         let (now, socket, server) = (tools.now, ask.socket, ask.to);
@@ -216,9 +263,7 @@ impl Family {
             }
             return;
         }
-        // behind a NAT a private address is somebody's lie, or of use within his walls only
-        let believed = tools.interfaces.contains(&mapped.ip()) || !is_private(mapped.ip());
-        if mapped.is_ipv6() != self.ipv6 || is_probeable(mapped, tools.loopback_only()).is_err() || !believed {
+        if !self.is_believed(mapped, tools) {
             return;
         }
         self.seen.retain(|seen| (seen.socket, seen.server) != (socket, server));
@@ -342,10 +387,7 @@ impl Family {
             return;
         }
         // of those that answered the best: the node's own relay, if it has one, which sends to other ports too
-        let answers = |server: &&SocketAddr| {
-            self.seen.iter().any(|seen| (seen.socket, seen.server) == (SocketId::MAIN, **server))
-        };
-        let answered = self.servers.iter().find(answers).copied();
+        let answered = self.servers.iter().find(|server| self.has_answered(server)).copied();
         if let Some(server) = self.behind.map(|behind| behind.server).or(answered) {
             let wanted = Wanted { server, filtering: self.behind, hairpin, ports: self.found.ports };
             self.scratch = Some(Scratch::open(wanted, self.ipv6, tools));

@@ -43,6 +43,12 @@ enum Step {
         mapped: SocketAddr,
         since: Instant,
     },
+    /// It was not reached, at this time: has it died, or the whole NAT another address?
+    Doubt {
+        mapped: SocketAddr,
+        since: Instant,
+        looked: Instant,
+    },
     Done,
 }
 
@@ -114,7 +120,8 @@ impl Lifetime {
         }
     }
 
-    /// Takes in how the scratch socket is seen now.
+    /// Takes in how the scratch socket is seen now: at another address, the NAT has got one, or is another, which says nothing of
+    /// this one's mappings.
     pub(super) fn seen(&mut self, now_mapped: SocketAddr, asks: &mut Asks, tools: &mut Tools<'_>) {
         match self.step {
             Step::Arm if self.response_port.is_none() => {
@@ -125,11 +132,14 @@ impl Lifetime {
                 self.step = Step::Idle { mapped: now_mapped, since: tools.now };
             }
             Step::Arm => self.step = Step::Done, // no way to tell an old mapping from a new one
+            Step::Look { mapped, .. } | Step::Doubt { mapped, .. } if mapped.ip() != now_mapped.ip() => self.stop(),
             Step::Look { mapped, since } => {
                 self.judge(mapped == now_mapped, since, tools.now);
-                if self.step != Step::Done {
-                    self.step = Step::Idle { mapped: now_mapped, since: tools.now };
-                }
+                self.leave_alone(now_mapped, tools.now);
+            }
+            Step::Doubt { since, looked, .. } => {
+                self.judge(false, since, looked);
+                self.leave_alone(now_mapped, tools.now);
             }
             Step::TryOut { .. } | Step::Idle { .. } | Step::Done => {}
         }
@@ -143,13 +153,17 @@ impl Lifetime {
                 let on = reached || self.renumbers;
                 self.step = if on { Step::Idle { mapped, since: tools.now } } else { Step::Done };
             }
-            Step::Look { since, .. } => {
-                self.judge(reached, since, tools.now);
+            Step::Look { since, .. } if reached => {
+                self.judge(true, since, tools.now);
                 if self.step != Step::Done {
                     self.arm(asks, tools); // what came in need not have refreshed the mapping (RFC 4787 REQ-6)
                 }
             }
-            Step::Arm | Step::Idle { .. } | Step::Done => {}
+            Step::Look { mapped, since } => {
+                self.arm(asks, tools);
+                self.step = Step::Doubt { mapped, since, looked: tools.now };
+            }
+            Step::Arm | Step::Idle { .. } | Step::Doubt { .. } | Step::Done => {}
         }
     }
 
@@ -170,9 +184,15 @@ impl Lifetime {
         asks.begin(ask, tools);
     }
 
+    fn leave_alone(&mut self, mapped: SocketAddr, now: Instant) {
+        if self.step != Step::Done {
+            self.step = Step::Idle { mapped, since: now };
+        }
+    }
+
     /// Doubles the wait until a mapping dies, or halves it until one survives.
-    fn judge(&mut self, alive: bool, since: Instant, now: Instant) {
-        let overslept = now.since(since) > self.wait + LATE;
+    fn judge(&mut self, alive: bool, since: Instant, looked: Instant) {
+        let overslept = looked.since(since) > self.wait + LATE;
         match (alive, self.survived) {
             (true, _) => {
                 let falling = self.wait < FIRST_WAIT;

@@ -49,6 +49,11 @@ impl Servers {
         self.0.sort_by_key(|(source, _)| *source);
     }
 
+    /// Whether a relay that the node has chosen for itself sees it over UDP.
+    pub(super) fn has_home(&self) -> bool {
+        self.0.iter().any(|(source, _)| matches!(source, ServerSource::Home(_)))
+    }
+
     /// The servers to ask, the best first.
     pub(super) fn asked(&self) -> Vec<SocketAddr> {
         let mut asked = Vec::new();

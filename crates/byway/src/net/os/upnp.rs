@@ -128,8 +128,12 @@ async fn add(
         AddPortError::OnlyPermanentLeasesSupported => UpnpRefusal::PermanentOnly,
         other => UpnpRefusal::Other(words(&other)),
     })?;
-    let ip: IpAddr = within(igd.get_external_ip()).await?.map_err(|error| UpnpRefusal::Other(words(&error)))?;
-    Ok(SocketAddr::new(ip, external))
+    let ip: Result<IpAddr, _> =
+        within(igd.get_external_ip()).await.and_then(|ip| ip.map_err(|error| UpnpRefusal::Other(words(&error))));
+    if ip.is_err() {
+        let _ = within(igd.remove_port(protocol(port), external)).await; // of no use, and nobody would remove it later
+    }
+    Ok(SocketAddr::new(ip?, external))
 }
 
 async fn within<T>(request: impl Future<Output = T>) -> Result<T, UpnpRefusal> {
