@@ -275,7 +275,7 @@ impl Paths {
         if self.routes.len() > 1 {
             self.start_hedge(HedgeWhy::Established, false, now);
         } else {
-            self.ping_due(now);
+            self.ping(first, false, now);
         }
     }
 

@@ -17,6 +17,7 @@ use byway::{
     Channel, Class, Delivery, LARGEST_DATAGRAM, MAX_DATAGRAM, Node, PeerId, Peers, Protocol, Receiver, Refusal,
     RegisterError, SendError, Sender, To,
 };
+use byway_proto::wire::{Kind, classify};
 use byway_sim::{Host, Link, Packet, Verdict, World};
 use common::{config, ms, scenario, secs};
 use tokio::{
@@ -63,6 +64,28 @@ async fn pair<const N: usize>(hosts: [&Host; 2], link: Link, channels: [Channel;
 
 fn hosts(world: &World) -> [Host; 2] {
     ["a", "b"].map(|name| world.host(name))
+}
+
+#[test]
+fn what_is_sent_before_the_first_ping_is_answered_arrives() {
+    scenario(1, secs(60), |world| async move {
+        let hosts = hosts(&world);
+        let start = Instant::now();
+        let deaf = world.rule(move |packet: &Packet<'_>| match classify(packet.payload) {
+            Kind::Probe if start.elapsed() < secs(2) => Verdict::Drop,
+            _ => Verdict::Pass,
+        });
+        let (a, mut b, to) = pair(hosts.each_ref(), line(), [datagrams(1)]).await;
+        for _ in 0..500 {
+            assert_eq!(a.tx[0].send(&To::Peer(to), Bytes::from(vec![0; 1_000])).queued, 1);
+        }
+        let mut arrived = 0;
+        while let Ok(Some(_)) = time::timeout(secs(1), b.rx[0].recv()).await {
+            arrived += 1;
+        }
+        assert_eq!(arrived, 500);
+        deaf.lift();
+    });
 }
 
 /// What arrived of numbered messages of 1,000 bytes.

@@ -16,10 +16,6 @@ const BUSY_FOR: Duration = Duration::from_secs(5);
 /// The spacing on the selected route while busy: keeps its round-trip time, and with it the patience, up to date.
 const SELECTED_SPACING: Duration = Duration::from_secs(1);
 
-/// How long a direct route that is the only one is not pinged: the handshake went by it, there is no other to compare it with, and
-/// a connection that has said what it wanted by then has cost no ping. Beside a relay's another one is about to come up.
-const LONE_WAIT: Duration = Duration::from_millis(250);
-
 /// The spacing on the selected route after a lost ping: three in a row decide, and a relay that was restarted is found
 /// out by that alone.
 const LOST_SPACING: Duration = Duration::from_millis(300);
@@ -103,12 +99,8 @@ impl Paths {
     fn next_ping(&self, route: &Route, standby: Option<RouteId>) -> Option<(Instant, &'static str)> {
         let established = self.established?;
         let selected = self.selected_route()?;
+        let Some(last) = route.last_ping else { return Some((route.added.max(established), "first ping")) };
         let born = route.added.max(established);
-        let Some(last) = route.last_ping else {
-            let may_wait = self.routes.len() == 1 && route.kind == RouteKind::Direct;
-            let wait = if may_wait { LONE_WAIT } else { Duration::ZERO };
-            return Some((born + wait, "first ping"));
-        };
         if !route.is_proven() && last < born + UNANSWERED_FOR {
             let spacing = if last < born + NEW_FOR { NEW_SPACING } else { UNANSWERED_SPACING };
             return Some((last + spacing, "ping of a new route"));

@@ -23,22 +23,6 @@ fn dial_sends_on_every_route_until_the_handshake() {
 }
 
 #[test]
-fn only_direct_route_is_not_pinged_until_there_is_another_or_the_connection_lasts() {
-    let alone = || {
-        let mut one = Driven::new();
-        one.add(A, RouteKind::Direct);
-        assert_eq!(pinged(&one.input(Input::Established { heard: A })), []);
-        one.wait(100);
-        assert_eq!(pinged(&one.sample(Sample::default())), []);
-        one
-    };
-    let (mut lasts, mut chooses) = (alone(), alone());
-    assert_eq!((pinged(&lasts.next()), lasts.now), (vec![A], Instant::after_start(ms(1_250))));
-    let outputs = [chooses.add(B, RouteKind::Relay), chooses.sample(Sample::default())].concat();
-    assert_eq!(pinged(&outputs).into_iter().collect::<BTreeSet<_>>(), [A, B].into());
-}
-
-#[test]
 fn handshake_heard_on_an_unknown_route_falls_back_to_the_best() {
     let mut one = Driven::new();
     one.add(B, RouteKind::Relay);
@@ -547,8 +531,7 @@ fn removal_of_the_selected_route_moves_on_and_doubts() {
 fn padded_ping_follows_the_first_pong_and_its_pong_proves_the_mtu() {
     let mut one = Driven::new();
     one.add(A, RouteKind::Direct);
-    one.input(Input::Established { heard: A });
-    let first = one.next();
+    let first = one.input(Input::Established { heard: A });
     let padded = one.pong(&first, A);
     assert!(one.paths.proven().contains(A));
     assert!(padded.iter().any(|output| matches!(output, Output::Ping { padded: true, .. })));

@@ -114,6 +114,11 @@ impl AgentPeer {
         }
         let routes: Vec<_> = state.routes().map(|(route, slot)| (route, slot.via, slot.heard)).collect();
         drop(state);
+        if let [(route, _, Some(_))] = routes[..] {
+            // Nothing else was heard, so the handshake's answer went this way and was understood at its end: the peer is there
+            // (RFC 9000 §8.1), and what follows must not wait for a ping that may get lost.
+            self.track.prove(route);
+        }
         for &(route, via, _) in &routes {
             self.paths.handle_input(added(route, via, dialled), now);
         }
