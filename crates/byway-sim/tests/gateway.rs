@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use byway::{Event, PathKind, PeerAddr, RelayConfig};
 use byway_proto::{
@@ -60,6 +60,36 @@ fn node_behind_the_hardest_nat_is_reached_directly_by_its_mapped_port() {
             assert_eq!(b.path().await, Some(PathKind::Direct));
         });
     }
+}
+
+#[test]
+fn stranger_reaches_a_node_behind_an_ipv6_firewall_by_the_pinhole_that_it_asked_for_and_nobody_once_it_is_closed() {
+    scenario(6, secs(60), |world| async move {
+        let hard = symmetric(&world, |gateway| gateway.natpmp = false);
+        let (inside, outside) = (hard.host("a"), world.host("b"));
+        let there = SocketAddr::new(inside.add_ipv6().into(), PORT);
+        outside.add_ipv6();
+        let both = |n| {
+            let mut config = config(n);
+            config.ipv6 = Some(Ipv6Addr::UNSPECIFIED);
+            config
+        };
+        let mut a = peer(&inside, both(1)).await;
+        let found = async { while mapped(&mut a).await != there {} };
+        time::timeout(secs(30), found).await.expect("the gateway opens a pinhole");
+        let mut b = peer(&outside, both(2)).await;
+        b.node.dial(PeerAddr::new(a.id(), [there])).await.unwrap();
+        a.up().await;
+        exchange(&mut a, &mut b).await;
+        a.node.close().await;
+        assert_eq!(hard.mapped_ports(), 0);
+        drop(a);
+        time::sleep(secs(5)).await; // the port is free again
+        let socket = inside.bind_udp(there).unwrap();
+        let stranger = outside.bind_udp(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 9)).unwrap();
+        stranger.send_to(b"x", there).unwrap();
+        assert!(time::timeout(secs(1), socket.recv_from(&mut [0; 9])).await.is_err(), "a stranger gets in");
+    });
 }
 
 #[test]

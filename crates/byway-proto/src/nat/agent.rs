@@ -131,7 +131,6 @@ impl Agent {
             }
             Input::Unused { socket } => self.with_owner(socket, |link, host| link.unused(socket, host)),
             Input::Stun { socket, from, datagram } => {
-                self.host.heard_server(from);
                 let message = StunMessage { socket, from, datagram: &datagram };
                 self.with_owner(socket, |link, host| link.stun(&message, host, now));
             }

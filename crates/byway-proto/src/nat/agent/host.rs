@@ -109,8 +109,8 @@ impl Host {
         })
     }
 
-    /// A server has answered.
-    pub(super) fn heard_server(&mut self, from: SocketAddr) {
+    /// A server has answered a request of a punch.
+    pub(in crate::nat) fn heard_server(&mut self, from: SocketAddr) {
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
         self.servers.iter_mut().filter(|server| server.addr == from).for_each(|server| server.unanswered = 0);
     }

@@ -490,6 +490,10 @@ fn a_server_that_does_not_answer_gives_way_to_others() {
     };
     let mut sent = asked(&run(&mut agent, at(540)));
     assert_eq!(sent.split_off(sent.len() - 2), servers[..2]);
+    for from in &servers[..2] {
+        let forged = Input::Stun { socket: SocketId::MAIN, from: *from, datagram: vec![0; 20] };
+        agent.handle_input(forged, at(541)); // who can forge their address makes no server of them
+    }
     assert_eq!(asked(&run(&mut agent, at(900))), servers[2..]);
 }
 

@@ -92,9 +92,13 @@ impl Meet {
     }
 
     pub(super) fn stun(&mut self, message: &StunMessage<'_>, turn: &mut Turn<'_>) {
-        let Some(attempt) = self.tries.current().filter(|attempt| !attempt.told) else { return };
+        let Some(attempt) = self.tries.current() else { return };
         let (Some(asked), Some(step)) = (&attempt.asked, self.target.step) else { return };
         let Some((seen, later)) = asked.answer(message) else { return };
+        turn.host.heard_server(message.from);
+        if attempt.told {
+            return;
+        }
         let Some(base) = aimed(seen.port(), later * i32::from(step)) else { return };
         attempt.told = true;
         turn.say(Signal::Counter { attempt: attempt.number, ip: seen.ip(), base, step });

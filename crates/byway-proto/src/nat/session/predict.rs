@@ -75,9 +75,13 @@ impl Predict {
     }
 
     pub(super) fn stun(&mut self, message: &StunMessage<'_>, turn: &mut Turn<'_>) {
-        let Some(attempt) = self.tries.current().filter(|attempt| !attempt.told) else { return };
+        let Some(attempt) = self.tries.current() else { return };
         let (Some(asked), Some(step)) = (&attempt.asked, self.target.step) else { return };
         let Some((seen, later)) = asked.answer(message) else { return };
+        turn.host.heard_server(message.from);
+        if attempt.told {
+            return;
+        }
         // the door's mapping followed those to the servers asked later; one of these may not have been made, and other
         // hosts may have taken some
         let expected = later + 1;
