@@ -24,6 +24,7 @@ mod rival;
 mod rtt;
 #[cfg(test)]
 mod tests;
+mod throughput;
 
 use core::time::Duration;
 
@@ -36,6 +37,7 @@ use self::{
     rtt::{FAR, Rtt},
 };
 use crate::Instant;
+pub use throughput::{Delivery, Throughput};
 
 /// The first window in packets: what QUIC's largest deployments begin with, three times RFC 9002's; it is paced.
 const INITIAL_PACKETS: u64 = 32;

@@ -6,6 +6,7 @@
 //! gateway forwards by itself are [`portmap`]'s, which needs none of that.
 
 mod agent;
+mod ages;
 mod budget;
 pub mod candidates;
 mod event;

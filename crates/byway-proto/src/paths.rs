@@ -19,8 +19,11 @@
 
 mod budget;
 mod event;
+mod goodput;
 mod hedge;
+mod keep_alive;
 mod pings;
+mod renewal;
 mod route;
 mod split;
 mod status;
@@ -35,6 +38,7 @@ pub use status::RouteStatus;
 use crate::{Instant, Rng};
 pub use hedge::STALLED_AFTER;
 use hedge::{Hedge, Scares, Silence};
+use keep_alive::KeepAlive;
 use route::{Answer, INITIAL_RTT, MIN_PATIENCE, Route};
 
 /// The most routes a peer may have: four addresses of each of two socket families and two relays, with room for NATs
@@ -56,8 +60,8 @@ const TIME_TO_ANSWER: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PathsConfig {
-    /// How often the selected route and one standby are pinged while the connection is idle, at least one second: by
-    /// default 10 s, below the 30 s after which home routers begin to forget UDP mappings, with two pings to lose.
+    /// How often the selected route and one standby are pinged while the connection is idle, at least one second, unless the
+    /// connection finds that the way closes sooner: by default 10 s, below the 30 s after which home routers begin to forget UDP mappings, with two pings to lose.
     pub warm: Duration,
     /// Whether the selected route is ever doubted: without that nothing is copied, and nothing survives its death. For
     /// measuring what the copies cost.
@@ -85,12 +89,21 @@ pub struct Paths {
     last_sent: Option<Instant>,
     /// Users were told that nothing answers.
     stalled: bool,
+    bias: Bias,
+    keep_alive: KeepAlive,
+    plan: Plan,
+    outputs: VecDeque<Output>,
+}
+
+/// What bears on the choice of the route beside what is known of the routes.
+#[derive(Debug, Default)]
+struct Bias {
     /// Whether a direct route has ever been selected.
     had_direct: bool,
     /// Whether the peer's choice counts where neither side's is better.
     gives_way: bool,
-    plan: Plan,
-    outputs: VecDeque<Output>,
+    /// The route to which the connection is to go once it is proven.
+    renewal: Option<RouteId>,
 }
 
 impl Paths {
@@ -98,6 +111,7 @@ impl Paths {
     /// are older than `now` do not count.
     pub fn new(config: PathsConfig, seed: &[u8; 32], now: Instant) -> Self {
         Paths {
+            keep_alive: KeepAlive::new(config.warm),
             config,
             rng: Rng::new(seed, "paths"),
             routes: BTreeMap::new(),
@@ -109,8 +123,7 @@ impl Paths {
             scares: Scares::default(),
             last_sent: None,
             stalled: false,
-            had_direct: false,
-            gives_way: false,
+            bias: Bias::default(),
             plan: Plan::All,
             outputs: VecDeque::new(),
         }
@@ -128,8 +141,10 @@ impl Paths {
             }
             Input::Remove { route } => self.remove(route, now),
             Input::NetworkChanged => self.doubt_all(now),
-            Input::KeepAlive(every) => self.config.warm = every,
-            Input::GiveWay => self.gives_way = true,
+            Input::KeepAlive(every) => self.keep_alive.set_most(every),
+            Input::Remapped { route } => self.remapped(route, now),
+            Input::GiveWay => self.bias.gives_way = true,
+            Input::Renew { route } => self.renew_by(route, now),
             Input::Established { heard } => self.establish(heard, now),
             Input::Sample(sample) => self.look(&sample, now),
             Input::Pong { route, txid } => self.pong(route, txid, now),
@@ -304,6 +319,7 @@ impl Paths {
             self.mind_silence(now);
         }
         self.mind_split(&sample.heard, now);
+        self.mind_goodput(sample.delivery.as_ref(), now);
         if self.hedge.is_none() {
             self.ping_due(now);
         }
@@ -312,7 +328,7 @@ impl Paths {
 
     fn pong(&mut self, route: RouteId, txid: u64, now: Instant) {
         let Some(known) = self.routes.get_mut(&route) else { return };
-        let was_dead = known.standing.dead;
+        let (was_dead, lost) = (known.standing.dead, known.tally.misses);
         let Some(Answer { sent, first, mtu_proven }) = known.pong(txid, now) else { return };
         if first || was_dead {
             self.outputs.push_back(Output::Up { route });
@@ -326,6 +342,7 @@ impl Paths {
         if first {
             self.ping_padded(route, now);
         }
+        self.keep_alive.answered(route, sent, lost, now);
         if self.selected == Some(route) {
             self.silence = Silence::answered(now);
             self.outputs.push_back(Output::ClearUnanswered);
@@ -334,6 +351,7 @@ impl Paths {
             return;
         }
         self.weigh_pong(route, sent, now);
+        self.renew(now);
         self.improve(now);
     }
 
@@ -341,7 +359,7 @@ impl Paths {
     fn take_first_direct(&mut self, route: RouteId, now: Instant) -> bool {
         let direct = self.routes.get(&route).is_some_and(|route| route.kind == RouteKind::Direct);
         let relayed = self.selected_route().is_some_and(|route| route.kind == RouteKind::Relay);
-        let first = direct && relayed && !self.had_direct;
+        let first = direct && relayed && !self.bias.had_direct;
         if first {
             self.select(route, Why::FirstDirect, now);
         }
@@ -372,8 +390,13 @@ impl Paths {
             (self.best(|route| route.rivals(selected) && route.may_return(now)), Why::Better)
         };
         let Some(to) = to else { return };
+        let outdone = self.routes.get(&to).is_some_and(|to| selected.carried.is_outdone_by(&to.carried));
+        let why = if outdone { Why::Faster } else { why };
         if let Some(left) = self.selected.and_then(|left| self.routes.get_mut(&left)) {
             left.leave(now);
+            if outdone {
+                left.carried.leave(now);
+            }
         }
         self.select(to, why, now);
     }
@@ -381,8 +404,11 @@ impl Paths {
     fn select(&mut self, to: RouteId, why: Why, now: Instant) {
         let Some(route) = self.routes.get_mut(&to) else { return };
         route.take_over(now);
-        self.had_direct |= route.kind == RouteKind::Direct;
+        self.bias.had_direct |= route.kind == RouteKind::Direct;
         let from = self.selected.replace(to);
+        if let Some(left) = from.filter(|_| matches!(why, Why::Silent | Why::Moved)) {
+            self.keep_alive.closed(left, now);
+        }
         self.why = Some(why);
         let hedge_began = self.hedge.take().map(|hedge| hedge.since);
         self.outputs.push_back(Output::Selected { from, to, why, hedge_began });

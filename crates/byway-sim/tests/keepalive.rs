@@ -4,7 +4,7 @@
 mod common;
 
 use byway::{Event, PathKind};
-use byway_sim::NatConfig;
+use byway_sim::{NatConfig, Ports};
 use common::{config, exchange, ms, peer, relay, scenario, secs};
 use tokio::time;
 
@@ -73,5 +73,35 @@ fn an_idle_path_is_kept_by_as_many_pings_as_its_nats_need() {
     for (lives, least, most) in [(20, 240, 720), (8, 650, 1_500)] {
         let packets = idle_path(lives);
         assert!((least..=most).contains(&packets), "{packets} packets behind NATs of {lives} s");
+    }
+}
+
+#[test]
+fn without_any_server_a_connection_learns_itself_how_often_its_way_needs_a_ping() {
+    for (seed, ports) in [(3, Ports::Preserving), (4, Ports::Random)] {
+        scenario(seed, secs(2_000), |world| async move {
+            let mut nat = forgetful(6);
+            nat.ports = ports;
+            let host = world.nat("home", nat).host("a");
+            let (mut a, mut b) = (peer(&host, config(1)).await, peer(&world.host("b"), config(2)).await);
+            a.node.dial(b.node.ticket()).await.unwrap();
+            a.up().await;
+            b.up().await;
+            time::sleep(secs(300)).await;
+            let mut latest = ms(0);
+            for n in 0..10 {
+                time::sleep(secs(60) + ms(1_370 * n)).await;
+                let sent = time::Instant::now();
+                assert_eq!(b.tx.send(&a.id().into(), "are you there?".into()).queued, 1);
+                time::timeout(secs(30), a.rx.recv()).await.unwrap().unwrap();
+                latest = latest.max(sent.elapsed());
+            }
+            println!("{ports:?}: the latest first message took {latest:?}");
+            assert!(latest < ms(100), "a message after a silence found the way closed: {latest:?}");
+            let before = host.traffic().sent;
+            time::sleep(secs(600)).await;
+            let minute = (host.traffic().sent - before) / 10;
+            assert!((10..=60).contains(&minute), "{minute} packets in a minute");
+        });
     }
 }

@@ -406,12 +406,11 @@ impl Agent {
         }
         peer.events.drain(..).for_each(|event| self.events.send(event));
         let silent_relays = std::mem::take(&mut peer.silent_relays);
-        let (direct, pong, unused) = (peer.direct(), peer.pong.take(), std::mem::take(&mut peer.unused));
-        if changed.is_some() {
-            self.traverse_link(alias, |link| match direct {
-                Some((socket, remote)) => nat::Input::Direct { link, socket, remote },
-                None => nat::Input::Relayed { link },
-            });
+        let (direct, pong, unused) = (peer.direct_anew(), peer.outside.pong.take(), std::mem::take(&mut peer.unused));
+        if let Some((socket, remote)) = direct {
+            self.traverse_link(alias, |link| nat::Input::Direct { link, socket, remote });
+        } else if changed == Some(PathKind::Relay) {
+            self.traverse_link(alias, |link| nat::Input::Relayed { link });
         }
         match pong {
             Some(Pong::Stray { via, txid }) => {
@@ -422,6 +421,7 @@ impl Agent {
             Some(Pong::Observed { remote, addr }) => {
                 self.traverse_link(alias, |link| nat::Input::Observed { link, remote, addr });
             }
+            Some(Pong::Mapped { addr }) => self.traverse(nat::Input::Mapped { addr }),
             None => {}
         }
         unused.into_iter().for_each(|socket| self.unused(socket));

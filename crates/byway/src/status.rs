@@ -213,8 +213,8 @@ pub struct RouteReport {
     pub rtt: Option<Duration>,
     /// The share of lost probes, from 0 to 1.
     pub loss: f64,
-    /// Bytes per second that it was seen to deliver at most of late; `None` unless it carries the connection and has had
-    /// something to carry.
+    /// Bytes per second that it was seen to deliver at most of late, or within ten minutes if it carries nothing now; `None`
+    /// unless it has had something to carry.
     pub goodput: Option<u64>,
     /// The largest UDP payload in bytes known to pass.
     pub mtu: u16,

@@ -20,6 +20,7 @@ mod config;
 mod flight;
 mod host;
 mod link;
+mod renewal;
 mod search;
 mod trial;
 
@@ -27,6 +28,7 @@ use alloc::{
     collections::{BTreeMap, BTreeSet},
     vec::Vec,
 };
+use core::net::SocketAddr;
 
 pub use config::{AgentConfig, AgentConfigError, BudgetConfig, ChallengeConfig, ScanConfig};
 use config::{MAX_MAPPINGS, MAX_PER_SECOND, MAX_PROBES};
@@ -83,6 +85,7 @@ impl Agent {
             Input::Servers(servers) => self.host.set_servers(&servers),
             Input::Network(ips) => {
                 self.host.set_families(&ips);
+                self.host.ages.begin(now);
                 if self.observed.forget() {
                     self.host.outputs.push_back(Output::Observed(Vec::new()));
                 }
@@ -113,7 +116,9 @@ impl Agent {
                 if let Some(link) = self.links.get(&link) {
                     self.observed.hear(link.peer, remote, addr, now);
                 }
+                self.mapped(addr, now);
             }
+            Input::Mapped { addr } => self.mapped(addr, now),
             Input::Direct { link, socket, remote } => {
                 self.with(link, |link, host| link.set_direct((socket, remote), host, now));
             }
@@ -206,6 +211,14 @@ impl Agent {
         if before != *self.survey.report() {
             let report = self.host.memory.complete(self.survey.report().clone(), now);
             self.set_report(report, now);
+        }
+    }
+
+    /// An answer to the node's own socket was sent there.
+    fn mapped(&mut self, addr: SocketAddr, now: Instant) {
+        let report = self.host.report.ipv4.clone();
+        if self.host.ages.hear(addr, report.as_ref(), now) {
+            self.with_all(|link, host| link.act(host, now));
         }
     }
 

@@ -118,7 +118,13 @@ pub enum Input {
         /// What the peer says, unchecked.
         addr: SocketAddr,
     },
-    /// A direct route is proven both ways: everything under way for this link stops, and its sockets close but the one in use.
+    /// Somebody who is no peer has answered the node's own socket, and says where the ping came from.
+    Mapped {
+        /// What it says, unchecked.
+        addr: SocketAddr,
+    },
+    /// A direct route is proven both ways, or another one carries the connection: everything under way for this link stops, and its
+    /// sockets close but the one in use.
     Direct {
         /// The connection.
         link: LinkId,
@@ -249,6 +255,15 @@ pub enum Output {
         remote: SocketAddr,
         /// How long the answer took.
         rtt: Duration,
+    },
+    /// The mapping of the direct route dies of age before long: once this one is proven, the connection is to go by it.
+    Renew {
+        /// The connection.
+        link: LinkId,
+        /// The new route's socket.
+        socket: SocketId,
+        /// The new route's other end.
+        remote: SocketAddr,
     },
     /// Tell the peer on the control stream.
     Signal {

@@ -6,10 +6,12 @@
 //! | prediction on both sides | [`Meet`] | [`Meet`] |
 //! | many ports | [`Bait`] | [`Guess`] |
 //! | port scan | [`Scan`] | [`Scan`] |
+//! | a fresh mapping | [`Renew`] | [`Probe`] |
 
 mod guess;
 mod meet;
 mod predict;
+mod renew;
 mod scan;
 
 use core::{
@@ -20,6 +22,7 @@ use core::{
 pub(super) use guess::{Bait, Guess};
 pub(super) use meet::Meet;
 pub(super) use predict::{Predict, Probe};
+pub(super) use renew::Renew;
 pub(super) use scan::Scan;
 
 use super::{

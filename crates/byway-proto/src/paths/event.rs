@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::{fmt, time::Duration};
 
-use crate::Instant;
+use crate::{Instant, congestion::Delivery};
 
 /// Names one route of one peer: a small index, stable while the route lives, reused only after its removal.
 ///
@@ -106,10 +106,21 @@ pub enum Input {
     },
     /// The machine's network may be another one, or it has slept: nothing known of any route can be relied on.
     NetworkChanged,
-    /// From now on a route that must not go cold is pinged this often while the connection is idle.
+    /// From now on a route that must not go cold is pinged this often while the connection is idle, or more often where the
+    /// connection has found that necessary.
     KeepAlive(Duration),
+    /// The peer sees this route come from another port than before: told before the [`Input::Pong`] by which it says so.
+    Remapped {
+        /// The route.
+        route: RouteId,
+    },
     /// The peer has dialled: where it sends by another route and neither is better, this side takes the peer's.
     GiveWay,
+    /// The selected route will die of age: this one is to carry the connection as soon as it is proven.
+    Renew {
+        /// The fresh route.
+        route: RouteId,
+    },
     /// QUIC's handshake is complete and probe keys exist; until then every datagram goes out on every route.
     Established {
         /// The route on which the handshake was last heard.
@@ -148,6 +159,8 @@ pub struct Sample {
     pub last_sent: Option<Instant>,
     /// When a QUIC datagram was last heard on each route; routes never heard from are left out.
     pub heard: Vec<(RouteId, Instant)>,
+    /// What the selected route delivered, if that was measured anew since the last sample.
+    pub delivery: Option<Delivery>,
 }
 
 /// The largest datagram that may stay unanswered for long without meaning anything: a bare acknowledgement or a
@@ -258,10 +271,16 @@ pub enum Why {
     FirstDirect,
     /// It scored better for long enough.
     Better,
+    /// It delivered far more than the one before can.
+    Faster,
+    /// The one before delivers little, and what this one delivers is not known.
+    Tried,
     /// The peer was heard on it, and no longer on the one before: its address has changed.
     Moved,
     /// The peer sends by it, and the one before was no better.
     Followed,
+    /// The NAT mapping of the one before is about to die of age.
+    Renewed,
     /// It answered and the selected route did not.
     Silent,
     /// It has answered and the selected route never has.
@@ -278,8 +297,11 @@ impl fmt::Display for Why {
             Why::Handshake => "the handshake was heard on it",
             Why::FirstDirect => "it is the first direct route",
             Why::Better => "it proved better than the one before",
+            Why::Faster => "it delivered far more than the one before can",
+            Why::Tried => "the one before delivers little, and what this one delivers is not known",
             Why::Moved => "the peer has moved there",
             Why::Followed => "the peer sends by it, and the one before was no better",
+            Why::Renewed => "the NAT mapping of the one before was about to end",
             Why::Silent => "it answered when the one before went silent",
             Why::Unproven => "it answers and the one before never did",
             Why::Removed => "the one before was removed",

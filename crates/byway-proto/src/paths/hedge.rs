@@ -222,6 +222,8 @@ impl Paths {
         if self.established.is_none() {
             return;
         }
+        self.forget_goodput();
+        self.keep_alive.forget();
         match &mut self.hedge {
             Some(hedge) => {
                 (hedge.since, hedge.next, hedge.pings) = (now, now, 0);

@@ -79,6 +79,9 @@ impl Paths {
             if probe {
                 self.ping_padded(id, now);
             }
+            if due && self.selected == Some(id) && !self.is_busy(now) {
+                self.keep_alive.ask(id, now);
+            }
             if due {
                 self.ping(id, false, now);
             }
@@ -107,9 +110,9 @@ impl Paths {
         }
         let busy_until = self.last_sent.map_or(Instant::START, |sent| sent + BUSY_FOR);
         let while_busy = |spacing: Duration, why| Some((last + spacing, why)).filter(|(at, _)| *at <= busy_until);
-        let kept_warm = Some((last + self.config.warm.max(MIN_WARM), "keep-alive ping"));
+        let kept_warm = Some((last + self.keep_alive_interval(), "keep-alive ping"));
         if route.id == selected.id {
-            if route.misses > 0 {
+            if route.tally.misses > 0 {
                 return Some((last + LOST_SPACING, "ping after a lost one"));
             }
             // a rival is measured as often: the older measure of two would lose by its age
@@ -183,9 +186,6 @@ impl Paths {
         (!route.is_proven()).then_some(born + UNANSWERED_FOR)
     }
 }
-
-/// The least keep-alive spacing that a configuration may ask for: NATs need no more, and zero would spin.
-const MIN_WARM: Duration = Duration::from_secs(1);
 
 fn dead_spacing(tries: u32) -> Duration {
     (DEAD_SPACING * (1 << tries.min(6))).min(MAX_DEAD_SPACING)

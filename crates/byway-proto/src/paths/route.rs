@@ -3,7 +3,10 @@
 use alloc::collections::VecDeque;
 use core::time::Duration;
 
-use super::event::{RouteId, RouteKind};
+use super::{
+    event::{RouteId, RouteKind},
+    goodput::Carried,
+};
 use crate::Instant;
 
 /// The least time to wait for an answer: covers the peer's delayed acknowledgement (25 ms) and a scheduling hiccup on
@@ -68,9 +71,8 @@ pub(super) struct Route {
     pub(super) proof: Option<Instant>,
     pub(super) srtt: Option<Duration>,
     pub(super) tally: Tally,
-    /// Unanswered pings in a row.
-    pub(super) misses: u32,
     pub(super) row: Row,
+    pub(super) carried: Carried,
     pub(super) standing: Standing,
     pub(super) mtu: MtuProbe,
     pings: VecDeque<Ping>,
@@ -92,6 +94,8 @@ pub(super) struct Presence {
 pub(super) struct Tally {
     /// Their smoothed share, in thousandths.
     pub(super) loss: u16,
+    /// How many in a row.
+    pub(super) misses: u32,
     /// When the latest ping that counts left.
     latest: Option<Instant>,
 }
@@ -160,8 +164,8 @@ impl Route {
             proof: None,
             srtt: None,
             tally: Tally::default(),
-            misses: 0,
             row: Row::default(),
+            carried: Carried::default(),
             standing: Standing::default(),
             mtu: MtuProbe::default(),
             pings: VecDeque::new(),
@@ -202,11 +206,16 @@ impl Route {
         self.row.extend(now);
     }
 
-    /// Whether the route is better than the selected one even if its own measures flatter it.
+    /// Whether the route is better than the selected one even if its own measures flatter it; what either delivers counts
+    /// for more than its pings.
     ///
     /// The handicap is the hysteresis: of two routes with like measures, neither is better by this rule.
     pub(super) fn rivals(&self, selected: &Route) -> bool {
-        self.score_with(LOSS_HANDICAP, self.rtt() / 2) < selected.score()
+        if self.carried.is_outdone_by(&selected.carried) {
+            return false;
+        }
+        selected.carried.is_outdone_by(&self.carried)
+            || self.score_with(LOSS_HANDICAP, self.rtt() / 2) < selected.score()
     }
 
     /// Notes that a ping leaves.
@@ -237,8 +246,9 @@ impl Route {
         (self.patience() * 2).min(MAX_RTT)
     }
 
-    /// Counts pings that should have been answered by now as lost.
+    /// Counts pings that should have been answered by now as lost, and forgets what is too old.
     pub(super) fn expire(&mut self, now: Instant) {
+        self.carried.expire(now);
         let overdue_after = self.overdue_after();
         let mut pings = core::mem::take(&mut self.pings);
         // room for the two pings that may follow, so that sending them changes no measure that it was decided by
@@ -275,7 +285,7 @@ impl Route {
         }
         self.peer.heard = Some(now);
         self.standing.tries = 0;
-        self.misses = 0;
+        self.tally.misses = 0;
         self.row.extend(now);
         let mtu_proven = ping.padded && !self.mtu.proven;
         self.mtu.proven |= ping.padded;
@@ -313,7 +323,7 @@ impl Route {
 
     /// Gives up relying on a standby that leaves its pings unanswered; whether it has just done so.
     pub(super) fn bury(&mut self) -> bool {
-        let dies = self.is_proven() && self.misses >= MISSES_TO_DEATH && !self.standing.dead;
+        let dies = self.is_proven() && self.tally.misses >= MISSES_TO_DEATH && !self.standing.dead;
         if dies {
             self.standing.dead = true;
             self.standing.tries = 0;
@@ -323,7 +333,7 @@ impl Route {
 
     /// Whether as many pings in a row went unanswered as make a standby count as dead.
     pub(super) fn is_silent(&self) -> bool {
-        self.misses >= MISSES_TO_DEATH
+        self.tally.misses >= MISSES_TO_DEATH
     }
 
     /// When the padded ping is due again; the first one follows the route's first pong at once.
@@ -339,7 +349,7 @@ impl Route {
         if ping.counts {
             self.tally.loss += (1000 - self.tally.loss.min(1000)) / LOSS_WEIGHT;
         }
-        self.misses = self.misses.saturating_add(1);
+        self.tally.misses = self.tally.misses.saturating_add(1);
         self.row.pongs = 0;
     }
 }
@@ -466,10 +476,10 @@ mod tests {
         let mut route = answering(RouteKind::Direct, 50);
         route.ping(2, false, at(1_000));
         route.expire(at(1_400));
-        assert_eq!((route.misses, route.row.pongs), (1, 0));
+        assert_eq!((route.tally.misses, route.row.pongs), (1, 0));
         assert!(route.pong(2, at(2_000)).is_some());
         assert_eq!(route.srtt, Some(Duration::from_micros(287_500)));
-        assert_eq!((route.misses, route.row.pongs), (0, 1));
+        assert_eq!((route.tally.misses, route.row.pongs), (0, 1));
     }
 
     #[test]
@@ -527,7 +537,7 @@ mod tests {
         let mut route = answering(RouteKind::Direct, 50);
         (0..8).for_each(|n| route.ping(10 + n, false, at(1_000 + n * 49)));
         route.expire(at(5_000));
-        assert_eq!(route.misses, 8);
+        assert_eq!(route.tally.misses, 8);
         assert!(route.tally.loss < 150, "{}", route.tally.loss);
     }
 
@@ -554,6 +564,6 @@ mod tests {
         assert_eq!(now, at(2_050));
         assert_eq!(route.next_mtu_probe(), None);
         route.expire(at(9_000));
-        assert_eq!((route.tally.loss, route.misses), (0, 0));
+        assert_eq!((route.tally.loss, route.tally.misses), (0, 0));
     }
 }

@@ -26,6 +26,8 @@ pub struct RouteStatus {
     pub srtt: Option<Duration>,
     /// The share of its pings that was lost of late, in thousandths.
     pub loss: u16,
+    /// Bytes per second that it is remembered to have delivered at most while it carried the connection.
+    pub goodput: Option<u64>,
     /// When it first answered.
     pub proven_since: Option<Instant>,
     /// When the latest of its pings that was answered had left.
@@ -48,6 +50,7 @@ impl Paths {
             kind: route.kind,
             srtt: route.srtt,
             loss: route.tally.loss,
+            goodput: route.carried.most(),
             proven_since: route.proven_since,
             last_proof: route.proof,
             alive: route.is_proven() && !route.standing.dead,
@@ -60,7 +63,7 @@ impl Paths {
 
     /// Pings in a row that the selected route has not answered, if a relay carries the connection.
     pub fn relay_misses(&self) -> Option<u32> {
-        self.selected_route().filter(|route| route.kind == RouteKind::Relay).map(|route| route.misses)
+        self.selected_route().filter(|route| route.kind == RouteKind::Relay).map(|route| route.tally.misses)
     }
 
     fn explain(&self, route: &Route, now: Instant) -> String {
@@ -81,6 +84,11 @@ impl Paths {
             let silent = route.proof.map_or(0, |proof| now.since(proof).as_secs());
             return format!("dead: last answered a ping of {silent} s ago");
         }
+        if let Some((limit, most)) = outdone(route, selected) {
+            return format!(
+                "standby: slower, it delivered {limit:.1} Mbit/s where the selected one delivered {most:.1}"
+            );
+        }
         if !route.rivals(selected) {
             return "standby: no better than the selected one".to_string();
         }
@@ -91,4 +99,11 @@ impl Paths {
             format!("better, but barred for {} s: it was left {} times of late", barred.as_secs(), route.standing.flaps)
         }
     }
+}
+
+/// What a route delivered that is standby for that reason, and what the selected one did, in Mbit/s.
+fn outdone(route: &Route, selected: &Route) -> Option<(f64, f64)> {
+    let rates = route.carried.limit().zip(selected.carried.most());
+    let rates = rates.filter(|_| route.carried.is_outdone_by(&selected.carried));
+    rates.map(|(limit, most)| (limit as f64 * 8e-6, most as f64 * 8e-6))
 }

@@ -6,6 +6,9 @@ use core::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::congestion::Delivery;
+
+mod goodput;
 
 const A: RouteId = RouteId(0);
 const B: RouteId = RouteId(1);
@@ -39,7 +42,8 @@ fn hedge_copies_to_proven_routes_only() {
     assert!(outputs.contains(&Output::Hedged(HedgeWhy::Silence)));
     assert_eq!(one.paths.plan(), Plan::Several([A, B].into_iter().collect()));
     assert_eq!(pinged(&outputs), [A, B, RouteId(7)]);
-    let replayed = |output: &Output| matches!(output, Output::Replay { route: B, last: usize::MAX, .. });
+    // what left before the patience and one and a half round trips QUIC has sent anew itself
+    let replayed = |output: &Output| matches!(output, Output::Replay { route: B, last: usize::MAX, max_age, .. } if *max_age == ms(300));
     assert_eq!(outputs.iter().filter(|output| matches!(output, Output::Replay { .. })).count(), 1);
     assert!(outputs.iter().any(replayed));
 }
@@ -258,11 +262,23 @@ fn in_another_network_what_answered_before_is_no_longer_relied_on() {
 
 /// Keeps a connection busy for `time`; routes answer their pings after so many milliseconds, those that are left out not at all.
 fn keep_busy(one: &mut Driven, time: u64, rtts: &[(RouteId, u64)]) -> Vec<RouteId> {
+    keep_flowing(one, time, rtts, |_| None)
+}
+
+/// The same while the selected route delivers what `deliver` says whenever the machine looks.
+fn keep_flowing(
+    one: &mut Driven,
+    time: u64,
+    rtts: &[(RouteId, u64)],
+    mut deliver: impl FnMut(&Driven) -> Option<Delivery>,
+) -> Vec<RouteId> {
     let (end, mut waiting, mut all) = (one.now + ms(time), vec![], vec![]);
     while one.now < end {
         one.wait(10);
         let due = one.paths.poll_timeout().is_some_and(|(at, _)| at <= one.now);
-        let outputs = if due { one.sample(Sample { last_sent: Some(one.now), ..Sample::default() }) } else { vec![] };
+        let delivery = if due { deliver(one) } else { None };
+        let sample = Sample { last_sent: Some(one.now), delivery, ..Sample::default() };
+        let outputs = if due { one.sample(sample) } else { vec![] };
         all.extend(pinged(&outputs));
         for output in outputs {
             let Output::Ping { route, txid, .. } = output else { continue };
@@ -441,6 +457,93 @@ fn lost_keep_alive_is_followed_up_before_the_next_one_is_due() {
     }
 }
 
+/// Lets an idle connection sleep for so long. A ping of A is answered if its mapping was used within `lives`; otherwise the peer's
+/// side opens only 700 ms later. The times between the first pings after a silence.
+fn idle(one: &mut Driven, seconds: u64, lives: u64) -> Vec<u64> {
+    let (end, mut used, mut asked, mut closed, mut gaps) =
+        (one.now + ms(seconds * 1_000), one.now, one.now, None, vec![]);
+    while one.now < end {
+        for output in one.next() {
+            let Output::Ping { route, txid, .. } = output else { continue };
+            if route == A {
+                if closed.is_none() {
+                    gaps.push(one.now.since(asked).as_millis() as u64);
+                    asked = one.now;
+                }
+                closed = closed.or((one.now.since(used) > ms(lives)).then_some(one.now));
+                if closed.take_if(|since| one.now.since(*since) >= ms(700)).is_none() && closed.is_some() {
+                    continue;
+                }
+                used = one.now;
+            }
+            one.input(Input::Pong { route, txid });
+        }
+    }
+    gaps
+}
+
+#[test]
+fn an_idle_connection_learns_how_often_its_way_needs_a_ping() {
+    let mut one = Driven::established();
+    assert!(idle(&mut one, 120, 30_000).iter().all(|gap| *gap >= 9_000), "ten seconds do");
+    let gaps = idle(&mut one, 300, 6_000);
+    let last = &gaps[gaps.len() - 20..];
+    assert!(last.iter().all(|gap| (2_000..6_000).contains(gap)), "{gaps:?}");
+    assert_eq!(one.paths.selected(), Some(A));
+}
+
+#[test]
+fn the_keep_alives_of_the_two_sides_do_not_stay_in_step() {
+    let spacing = |dialled: bool| {
+        let mut one = Driven::established();
+        if dialled {
+            one.input(Input::GiveWay);
+        }
+        *idle(&mut one, 60, 30_000).last().unwrap()
+    };
+    assert_eq!([false, true].map(spacing), [10_000, 9_000]);
+}
+
+#[test]
+fn a_peer_that_sees_another_port_after_a_silence_has_its_idle_route_pinged_more_often() {
+    let mut one = Driven::established();
+    idle(&mut one, 60, 30_000);
+    while !pinged(&one.next()).contains(&A) {}
+    one.input(Input::Remapped { route: A });
+    assert_eq!(one.paths.keep_alive.every(), ms(5_000));
+    one.sample(Sample { last_sent: Some(one.now), ..Sample::default() });
+    one.input(Input::Remapped { route: A });
+    assert_eq!(one.paths.keep_alive.every(), ms(5_000), "a busy one tells nothing");
+}
+
+#[test]
+fn an_idle_way_that_closed_for_good_tells_as_much_until_the_network_changes() {
+    let mut one = Driven::established();
+    idle(&mut one, 60, 30_000);
+    while one.paths.selected() == Some(A) {
+        let outputs = one.next();
+        let pings = outputs.iter().filter_map(|output| match output {
+            Output::Ping { route: B, txid, .. } => Some(*txid),
+            _ => None,
+        });
+        pings.for_each(|txid| drop(one.input(Input::Pong { route: B, txid })));
+    }
+    assert_eq!(one.paths.keep_alive.every(), ms(5_000));
+    one.input(Input::NetworkChanged);
+    assert_eq!(one.paths.keep_alive.every(), ms(10_000));
+}
+
+#[test]
+fn pings_that_a_busy_connection_loses_tell_nothing_of_idle_ways() {
+    let mut one = Driven::established();
+    one.sample(Sample { last_sent: Some(one.now), ..Sample::default() });
+    keep_busy(&mut one, 3_000, &[(A, 100), (B, 100)]);
+    keep_busy(&mut one, 2_200, &[(B, 100)]);
+    assert!(one.paths.routes[&A].tally.misses >= 2 && one.paths.selected() == Some(A));
+    keep_busy(&mut one, 3_000, &[(A, 100), (B, 100)]);
+    assert_eq!(one.paths.keep_alive.every(), ms(10_000));
+}
+
 #[test]
 fn route_that_never_answers_is_dropped_after_ten_seconds() {
     let mut one = Driven::established();
@@ -513,6 +616,41 @@ fn a_direct_route_that_a_punch_has_proven_takes_over_from_the_relay_at_once() {
     assert!(outputs.contains(&Output::Selected { from: Some(A), to: B, why: Why::FirstDirect, hedge_began: None }));
     assert!(outputs.iter().any(|output| matches!(output, Output::Ping { route: B, padded: true, .. })));
     assert!(one.paths.proven().contains(B));
+}
+
+#[test]
+fn a_fresh_route_takes_over_once_it_is_proven_and_the_old_one_is_not_gone_back_to() {
+    const C: RouteId = RouteId(2);
+    let mut one = Driven::established();
+    one.input(Input::GiveWay);
+    let first = one.add(C, RouteKind::Direct);
+    assert_eq!(one.input(Input::Renew { route: C }), [], "it is not proven yet");
+    one.wait(100);
+    let outputs = one.pong(&first, C);
+    assert!(outputs.contains(&Output::Selected { from: Some(A), to: C, why: Why::Renewed, hedge_began: None }));
+    assert_eq!(one.paths.plan(), Plan::One(C), "nothing is copied");
+    let began = one.now;
+    while one.now < began + ms(5_000) {
+        one.wait(100);
+        one.sample(Sample { heard: vec![(A, one.now)], last_sent: Some(one.now), ..Sample::default() });
+    }
+    assert_eq!(one.paths.selected(), Some(C), "though the peer still sends by the old one");
+}
+
+#[test]
+fn a_fresh_direct_route_does_not_take_over_from_a_relay() {
+    let mut one = Driven::established();
+    let hedge = one.silence();
+    one.wait(60);
+    one.pong(&hedge, B);
+    while one.paths.selected() == Some(A) {
+        one.next();
+    }
+    one.input(Input::Renew { route: RouteId(9) });
+    let add = Input::Add { route: RouteId(3), kind: RouteKind::Direct, trusted: true, rtt: Some(ms(100)) };
+    one.input(add);
+    one.input(Input::Renew { route: RouteId(3) });
+    assert_eq!(one.paths.selected(), Some(B));
 }
 
 #[test]
@@ -790,6 +928,7 @@ impl Driven {
                     unanswered_small: ago(self.now, small),
                     last_sent: ago(self.now, sent),
                     heard: vec![(RouteId(heard), self.now)],
+                    delivery: large.map(|rate| Delivery { rate: rate * 1_000, limited_for: ms(after) }),
                 });
             }
             Step::Timeout { large } => {

@@ -110,6 +110,10 @@ impl Watch {
                 let pinged = self.pings.iter().any(|it| (it.0, it.1, it.2) == (*link, *socket, *remote));
                 assert!(pinged, "a route to {remote}, which was not pinged");
             }
+            Output::Renew { link, socket, .. } => {
+                self.check_socket(*socket);
+                self.check_link(*link);
+            }
             Output::Signal { link, .. } => self.check_link(*link),
             Output::Report(_) => {}
             Output::Observed(addrs) => self.check_observed(addrs),

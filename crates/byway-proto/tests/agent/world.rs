@@ -278,7 +278,7 @@ impl<'a> World<'a> {
                 }
             }
             Output::Ping { .. } | Output::Route { .. } | Output::Signal { .. } => {}
-            Output::Report(_) | Output::Observed(_) => {}
+            Output::Report(_) | Output::Observed(_) | Output::Renew { .. } => {}
         }
     }
 

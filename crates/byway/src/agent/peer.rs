@@ -1,12 +1,14 @@
 //! One peer's routes, as the agent keeps them.
 
+mod probes;
+
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use byway_proto::{
     Instant, PeerId,
     nat::SocketId,
-    paths::{Budget, DropWhy, HedgeWhy, Input, Output, Paths, Plan, RouteId, RouteKind},
-    wire::probe::{self, Probe, ProbeKey, ProbeKind, ReplayWindow},
+    paths::{Budget, DropWhy, HedgeWhy, Input, Output, Paths, Plan, RouteId, RouteKind, Sample},
+    wire::probe::{Probe, ProbeKey, ProbeKind, ReplayWindow},
 };
 use tokio::sync::oneshot;
 use tracing::debug;
@@ -15,13 +17,7 @@ use super::{PingReport, Up, added, kind_of};
 use crate::{
     config::WallClock,
     event::{Event, PathKind},
-    metrics::Dropped,
-    net::{
-        mux::{ControlDatagram, Mux},
-        routes::Via,
-        track::Track,
-        wss::is_virtual,
-    },
+    net::{mux::Mux, routes::Via, track::Track},
     quic::endpoint::MAX_MTU,
     status::RouteReport,
 };
@@ -44,12 +40,11 @@ pub(super) struct AgentPeer {
     pub(super) timer: Instant,
     /// The relays on the way to a peer that is in doubt, until the agent has taken notice.
     pub(super) silent_relays: Vec<SocketAddr>,
-    /// What a pong is to others than the route machine, until the agent has taken notice.
-    pub(super) pong: Option<Pong>,
     /// What users are told, until the agent has told it.
     pub(super) events: Vec<Event>,
     /// Sockets whose routes were dropped, until the agent has taken notice.
     pub(super) unused: Vec<SocketId>,
+    pub(super) outside: Outside,
     relayed: bool,
     detour: Detour,
     /// Since when no route answers, if users were told so.
@@ -60,13 +55,26 @@ pub(super) struct AgentPeer {
     pings: VecDeque<(u64, Instant, RouteId, oneshot::Sender<PingReport>)>,
 }
 
+/// Where this node is seen, and what the NAT agent knows of it.
+#[derive(Debug, Default)]
+pub(super) struct Outside {
+    /// What a pong is to others than the route machine, until the agent has taken notice.
+    pub(super) pong: Option<Pong>,
+    /// Where the peer saw the selected route come from.
+    seen: Option<(RouteId, SocketAddr)>,
+    /// The direct route that the agent was told of.
+    direct: Option<(SocketId, SocketAddr)>,
+}
+
 /// What a pong tells the NAT agent.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Pong {
-    /// It came by a way that is no route.
+    /// It came by a way that is no route, or by a further socket, which may be there to renew one.
     Stray { via: Via, txid: u64 },
     /// A peer at `remote` sees the node's own socket at `addr`.
     Observed { remote: SocketAddr, addr: SocketAddr },
+    /// A relay does.
+    Mapped { addr: SocketAddr },
 }
 
 /// When the hedge under way began, and the route that carries the connection meanwhile, if one does.
@@ -86,11 +94,11 @@ impl AgentPeer {
             told: up.told,
             timer: Instant::START,
             silent_relays: Vec::new(),
-            pong: None,
             events: Vec::new(),
             detour: Detour { since: now, by: None },
             stalled: None,
             unused: Vec::new(),
+            outside: Outside::default(),
             relayed: up.relayed,
             window: ReplayWindow::new(),
             seq: 0,
@@ -148,6 +156,22 @@ impl AgentPeer {
         }
     }
 
+    /// The connection is to go by this way once it is proven, for the mapping of the one that carries it dies of age.
+    pub(super) fn renew(&mut self, via: Via, now: Instant) {
+        let Some(route) = self.track.lock().find(via) else { return };
+        self.paths.handle_input(Input::Renew { route }, now);
+    }
+
+    /// The direct route that carries the connection, if it is another one than the NAT agent knows of.
+    pub(super) fn direct_anew(&mut self) -> Option<(SocketId, SocketAddr)> {
+        let state = self.track.lock();
+        let selected = state.selected.and_then(|route| state.slot(route)).map(|slot| slot.via);
+        let direct = selected.filter(|via| !via.is_relay()).map(|via| (via.socket(), via.remote()));
+        drop(state);
+        let before = std::mem::replace(&mut self.outside.direct, direct);
+        direct.filter(|_| before != direct)
+    }
+
     /// Sends nothing by a way any more; `for_good`, takes nothing that comes by it either.
     pub(super) fn leave(&mut self, mux: &Mux, via: Via, for_good: bool, now: Instant) {
         let Some(route) = self.track.lock().find(via) else { return };
@@ -196,7 +220,7 @@ impl AgentPeer {
     /// Lets the machine look at what the packet path saw.
     pub(super) fn sample(&mut self, now: Instant) {
         let mut state = self.track.lock();
-        let sample = state.sample();
+        let sample = Sample { delivery: self.track.line.take_delivery(), ..state.sample() };
         if sample.last_sent.is_none_or(|sent| now.since(sent) > RING_LIFE) {
             state.copies.ring.shrink();
         }
@@ -214,83 +238,6 @@ impl AgentPeer {
     /// The network may be another one, or this machine has slept: every route is asked at once.
     pub(super) fn network_changed(&mut self, now: Instant) {
         self.paths.handle_input(Input::NetworkChanged, now);
-    }
-
-    /// Takes a probe in, if it is authentic and new.
-    pub(super) fn probe(&mut self, mux: &Mux, datagram: &ControlDatagram, now: Instant) {
-        let decoded = probe::decode(&datagram.bytes, &self.key).ok();
-        let Some(probe) = decoded.filter(|probe| self.window.accept(probe.seq)) else {
-            return mux.counters.count(Dropped::BadProbe);
-        };
-        if self.relayed && !datagram.via.is_relay() {
-            return mux.counters.count(Dropped::UnknownSource);
-        }
-        let txid = u64::from_be_bytes(probe.txid);
-        let known = self.track.lock().find(datagram.via);
-        match probe.kind {
-            ProbeKind::Ping { doubt } => {
-                // An authentic ping from a new source is a new way to the peer: its NAT has a new mapping, or it punched.
-                let route = match known {
-                    Some(route) => Some(route),
-                    None => self.add_route(datagram.via, false, now),
-                };
-                // A peer that is answered sends its packets this way, which are refused where no route is.
-                let Some(route) = route.filter(|route| self.paths.knows(*route)) else {
-                    return mux.counters.count(Dropped::NoRoom);
-                };
-                let observed = datagram.via.peer_addr().filter(|addr| !is_virtual(*addr));
-                self.send(mux, datagram.via, ProbeKind::Pong { observed }, probe.txid);
-                self.paths.handle_input(Input::Ping { route, doubt }, now);
-            }
-            ProbeKind::Pong { observed } => {
-                let Some(route) = known else {
-                    self.pong = Some(Pong::Stray { via: datagram.via, txid });
-                    return;
-                };
-                self.answer_user(txid, route, now);
-                if !self.paths.proven().contains(route) {
-                    self.sample(now); // whether the peer has moved here depends on what was heard elsewhere
-                }
-                self.paths.handle_input(Input::Pong { route, txid }, now);
-                // a proven route's other end is no forged one; a further socket's outside is no place for others to go
-                if let (Via::Direct(remote), Some(observed)) = (datagram.via, observed)
-                    && self.told.is_some()
-                    && !is_virtual(remote)
-                    && self.paths.proven().contains(route)
-                {
-                    self.pong = Some(Pong::Observed { remote, addr: observed });
-                }
-                // Only a pong to a ping of ours proves a route: a peer must not prove a forged source.
-                if self.paths.proven().contains(route) && self.track.prove(route) {
-                    mux.routes.learn_route(datagram.via, &self.track);
-                }
-            }
-        }
-    }
-
-    /// Sends a ping of the NAT agent's, on no route yet; an opener need not arrive.
-    pub(super) fn probe_for(&mut self, mux: &Mux, via: Via, txid: u64, hop_limit: Option<u8>) {
-        self.seq += 1;
-        let probe = Probe { seq: self.seq, kind: ProbeKind::Ping { doubt: false }, txid: txid.to_be_bytes() };
-        mux.send_limited(via, &probe::encode(&probe, &self.key, 0), hop_limit);
-    }
-
-    /// Sends a ping for the user on the selected route.
-    pub(super) fn ping(&mut self, mux: &Mux, reply: oneshot::Sender<PingReport>, now: Instant) {
-        self.pings.retain(|(_, at, ..)| now.since(*at) < USER_PING_LIFE);
-        let Some(route) = self.paths.selected().filter(|_| self.pings.len() < MAX_USER_PINGS) else { return };
-        let Some(via) = self.track.lock().slot(route).map(|slot| slot.via) else { return };
-        // The machine draws its transaction ids at random over the whole range; these count from the top.
-        let txid = u64::MAX - self.seq;
-        self.pings.push_back((txid, now, route, reply));
-        self.send(mux, via, ProbeKind::Ping { doubt: false }, txid.to_be_bytes());
-    }
-
-    fn answer_user(&mut self, txid: u64, route: RouteId, now: Instant) {
-        let Some(at) = self.pings.iter().position(|(id, ..)| *id == txid) else { return };
-        let Some((_, sent, _, reply)) = self.pings.remove(at) else { return };
-        let path = self.track.lock().slot(route).map_or(PathKind::Direct, |slot| kind_of(slot.via).into());
-        let _ = reply.send(PingReport { rtt: now.since(sent), path }); // whoever asked may have given up
     }
 
     /// Does what the machine decided; the kind of path, if another one carries the connection now.
@@ -429,15 +376,6 @@ impl AgentPeer {
         after.filter(|_| before != after)
     }
 
-    fn send(&mut self, mux: &Mux, via: Via, kind: ProbeKind, txid: [u8; 8]) {
-        self.send_padded(mux, via, Probe { seq: self.seq + 1, kind, txid }, 0);
-    }
-
-    fn send_padded(&mut self, mux: &Mux, via: Via, probe: Probe, len: usize) {
-        self.seq = probe.seq;
-        mux.send_control(via, &probe::encode(&probe, &self.key, len));
-    }
-
     /// Whether something left unanswered between the machine's last look and its falling asleep.
     pub(super) fn fell_asleep_too_early(&self) -> bool {
         let state = self.track.lock();
@@ -460,7 +398,7 @@ impl AgentPeer {
                 remote: slot.via.remote(),
                 rtt: route.srtt,
                 loss: f64::from(route.loss) / 1_000.0,
-                goodput: route.selected.then(|| self.track.line.goodput()).flatten(),
+                goodput: if route.selected { self.track.line.goodput() } else { route.goodput },
                 mtu: slot.mtu,
                 selected: route.selected,
                 alive: route.alive,

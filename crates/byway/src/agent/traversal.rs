@@ -281,6 +281,10 @@ impl Agent {
                 let mux = Arc::clone(&self.mux);
                 self.with(alias, |peer, now| peer.add_proven(&mux, Via::straight(socket, remote), rtt, now));
             }
+            Output::Renew { link, socket, remote } => {
+                let Some(alias) = self.traversal.alias(link) else { return };
+                self.with(alias, |peer, now| peer.renew(Via::straight(socket, remote), now));
+            }
             Output::Signal { link, signal } => self.tell(link, &Control::Punch(signal)),
             Output::Report(report) => {
                 self.traversal.found.report.set(report.clone());

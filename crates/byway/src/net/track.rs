@@ -354,6 +354,7 @@ impl State {
             unanswered_small: self.unanswered.small,
             last_sent: self.unanswered.last_sent,
             heard: self.routes().filter_map(|(route, slot)| Some((route, slot.heard?))).collect(),
+            delivery: None,
         }
     }
 
@@ -432,6 +433,21 @@ mod tests {
         assert!(!state.heard(other, 100, now));
         state.plan = Plan::Several([first, other].into_iter().collect());
         assert!(state.heard(other, 100, now) && !state.heard(first, 100, now));
+    }
+
+    #[test]
+    fn what_left_longer_ago_than_a_replay_asks_for_is_left_out() {
+        let (mut ring, start) = (Ring::default(), Instant::after_start(Duration::from_secs(1)));
+        for n in 0..5_u8 {
+            ring.keep(&[n; 1_000], 1_000, start + Duration::from_millis(100) * u32::from(n));
+        }
+        ring.keep(&[9; SMALL], SMALL, start + Duration::from_millis(450));
+        let firsts = |age, ms| {
+            let now = start + Duration::from_millis(ms);
+            ring.last(usize::MAX, Duration::from_millis(age), now).map(|datagram| datagram[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(firsts(200, 500), [3, 4, 9]);
+        assert_eq!(firsts(200, 700), [] as [u8; 0]);
     }
 
     #[test]

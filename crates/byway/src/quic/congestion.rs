@@ -17,7 +17,7 @@ use std::{
 
 use byway_proto::{
     Instant,
-    congestion::{Ack, Model},
+    congestion::{Ack, Delivery, Model, Throughput},
 };
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
@@ -67,6 +67,8 @@ pub(crate) struct Line {
     send_window: AtomicU64,
     /// Bytes per second that the selected route was seen to deliver; 0 if that is not known.
     goodput: AtomicU64,
+    /// What was measured last and nobody has read yet, and after how many switches.
+    delivery: Mutex<Option<(u64, Delivery)>>,
     /// Datagrams of the peer's that call for an acknowledgement.
     heard: AtomicU64,
 }
@@ -102,6 +104,16 @@ impl Line {
     /// Bytes per second that the selected route was seen to deliver at most of late.
     pub(crate) fn goodput(&self) -> Option<u64> {
         Some(self.goodput.load(Ordering::Relaxed)).filter(|goodput| *goodput > 0)
+    }
+
+    /// What the route that carries the connection delivered, if that was measured since the last call and the last switch.
+    pub(crate) fn take_delivery(&self) -> Option<Delivery> {
+        let measured = self.delivery.lock().unwrap_or_else(PoisonError::into_inner).take();
+        measured.filter(|(epoch, _)| *epoch == self.epoch()).map(|(_, delivery)| delivery)
+    }
+
+    fn tell_delivery(&self, epoch: u64, delivery: Delivery) {
+        *self.delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, delivery));
     }
 
     /// Notes a datagram that is large enough to call for an acknowledgement.
@@ -147,6 +159,7 @@ impl ControllerFactory for Congestion {
             shared: self,
             seen,
             model,
+            throughput: Throughput::default(),
             mtu,
             in_flight: 0,
             stale: 0,
@@ -166,6 +179,7 @@ struct Routed {
     seen: Seen,
     /// The selected route's.
     model: Model,
+    throughput: Throughput,
     mtu: u16,
     /// All bytes on their way, and those of them that were sent before the last switch was seen.
     in_flight: u64,
@@ -212,6 +226,7 @@ impl Routed {
         let switch = *self.shared.line.switch.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut self.seen, Seen { epoch, switch, at: now }).switch.route;
         let Some(route) = switch.route else { return };
+        self.throughput = Throughput::default();
         if before == Some(route) {
             // It was silent: what was sent meanwhile is lost, and takes no room until QUIC knows that.
             self.set_stale();
@@ -278,7 +293,11 @@ impl Routed {
         }
         if ack.sent >= self.seen.switch.since {
             let app_limited = ack.app_limited || ack.sent <= self.asked;
-            self.model.acked(&Ack { app_limited, ..*ack }, now);
+            let ack = Ack { app_limited, ..*ack };
+            self.model.acked(&ack, now);
+            if let Some(delivery) = self.throughput.acked(&ack, now) {
+                self.shared.line.tell_delivery(self.seen.epoch, delivery);
+            }
         }
     }
 
@@ -440,6 +459,23 @@ mod tests {
         bench.run(1, true);
         let again = bench.routed.model.window();
         assert!(again.abs_diff(first) < first / 3, "{again} instead of about {first}");
+    }
+
+    #[test]
+    fn what_the_route_delivers_is_told_once_and_not_of_the_route_before() {
+        let mut bench = Bench::new();
+        bench.run(3_500, true);
+        let delivery = bench.line.take_delivery().expect("three seconds were measured");
+        let expected = PACKET * 1_000;
+        assert!(delivery.rate.abs_diff(expected) < expected / 50, "{delivery:?}");
+        assert_eq!(delivery.limited_for.as_secs(), 3);
+        assert_eq!(bench.line.take_delivery(), None);
+        bench.run(2_000, true);
+        bench.select(2);
+        assert_eq!(bench.line.take_delivery(), None, "it was the other route's");
+        bench.run(1_300, true);
+        let delivery = bench.line.take_delivery().expect("a second was measured");
+        assert_eq!(delivery.limited_for.as_secs(), 1, "it began with the switch");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::{
     Instant, Rng,
     nat::{
         FamilyReport, LinkId, NatReport, Output, SocketId, SocketIds,
+        ages::Ages,
         budget::{Budget, Denied, Purpose},
         memory::Memory,
         survey::is_outward,
@@ -38,6 +39,7 @@ pub(in crate::nat) struct Host {
     pub(in crate::nat) owners: BTreeMap<SocketId, LinkId>,
     pub(in crate::nat) report: NatReport,
     pub(in crate::nat) memory: Memory,
+    pub(in crate::nat) ages: Ages,
     servers: Vec<Server>,
     /// How far the node's sockets for IPv4 and for IPv6 lead.
     families: [Reach; 2],
@@ -85,6 +87,7 @@ impl Host {
             owners: BTreeMap::new(),
             report: NatReport::default(),
             memory: Memory::default(),
+            ages: Ages::default(),
             servers: Vec::new(),
             families: [Reach::Out; 2],
             outputs: VecDeque::new(),
@@ -162,7 +165,8 @@ impl Host {
     /// Takes back what names a connection that is over.
     pub(super) fn forget(&mut self, gone: LinkId) {
         self.outputs.retain(|output| match output {
-            Output::Ping { link, .. } | Output::Route { link, .. } | Output::Signal { link, .. } => *link != gone,
+            Output::Ping { link, .. } | Output::Route { link, .. } => *link != gone,
+            Output::Signal { link, .. } | Output::Renew { link, .. } => *link != gone,
             Output::Open { .. } | Output::Close { .. } | Output::Stun { .. } => true,
             Output::Report(_) | Output::Observed(_) => true,
         });

@@ -6,7 +6,7 @@ use alloc::{
 };
 use core::{net::SocketAddr, time::Duration};
 
-use super::{candidates::Candidates, flight::Flight, host::Host, search::Search, trial::Trial};
+use super::{candidates::Candidates, flight::Flight, host::Host, renewal::Renewal, search::Search, trial::Trial};
 use crate::{
     Instant, PeerId,
     nat::{
@@ -38,6 +38,8 @@ pub(super) struct Link {
     pub(super) candidates: Candidates,
     pinging: Option<Trial>,
     pub(super) search: Search,
+    /// Of the direct route, while one carries the connection.
+    pub(super) renewal: Option<Renewal>,
     /// Sockets of routes that were handed out.
     in_use: BTreeSet<SocketId>,
     attempts: VecDeque<Attempt>,
@@ -67,6 +69,7 @@ impl Link {
             candidates: Candidates::default(),
             pinging: None,
             search: Search::default(),
+            renewal: None,
             in_use: BTreeSet::new(),
             attempts: VecDeque::new(),
             vain: 0,
@@ -117,7 +120,10 @@ impl Link {
         match self.standing {
             Standing::Relayed => self.standing = Standing::Found(now),
             Standing::Found(_) => {}
-            Standing::Direct(_) => self.candidates.answered(from),
+            Standing::Direct(_) => {
+                self.candidates.answered(from);
+                self.renewed(socket, from, host);
+            }
         }
         self.act(host, now);
     }
@@ -136,6 +142,7 @@ impl Link {
     }
 
     pub(super) fn stun(&mut self, message: &StunMessage<'_>, host: &mut Host, now: Instant) {
+        self.renewal_seen(message, host, now);
         if let Some((session, _)) = self.search.session.as_mut().filter(|_| self.standing == Standing::Relayed) {
             session.stun(message, &mut Turn { host, flight: &mut self.flight, now });
             self.act(host, now);
@@ -150,6 +157,8 @@ impl Link {
 
     pub(super) fn set_direct(&mut self, (socket, remote): (SocketId, SocketAddr), host: &mut Host, now: Instant) {
         self.standing = Standing::Direct(remote);
+        let born = self.renewal.as_ref().and_then(|renewal| renewal.born(socket));
+        self.renewal = Some(Renewal::new((socket, remote), born, host, now));
         self.succeed(remote, host, now);
         host.budget.leave(self.peer);
         self.in_use.clear();
@@ -166,6 +175,8 @@ impl Link {
     pub(super) fn set_relayed(&mut self, host: &mut Host, now: Instant) {
         if self.is_direct() {
             self.standing = Standing::Relayed;
+            self.renewal = None;
+            self.close_unused(host);
             self.flight.allowance.renew(now);
             self.restart(host, now);
         }
@@ -209,7 +220,10 @@ impl Link {
         }
         if self.is_direct() {
             // an address that the peer tells only now may be a better one: its own in the network that both are in
-            self.due = self.candidates.ping(&mut self.flight, host, now).map(|at| (at, "candidate ping"));
+            let ping = self.candidates.ping(&mut self.flight, host, now).map(|at| (at, "candidate ping"));
+            let probe = self.punch(host, now).map(|at| (at, "probe of the peer's fresh mapping"));
+            let renew = self.renew(host, now).map(|at| (at, "fresh mapping"));
+            self.due = [ping, probe, renew].into_iter().flatten().min_by_key(|(at, _)| *at);
             return;
         }
         if self.again.is_some_and(|at| at <= now) {
@@ -274,8 +288,8 @@ impl Link {
         }
     }
 
-    fn close_unused(&mut self, host: &mut Host) {
-        if self.search.session.is_some() {
+    pub(super) fn close_unused(&mut self, host: &mut Host) {
+        if self.search.session.is_some() || self.renewal.as_ref().is_some_and(Renewal::is_running) {
             return;
         }
         let in_use = &self.in_use;

@@ -10,7 +10,7 @@ use crate::{
     Instant,
     addr::candidate::is_probeable,
     nat::{
-        FamilyReport, Filtering, Means, NatReport, Outcome, Plan, Side, Signal,
+        FamilyReport, Filtering, Means, NatReport, Outcome, Plan, Side, Signal, SocketId,
         budget::HARD_GAP,
         candidates::is_private,
         memory::Pair,
@@ -143,7 +143,7 @@ impl Link {
         begun.map_err(|at| at + Duration::from_millis(host.rng.below(1_000)))
     }
 
-    fn start(&mut self, session: Session, of: Option<(Pair, Option<Plan>)>, now: Instant) {
+    pub(super) fn start(&mut self, session: Session, of: Option<(Pair, Option<Plan>)>, now: Instant) {
         let trial = Trial::new(session.means(), &self.flight, now);
         self.search.session = Some((session, trial));
         self.search.of = of;
@@ -153,10 +153,12 @@ impl Link {
     /// Ends the punch under way, if any, and remembers how it ended.
     pub(super) fn end_search(&mut self, outcome: Outcome, host: &mut Host, now: Instant) {
         let Some((session, trial)) = self.search.session.take() else { return };
-        self.remember(trial.attempt(&self.flight, outcome, now));
-        host.budget.end_hard(self.flight.link, now);
         let of = self.search.of.take();
-        self.search.last_rung = outcome == Outcome::NoAnswer && session.means() != Means::Scan;
+        if of.is_some() || outcome != Outcome::NoAnswer {
+            self.remember(trial.attempt(&self.flight, outcome, now)); // what only helped the peer to renew its mapping is none
+        }
+        host.budget.end_hard(self.flight.link, now);
+        self.search.last_rung = outcome == Outcome::NoAnswer && session.means() != Means::Scan && of.is_some();
         match outcome {
             Outcome::PeerBusy => {
                 self.search.not_before = now + HARD_GAP + Duration::from_millis(host.rng.below(5_000));
@@ -187,13 +189,16 @@ impl Link {
             Signal::Spray { attempt } | Signal::Busy { attempt } => (*attempt, None),
         };
         self.flight.hear_attempt(attempt);
-        if !self.is_relayed() || ip.is_some_and(|ip| !self.is_guessable(ip, host)) {
+        if ip.is_some_and(|ip| !self.is_guessable(ip, host)) {
             return;
+        }
+        if !self.is_relayed() {
+            return self.help_to_renew(signal, now);
         }
         match signal {
             Signal::Guess { .. } if self.search.session.is_none() => {
                 let of = ip.and_then(|ip| self.pair(ip, host)).map(|pair| (pair, None));
-                self.start(Session::Probe(Probe::new(now)), of, now);
+                self.start(Session::Probe(Probe::new(SocketId::MAIN, now)), of, now);
             }
             Signal::Counter { .. } if self.search.session.is_none() => {
                 self.join(Means::Predictions, attempt, host, now)

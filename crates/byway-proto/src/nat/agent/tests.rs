@@ -8,6 +8,8 @@ use crate::{
     hello::{Control, ControlCodec},
 };
 
+mod renewal;
+
 const LINK: LinkId = LinkId(1);
 
 fn at(ms: u64) -> Instant {

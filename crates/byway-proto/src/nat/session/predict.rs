@@ -138,6 +138,8 @@ impl Attempt {
 /// The easy side.
 #[derive(Debug)]
 pub(in crate::nat) struct Probe {
+    /// The socket whose public port the hard side knows.
+    socket: SocketId,
     targets: Vec<Ports>,
     end: Instant,
 }
@@ -151,8 +153,8 @@ struct Ports {
 }
 
 impl Probe {
-    pub(in crate::nat) fn new(now: Instant) -> Self {
-        Probe { targets: Vec::new(), end: now + LINGER }
+    pub(in crate::nat) fn new(socket: SocketId, now: Instant) -> Self {
+        Probe { socket, targets: Vec::new(), end: now + LINGER }
     }
 
     /// Probes these ports as well, unless they belong to an attempt that is over.
@@ -171,7 +173,7 @@ impl Probe {
     pub(super) fn act(&mut self, turn: &mut Turn<'_>) -> Next {
         let mut next = None;
         for target in &mut self.targets {
-            match target.act(turn) {
+            match target.act(self.socket, turn) {
                 Ok(Some(at)) => next = Some(earlier(next, at)),
                 Ok(None) => {}
                 Err(outcome) => return Next::Over(outcome),
@@ -185,10 +187,10 @@ impl Probe {
 const MAX_PORTS: usize = 7;
 
 impl Ports {
-    fn act(&mut self, turn: &mut Turn<'_>) -> Result<Option<Instant>, Outcome> {
+    fn act(&mut self, socket: SocketId, turn: &mut Turn<'_>) -> Result<Option<Instant>, Outcome> {
         let (ip, ports) = (self.ip, &self.ports);
         self.rounds.act(ports.len(), turn.now, |position| match ports.get(position) {
-            Some(port) => turn.ping(Purpose::Predicted, SocketId::MAIN, at_port(ip, *port)),
+            Some(port) => turn.ping(Purpose::Predicted, socket, at_port(ip, *port)),
             None => Ok(()),
         })
     }
