@@ -116,7 +116,9 @@ impl Link {
 
     /// The peer renews its mapping: its new port is probed from the socket that the route uses.
     pub(super) fn help_to_renew(&mut self, signal: &Signal, now: Instant) {
-        let Some(socket) = self.renewal.as_ref().map(|renewal| renewal.socket) else { return };
+        // the route's socket may have closed with it, before the driver has told of another route
+        let is_open = |socket: &SocketId| *socket == SocketId::MAIN || self.flight.sockets.contains_key(socket);
+        let Some(socket) = self.renewal.as_ref().map(|renewal| renewal.socket).filter(is_open) else { return };
         if matches!(signal, Signal::Guess { .. }) {
             if self.search.session.is_none() {
                 self.flight.allowance.renew(now);
