@@ -362,7 +362,8 @@ impl Paths {
     }
 
     /// Sends the latest datagrams again wherever the hedge sends new ones, the silent route excepted unless it is the
-    /// only one: there, a peer behind a NAT that has forgotten us learns of our new address by the ping before them.
+    /// only one: there, a peer behind a NAT that has forgotten us learns of our new address by the ping before them, and one
+    /// that has restarted says so to them alone. So they go there whatever the budget: an idle connection earns nothing.
     fn replay_hedged(&mut self, last: usize, max_age: Duration, budgeted: bool) {
         let selected = self.selected;
         let others = self.proven();
@@ -372,7 +373,7 @@ impl Paths {
             self.replay(route, last, max_age, budgeted);
         }
         if let Some(route) = selected.filter(|_| alone) {
-            self.replay(route, LATEST.min(last), Duration::MAX, budgeted);
+            self.replay(route, LATEST.min(last), Duration::MAX, false);
         }
     }
 

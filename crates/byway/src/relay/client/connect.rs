@@ -194,6 +194,11 @@ impl Ways {
                 return "the connection over TLS was cut off".into();
             }
             silent = if *link.track.silent.read() { silent + 1 } else { 0 };
+            if silent == 1 {
+                // A relay that was restarted answers short packets of a connection that it does not know (RFC 9000 §10.3), and the
+                // last ones of an idle connection may all be of its handshake.
+                link.control(&Control::Register);
+            }
             if self.line.is_none() && silent >= SILENT_LOOKS {
                 match Line::open(&self.core, &self.relay, self.loopback).await {
                     Ok(line) => {
