@@ -126,6 +126,20 @@ impl Peer {
         }
     }
 
+    /// Waits for so long, in which nothing may happen to any path.
+    pub(crate) async fn keeps_its_path(&self, time: Duration) {
+        let mut events = self.node.events();
+        let changes = async {
+            loop {
+                match events.recv().await {
+                    Some(Event::PathDown { .. } | Event::PathBest { .. }) | None => return,
+                    Some(_) => {}
+                }
+            }
+        };
+        assert!(time::timeout(time, changes).await.is_err(), "an idle path changed");
+    }
+
     /// Waits until the node is registered at its relays.
     pub(crate) async fn registered(&self) {
         let registered = async |node: &Node| node.status().await.relays.iter().all(|relay| relay.registered);
