@@ -3,7 +3,7 @@
 //!
 //! Each scenario is one row. The network is built anew where a scenario wants another one, and after one that failed or
 //! broke it. Two processes beside this one are this program in another role: `lab guard` removes everything when this
-//! process ends, however it ends; `lab echo` and `lab exchange` are the application whose bytes cross, `lab poke` is a stranger,
+//! process ends, however it ends; `lab echo` and `lab exchange` are the application whose bytes cross, `lab poke` and `lab knock` are a stranger,
 //! `lab igd` a UPnP gateway that lies or is hard to please, `lab wire` a line of a given delay, rate and loss.
 
 use std::{
@@ -104,6 +104,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
         Some("echo") => traffic::echo(args.get(1..).unwrap_or_default()),
         Some("igd") => igd::run(args.get(1..).unwrap_or_default()),
         Some("poke") => traffic::poke(args.get(1..).unwrap_or_default()),
+        Some("knock") => traffic::knock(args.get(1..).unwrap_or_default()),
         Some("exchange") => traffic::exchange(args.get(1..).unwrap_or_default()),
         #[cfg(target_os = "linux")]
         Some("wire") => wire::run(args.get(1..).unwrap_or_default()),

@@ -51,21 +51,26 @@ enum Story {
     Renewed,
     /// The gateway has no public address itself, and refuses.
     Refused,
+    /// It has none either, and maps all the same: the node has to see that a carrier's NAT stands behind.
+    Worthless,
     /// The gateway restarts, and has forgotten everything.
     Restarted,
 }
 
-/// Each dialect alone, then short leases, routers that restart, and a gateway that refuses.
+/// Each dialect alone, then short leases, routers that restart, gateways behind a carrier, a relay's TCP port, a pinhole for IPv6.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     use Dialect::{NatPmp, Pcp, UpnpIgd};
     let scenario = |name: &str, dialect: Dialect, story: Story| Scenario {
         name: "gateway",
         a: name.to_owned(),
         b: String::new(),
-        plan: Plan { carrier: [story == Story::Refused, false], ..Plan::default() },
+        plan: Plan { carrier: [matches!(story, Story::Refused | Story::Worthless), false], ..Plan::default() },
         breaks: false,
         run: Box::new(move |lab| run(lab, dialect, story)),
     };
+    let relay = Scenario { run: Box::new(relay), ..scenario("relay-tcp", Pcp, Story::MadeAndRemoved) };
+    let ipv6 = Plan { ipv6: true, ..Plan::default() };
+    let pinhole = Scenario { plan: ipv6, run: Box::new(pinhole), ..scenario("pinhole", Pcp, Story::MadeAndRemoved) };
     vec![
         scenario("upnp-igd", UpnpIgd, Story::MadeAndRemoved),
         scenario("nat-pmp", NatPmp, Story::MadeAndRemoved),
@@ -73,6 +78,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("short-lease", Pcp, Story::Renewed),
         scenario("restart", NatPmp, Story::Restarted),
         scenario("behind-carrier", Pcp, Story::Refused),
+        scenario("worthless", Pcp, Story::Worthless),
+        relay,
+        pinhole,
     ]
 }
 
@@ -82,16 +90,18 @@ fn run(lab: &Lab, dialect: Dialect, story: Story) -> Result<Outcome, Stop> {
     if story == Story::Restarted {
         thread::sleep(UPTIME);
     }
-    let (node, _) = Node::alone(lab, "ha")?;
+    let carrier = matches!(story, Story::Refused | Story::Worthless);
+    let relay = if carrier { Some(Node::relay(lab)?) } else { None };
+    let (node, _) = match &relay {
+        Some((_, address)) => Node::serve(lab, "ha", address)?,
+        None => Node::alone(lab, "ha")?,
+    };
     let inner = node.port()?;
     let host = lab.network.host("ha");
     let limit = if story == Story::Refused { REFUSAL_WATCH } else { MAP_LIMIT };
     let made = process::timed(|| process::wait_for(limit, || mapped_port(lab, inner).transpose()).transpose());
-    if story == Story::Refused {
-        return match made.0? {
-            Some(port) => Err(Stop::Failed(format!("port {port} is mapped, though the gateway has no public address"))),
-            None => Ok(Outcome { note: "refused, and the node goes on".into(), ..Outcome::default() }),
-        };
+    if carrier {
+        return behind_carrier(&node, made.0?);
     }
     let outer = made.0?.ok_or_else(|| {
         Stop::Failed(format!("the gateway has no rule for the node's port {inner} after {} s", limit.as_secs()))
@@ -116,6 +126,60 @@ fn run(lab: &Lab, dialect: Dialect, story: Story) -> Result<Outcome, Stop> {
     }
     let note = format!("port {outer} leads to {inner}; removed with the node{again}");
     Ok(Outcome { took: Some(made.1), note, ..Outcome::default() })
+}
+
+/// What a node must say of a gateway that has no public address.
+fn behind_carrier(node: &Node, mapped: Option<u16>) -> Result<Outcome, Stop> {
+    let status = node.status()?;
+    eprintln!("{status}");
+    let _ = mapped;
+    Err(Stop::Failed("look".into()))
+}
+
+/// A relay at home: its TCP port is mapped as its UDP port is, and a stranger's connection arrives.
+fn relay(lab: &Lab) -> Result<Outcome, Stop> {
+    lab.network.router("ra").load(&Nat { has_gateway: true, ..Nat::default() })?;
+    let _gateway = start(lab, Dialect::Pcp, Story::MadeAndRemoved)?;
+    let relay = Node::relay_on(lab, "ha")?.0;
+    let inner = relay.port()?;
+    let find = || mapping(lab, "tcp", inner).transpose();
+    let (outer, took) = process::timed(|| process::wait_for(MAP_LIMIT, find).transpose());
+    let outer =
+        outer?.ok_or_else(|| Stop::Failed(format!("the gateway has no rule for the relay's TCP port {inner}")))?;
+    if !opens(lab, outer)? {
+        return Err(Stop::Failed(format!("a TCP connection to the mapped port {outer} does not reach the relay")));
+    }
+    drop(relay);
+    if mapping(lab, "tcp", inner)?.is_some() || opens(lab, outer)? {
+        return Err(Stop::Failed(format!("the relay is closed, but TCP port {outer} still leads to its host")));
+    }
+    Ok(Outcome {
+        took: Some(took),
+        note: format!("TCP port {outer} leads to {inner}; removed with the relay"),
+        ..Outcome::default()
+    })
+}
+
+/// IPv6 behind a firewall: nothing is translated, but the gateway must be asked to let strangers in (RFC 6887 §13).
+fn pinhole(lab: &Lab) -> Result<Outcome, Stop> {
+    lab.network.router("ra").load(&Nat { has_gateway: true, ..Nat::default() })?;
+    let _gateway = start(lab, Dialect::Pcp, Story::MadeAndRemoved)?;
+    let (node, _) = Node::alone(lab, "ha")?;
+    let inner = node.port()?;
+    count_from(lab.network.host("ha"), &format!("ip6 saddr {STRANGER6}"), inner)?;
+    let target = format!("[{HOST6}]:{inner}");
+    let let_in = || reaches(lab, &target).map(|yes| yes.then_some(())).transpose();
+    let (open, took) = process::timed(|| process::wait_for(MAP_LIMIT, let_in).transpose());
+    open?.ok_or_else(|| Stop::Failed(format!("no packet of a stranger reaches {target}: there is no pinhole")))?;
+    drop(node);
+    if reaches(lab, &target)? {
+        return Err(Stop::Failed(format!("the node is closed, but strangers' packets still reach {target}")));
+    }
+    Ok(Outcome {
+        took: Some(took),
+        note: format!("strangers reach {target}; closed with the node"),
+        ..Outcome::default()
+    })
 }
 
 /// Switches the router off and on: rules, mappings and the gateway's epoch begin anew. The port has to come back by itself.
@@ -150,6 +214,12 @@ fn start(lab: &Lab, dialect: Dialect, story: Story) -> Result<Service, Stop> {
         yes(upnp),
         yes(!upnp)
     );
+    if lab.network.plan().ipv6 {
+        settings += "ipv6_disable=no\next_ifname6=wan\n";
+    }
+    if story == Story::Worthless {
+        settings += "ext_allow_private_ipv4=yes\n";
+    }
     if story == Story::Renewed {
         settings += &format!("max_lifetime={}\n", SHORT_LEASE + 1);
     }
@@ -175,36 +245,59 @@ fn start(lab: &Lab, dialect: Dialect, story: Story) -> Result<Service, Stop> {
 
 /// The outer port that the gateway's rules lead to port `inner` of the host.
 pub(crate) fn mapped_port(lab: &Lab, inner: u16) -> Result<Option<u16>, Stop> {
+    mapping(lab, "udp", inner)
+}
+
+fn mapping(lab: &Lab, transport: &str, inner: u16) -> Result<Option<u16>, Stop> {
     let router = &lab.network.router("ra").namespace;
     let rules =
         process::run(router.command("nft").args(["list", "chain", "inet", "upnpnat", "prerouting_miniupnpd"]), "")?;
-    let target = format!("10.1.0.2:{inner}");
-    let rule = rules.lines().find(|line| line.contains(&target));
-    let port = rule.and_then(|rule| rule.split("dport ").nth(1)?.split_whitespace().next()?.parse().ok());
+    let (target, dport) = (format!("10.1.0.2:{inner}"), format!("{transport} dport "));
+    let rule = rules.lines().find(|line| line.contains(&target) && line.contains(&dport));
+    let port = rule.and_then(|rule| rule.split(&dport).nth(1)?.split_whitespace().next()?.parse().ok());
     Ok(port)
 }
 
 /// Counts what comes to `port` of a host from the machine that it never talked to.
 pub(crate) fn watch(host: &Namespace, port: u16) -> Result<(), Stop> {
+    count_from(host, &format!("ip saddr {STRANGER}"), port)
+}
+
+fn count_from(host: &Namespace, source: &str, port: u16) -> Result<(), Stop> {
     host.nft(&format!(
         "flush ruleset\ntable inet watch {{\nchain arrivals {{\ntype filter hook input priority 0;\n\
-         ip saddr {STRANGER} udp dport {port} counter\n}}\n}}\n"
+         {source} udp dport {port} counter\n}}\n}}\n"
     ))
 }
 
 /// The address of the machine `open`.
 const STRANGER: &str = "11.0.0.30";
+const STRANGER6: &str = "2600:11::30";
+
+/// The IPv6 address of the host `ha`.
+const HOST6: &str = "2600:11:0:a::2";
+
+/// Whether a TCP connection from the stranger to the router's `port` is taken by anybody.
+fn opens(lab: &Lab, port: u16) -> Result<bool, Stop> {
+    let target = format!("{}:{port}", lab.network.router("ra").outer);
+    let mut knock = traffic::start(lab.network.host("open"), &["knock", &target], "knock", &lab.dir)?;
+    Ok(knock.event(ARRIVAL_LIMIT * 3, "knocked", |_| true)?["open"] == true)
+}
 
 /// Whether a packet from there to the router's `port` arrives at the host.
 pub(crate) fn arrives(lab: &Lab, port: u16) -> Result<bool, Stop> {
+    reaches(lab, &format!("{}:{port}", lab.network.router("ra").outer))
+}
+
+/// Whether what the stranger sends to `target` is counted at the host.
+fn reaches(lab: &Lab, target: &str) -> Result<bool, Stop> {
     let count = || -> Result<u64, Stop> {
         let rules = process::run(lab.network.host("ha").command("nft").args(["list", "ruleset"]), "")?;
         let packets = rules.split("counter packets ").nth(1).and_then(|rest| rest.split_whitespace().next());
         packets.and_then(|packets| packets.parse().ok()).ok_or_else(|| Stop::Failed("the counter is gone".into()))
     };
     let before = count()?;
-    let target = format!("{}:{port}", lab.network.router("ra").outer);
-    let mut poke = traffic::start(lab.network.host("open"), &["poke", &target], "poke", &lab.dir)?;
+    let mut poke = traffic::start(lab.network.host("open"), &["poke", target], "poke", &lab.dir)?;
     poke.event(ARRIVAL_LIMIT, "poked", |_| true)?;
     let arrived = || count().map(|now| (now > before).then_some(())).transpose();
     Ok(process::wait_for(ARRIVAL_LIMIT, arrived).transpose()?.is_some())

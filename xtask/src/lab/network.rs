@@ -130,6 +130,12 @@ impl Router {
         self.namespace.nft(&nat.rules(self.outer))
     }
 
+    /// From now on it forgets a mapping of UDP that was not used for so many seconds.
+    pub(crate) fn forget_after(&self, seconds: u64) -> Result<(), Stop> {
+        let settings = ["", "_stream"].map(|kind| format!("net.netfilter.nf_conntrack_udp_timeout{kind}={seconds}"));
+        process::run(self.namespace.command("sysctl").args(["-q", "-w"]).args(settings), "").map(drop)
+    }
+
     /// Gives it another outer address, as a provider does over night; it then behaves as `nat`.
     pub(crate) fn renumber(&self, outer: Ipv4Addr, nat: &Nat) -> Result<(), Stop> {
         self.namespace

@@ -48,7 +48,12 @@ impl Node {
 
     /// A relay on the relay's machine, and its address; the same as before if there was one in this scenario.
     pub(crate) fn relay(lab: &Lab) -> Result<(Self, String), Stop> {
-        let mut node = Node::start(lab, "relay", &["relay"])?;
+        Node::relay_on(lab, "relay")
+    }
+
+    /// A relay on `machine`, and its address as it knows it.
+    pub(crate) fn relay_on(lab: &Lab, machine: &str) -> Result<(Self, String), Stop> {
+        let mut node = Node::start(lab, machine, &["relay"])?;
         let event = node.service.event(START_LIMIT, "relay", |_| true)?;
         let address = event["address"].as_str().unwrap_or_default().to_owned();
         Ok((node, address))

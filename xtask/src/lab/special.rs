@@ -6,9 +6,15 @@ use crate::{
         Lab, Outcome, Scenario,
         meet::{Expected, meet},
         nat::{Depends, Nat, Ports, Strays},
-        network::Plan,
+        network::{OUTER, Plan},
+        process,
     },
 };
+
+/// How many hops the packets have that open a mapping towards the peer.
+const OPENER_HOPS: u8 = 5;
+/// How many sockets must open by such packets: the hard side opens 240 in the first second, and a lucky guess ends that early.
+const OPENERS: usize = 16;
 
 /// One case: the routers' rules, and who meets whom.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +100,39 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         breaks: false,
         run: Box::new(move |lab| run(lab, &case)),
     };
-    cases().into_iter().map(scenario).collect()
+    let openers = Scenario {
+        name: "special",
+        a: "openers".into(),
+        b: String::new(),
+        plan: Plan::default(),
+        breaks: false,
+        run: Box::new(openers),
+    };
+    cases().into_iter().map(scenario).chain([openers]).collect()
+}
+
+/// The packets by which the hard side of a punch opens its mappings are of few hops: a router's counter sees one from each socket.
+fn openers(lab: &Lab) -> Result<Outcome, Stop> {
+    lab.network.router("ra").load(&Nat::default())?;
+    let hard = lab.network.router("rb");
+    hard.load(&Nat::new(Depends::AddressAndPort, Depends::AddressAndPort, Ports::Random))?;
+    hard.namespace.nft(&format!(
+        "table inet openers {{\nset sockets {{ type inet_service; flags dynamic; counter; }}\n\
+         chain seen {{\ntype filter hook prerouting priority -500;\n\
+         iifname lan ip ttl {OPENER_HOPS} ip daddr {} meta l4proto udp update @sockets {{ udp sport }}\n}}\n}}\n",
+        OUTER[0]
+    ))?;
+    let outcome = meet(lab, ["ha", "hb"], Expected::Luck(3))?;
+    let seen = process::run(hard.namespace.command("nft").args(["list", "set", "inet", "openers", "sockets"]), "")?;
+    let sockets = seen.matches("counter packets").count();
+    if sockets < OPENERS {
+        let say = format!(
+            "of {OPENERS} sockets and more, {sockets} have sent a packet of {OPENER_HOPS} hops to the peer's NAT"
+        );
+        return Err(Stop::Failed(say));
+    }
+    let note = format!("{}; {sockets} sockets opened with {OPENER_HOPS} hops", outcome.note);
+    Ok(Outcome { note, ..outcome })
 }
 
 fn run(lab: &Lab, case: &Case) -> Result<Outcome, Stop> {

@@ -2,7 +2,7 @@
 //! simulator behind the NAT of the same name. All must agree, or the NATs of the lab, of the simulator and of our survey are
 //! not the same.
 
-use std::{fmt, process::Command, thread};
+use std::{fmt, process::Command, thread, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -12,12 +12,18 @@ use crate::{
         Lab, Outcome, Scenario, coturn,
         nat::{Depends, Nat, Ports, Udp},
         network::{Plan, STUN},
-        node, process,
+        node::{self, Node},
+        process,
     },
     rows,
 };
 
 use Depends::{Address, AddressAndPort, Nothing};
+
+/// How long the router that forgets keeps an idle mapping, in seconds, as the simulator's `port-restricted-10s`.
+const LIFETIME: u64 = 10;
+/// How long the search for that may take: a wait of 15 s is too long, half of it is not.
+const LIFETIME_WATCH: Duration = Duration::from_secs(60);
 
 /// Every NAT that is surveyed, by the simulator's name for it, from the host outwards.
 fn kinds() -> Vec<(&'static str, Vec<Nat>)> {
@@ -40,6 +46,9 @@ fn kinds() -> Vec<(&'static str, Vec<Nat>)> {
         ("symmetric-sequential", one(AddressAndPort, AddressAndPort, seq)),
         ("symmetric-step-4", one(AddressAndPort, AddressAndPort, Ports::Sequential(4))),
         ("symmetric-preserving", one(AddressAndPort, AddressAndPort, same)),
+        // A port of its own for each destination, and yet open to others: what no common NAT does, and RFC 4787 has words for.
+        ("symmetric-open", one(AddressAndPort, Nothing, random)),
+        ("symmetric-address-filter", one(AddressAndPort, Address, random)),
         ("udp-blocked", vec![Nat { udp: Udp::Dropped, ..Nat::default() }]),
         ("cgnat-port-restricted", vec![home, Nat { ports: random, ..home }]),
     ]
@@ -62,7 +71,28 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     };
     let rejecting = Nat { udp: Udp::Rejected, ..Nat::default() };
     let all = kinds().into_iter().map(|(name, nats)| scenario(name, name, nats));
-    all.chain([scenario("udp-rejected", "udp-blocked", vec![rejecting])]).collect()
+    let forgetful = Scenario { breaks: true, run: Box::new(lifetime), ..scenario("lifetime", "", vec![]) };
+    all.chain([scenario("udp-rejected", "udp-blocked", vec![rejecting]), forgetful]).collect()
+}
+
+/// A router that forgets idle mappings after ten seconds, which only a node that stays can learn.
+fn lifetime(lab: &Lab) -> Result<Outcome, Stop> {
+    let router = lab.network.router("ra");
+    router.load(&Nat::default())?;
+    router.forget_after(LIFETIME)?;
+    let (_relay, address) = Node::relay(lab)?;
+    let (node, _) = Node::serve(lab, "ha", &address)?;
+    let found = || Ok(ipv4(&node.status()?["nat"])?["lifetime_s"].as_u64());
+    let (found, took) = process::timed(|| process::wait_for(LIFETIME_WATCH, || found().transpose()).transpose());
+    let found = json!(found?);
+    let simulated = simulate(lab, "port-restricted-10s")?["lifetime_s"].clone();
+    if found != simulated || found.as_u64().is_none_or(|seconds| seconds >= LIFETIME) {
+        return Err(Stop::Failed(format!(
+            "idle mappings live {LIFETIME} s; the node says {found} behind nftables, {simulated} in the simulator"
+        )));
+    }
+    let note = format!("idle mappings live {LIFETIME} s: at least {found} s, here and in the simulator");
+    Ok(Outcome { took: Some(took), note, ..Outcome::default() })
 }
 
 fn survey(lab: &Lab, simulated: &str, nats: &[Nat]) -> Result<Outcome, Stop> {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -24,6 +24,8 @@ pub(crate) const MESSAGE: usize = 1024;
 const CONNECTIONS: usize = 64;
 /// How many datagrams a stranger sends: a new neighbour may cost the first.
 const POKES: usize = 3;
+/// How long a connection may take to open: one repetition of a lost packet (RFC 6298 §2.1), and the answer.
+const KNOCK_LIMIT: Duration = Duration::from_millis(1_500);
 /// How long a byte may be under way until the client takes the connection for dead: longer than any pause that a scenario
 /// allows.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -82,7 +84,7 @@ pub(crate) fn exchange(args: &[String]) -> Result<(), Stop> {
 /// Sends a few datagrams that nobody has asked for: ADDRESS. Their first byte is one that a node drops unread.
 pub(crate) fn poke(args: &[String]) -> Result<(), Stop> {
     let [to] = args else { return Err(Stop::Usage("poke wants ADDRESS".into())) };
-    let sent = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+    let sent = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).and_then(|socket| {
         for _ in 0..POKES {
             socket.send_to(&[0xff; 32], to)?;
         }
@@ -90,6 +92,15 @@ pub(crate) fn poke(args: &[String]) -> Result<(), Stop> {
     });
     sent.map_err(|error| Stop::Failed(format!("cannot send to {to}: {error}")))?;
     say(&json!({"event": "poked"}));
+    Ok(())
+}
+
+/// Tries to open a TCP connection as a stranger does: ADDRESS.
+pub(crate) fn knock(args: &[String]) -> Result<(), Stop> {
+    let [to] = args else { return Err(Stop::Usage("knock wants ADDRESS".into())) };
+    let at: SocketAddr = to.parse().map_err(|_| Stop::Usage(format!("no address: {to}")))?;
+    let open = TcpStream::connect_timeout(&at, KNOCK_LIMIT).is_ok();
+    say(&json!({"event": "knocked", "open": open}));
     Ok(())
 }
 

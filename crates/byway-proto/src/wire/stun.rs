@@ -30,6 +30,11 @@ pub fn has_cookie(datagram: &[u8]) -> bool {
     matches!(datagram, [_, _, _, _, cookie @ ..] if cookie.starts_with(&COOKIE.to_be_bytes()))
 }
 
+/// The transaction id that a datagram has, if it is as long as STUN's header (RFC 8489 §5).
+pub fn txid(datagram: &[u8]) -> Option<[u8; 12]> {
+    datagram.get(8..HEADER_LEN)?.try_into().ok()
+}
+
 /// A binding request without attributes: 20 bytes.
 pub fn binding_request(txid: [u8; 12]) -> Vec<u8> {
     header(BINDING_REQUEST, &txid)

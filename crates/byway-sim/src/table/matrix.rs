@@ -216,13 +216,13 @@ mod tests {
     #[test]
     fn rows_do_not_depend_on_the_number_of_threads() {
         let row = |jobs| {
-            let plan = Plan { runs: 4, seed: 1, pairs: vec![(Kind::Open, Kind::Open)], jobs };
+            let plan = Plan { runs: 6, seed: 1, pairs: vec![(Kind::PortRestricted, Kind::SymmetricSequential)], jobs };
             let mut rows = Vec::new();
             run(&plan, |row| rows.push(row.clone())).unwrap();
             rows.pop().unwrap()
         };
         let (one, three) = (row(1), row(3));
-        assert_eq!((one.runs, one.direct), (4, 4), "{one:?}");
-        assert_eq!((three.runs, three.direct), (4, 4), "{three:?}");
+        assert_eq!(one.runs, 6);
+        assert_eq!(format!("{one:?}"), format!("{three:?}"));
     }
 }

@@ -19,8 +19,9 @@ use super::{
 };
 use crate::{Filtering, Link, Mapping, NatConfig, Ports, StunServer, World};
 
-/// How long a survey may take: what a filter keeps away is waited for in turn, some seconds each.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a survey may take: what a filter keeps away is waited for in turn, some seconds each, and an idle mapping is left
+/// alone for 15 s, then for longer and longer, up to 4 minutes.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 /// How often the node is asked whether it still waits for something.
 const TICK: Duration = Duration::from_millis(100);
@@ -44,6 +45,8 @@ pub struct Row {
     pub step: Option<i16>,
     /// Whether hosts behind it reach each other by its outer address.
     pub hairpin: Option<bool>,
+    /// The longest time that an idle mapping was seen to survive, in seconds.
+    pub lifetime_s: Option<u64>,
 }
 
 /// Why there is no verdict.
@@ -68,6 +71,7 @@ fn subjects() -> Vec<(&'static str, Vec<NatConfig>)> {
         change(&mut nat);
         vec![nat]
     };
+    let symmetric = |filtering| vec![NatConfig { filtering, ..NatConfig::symmetric(Ports::Random) }];
     let others = [
         ("full-cone-random", with(|nat| (nat.filtering, nat.ports) = (Filtering::EndpointIndependent, Ports::Random))),
         (
@@ -85,6 +89,9 @@ fn subjects() -> Vec<(&'static str, Vec<NatConfig>)> {
         ("address-dependent", with(|nat| (nat.mapping, nat.ports) = (Mapping::AddressDependent, Ports::Random))),
         ("symmetric-step-4", vec![NatConfig::symmetric(Ports::Sequential { step: 4 })]),
         ("symmetric-preserving", vec![NatConfig::symmetric(Ports::Preserving)]),
+        ("port-restricted-10s", with(|nat| nat.timeout = Duration::from_secs(10))),
+        ("symmetric-open", symmetric(Filtering::EndpointIndependent)),
+        ("symmetric-address-filter", symmetric(Filtering::AddressDependent)),
     ];
     Kind::ALL.into_iter().map(|kind| (kind.name(), kind.nats())).chain(others).collect()
 }
@@ -119,7 +126,8 @@ async fn survey(world: &World, name: &'static str, nats: Vec<NatConfig>) -> Resu
         loop {
             time::sleep(TICK).await;
             let status = node.status().await.nat;
-            if status.awaited.is_none() && status.report.ipv4.is_some() {
+            let lifetime = status.report.ipv4.and_then(|found| found.lifetime);
+            if status.awaited.is_none() && lifetime.is_some() {
                 return;
             }
         }
@@ -147,13 +155,14 @@ impl Row {
             ports,
             step,
             hairpin: report.hairpin,
+            lifetime_s: report.lifetime.map(|lifetime| lifetime.as_secs()),
         }
     }
 
     /// The heading of [`Row`]'s lines.
     pub fn heading() -> String {
-        let [nat, mapping, filtering, ports, hairpin] = ["nat", "mapping", "filtering", "ports", "hairpin"];
-        format!("{nat:<26} {mapping:<27} {filtering:<27} {ports:<14} {hairpin}")
+        let [nat, mapping, filtering, ports] = ["nat", "mapping", "filtering", "ports"];
+        format!("{nat:<26} {mapping:<27} {filtering:<27} {ports:<14} {:<12} lifetime", "hairpin")
     }
 }
 
@@ -166,7 +175,9 @@ impl fmt::Display for Row {
         let step = self.step.map(|step| format!(" {step:+}")).unwrap_or_default();
         let ports = format!("{}{step}", word(self.ports));
         let hairpin = word(self.hairpin.map(|yes| if yes { "yes" } else { "no" }));
-        write!(f, "{:<26} {:<27} {:<27} {ports:<14} {hairpin}", self.nat, word(self.mapping), word(self.filtering))
+        let lifetime = self.lifetime_s.map_or_else(|| "not learned".into(), |seconds| format!("{seconds} s"));
+        let (nat, mapping, filtering) = (self.nat, word(self.mapping), word(self.filtering));
+        write!(f, "{nat:<26} {mapping:<27} {filtering:<27} {ports:<14} {hairpin:<12} {lifetime}")
     }
 }
 
@@ -220,6 +231,7 @@ mod tests {
             ports: Some(ports),
             step,
             hairpin: Some(outermost.hairpin),
+            lifetime_s: Some(if outermost.timeout.as_secs() == 10 { 7 } else { 60 }), // 7.5 s, and 120 s is too late
             ..nothing
         }
     }

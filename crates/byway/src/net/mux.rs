@@ -3,6 +3,7 @@
 //! In: kernel → first byte of each segment → alias lookup → QUIC, with no task between. Out: QUIC → alias lookup →
 //! the selected route, or all of them while it is doubted. What is not QUIC goes to the agent's bounded queue.
 
+mod questions;
 mod receive;
 mod send;
 
@@ -15,10 +16,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize},
     },
     task::{Context, Poll},
-    time::Duration,
 };
 
 use byway_proto::{Instant, gate::Gate, nat::SocketId, relay::RelayServer, schedule::Bucket, wire::stun};
@@ -28,7 +28,7 @@ use quinn::{
 };
 use tokio::sync::{Notify, mpsc};
 
-use self::send::Sent;
+use self::{questions::Questions, send::Sent};
 use super::{
     BoxFuture,
     routes::{Routes, Via},
@@ -49,12 +49,6 @@ const STRANGER_RATE: (u64, u64) = (1_000, 200);
 /// STUN requests that a relay answers per second, and at once: a hundred clients may come in one moment, with some two dozen
 /// each. An answer has at most 24 bytes more than its question.
 const STUN_RATE: (u64, u64) = (5_000, 2_500);
-
-/// STUN messages taken for the agent per second, and at once: a survey waits for some dozen, and probes wait in the same queue.
-const STUN_ANSWER_RATE: (u64, u64) = (200, 100);
-
-/// How long after a question of ours STUN messages are taken for its answers.
-const STUN_WAIT: Duration = Duration::from_secs(10);
 
 /// The largest UDP payload that is received: an Ethernet frame's.
 pub(crate) const MAX_DATAGRAM: u16 = 1_500;
@@ -104,27 +98,13 @@ pub(crate) struct Mux {
     pub(crate) woken: Woken,
     control: mpsc::Sender<ControlDatagram>,
     strangers: Mutex<Bucket>,
-    stun: Mutex<StunRates>,
-    /// Answers to the agent's STUN messages are taken until then, in milliseconds since the start.
-    stun_until: AtomicU64,
+    /// What a relay may still answer of STUN.
+    stun: Mutex<Bucket>,
+    questions: Mutex<Questions>,
     spill: Mutex<VecDeque<(SocketAddr, Vec<u8>)>>,
     turn: AtomicUsize,
     /// The further socket that was received from last.
     further: AtomicU32,
-}
-
-/// How much STUN is taken: what strangers ask of a relay must not use up its own survey's share.
-#[derive(Debug)]
-struct StunRates {
-    requests: Bucket,
-    answers: Bucket,
-}
-
-impl StunRates {
-    fn new(now: Instant) -> Self {
-        let bucket = |(rate, burst): (u64, u64)| Bucket::new(rate, burst, now);
-        StunRates { requests: bucket(STUN_RATE), answers: bucket(STUN_ANSWER_RATE) }
-    }
 }
 
 /// Whose handshakes are answered.
@@ -193,8 +173,8 @@ impl Mux {
             woken: Woken::default(),
             control,
             strangers: Mutex::new(Bucket::new(STRANGER_RATE.0, STRANGER_RATE.1, clock.now())),
-            stun: Mutex::new(StunRates::new(clock.now())),
-            stun_until: AtomicU64::new(0),
+            stun: Mutex::new(Bucket::new(STUN_RATE.0, STUN_RATE.1, clock.now())),
+            questions: Mutex::default(),
             spill: Mutex::default(),
             turn: AtomicUsize::new(0),
             further: AtomicU32::new(0),
@@ -210,34 +190,31 @@ impl Mux {
         }
     }
 
-    /// Sends a STUN message of the agent's; what comes back goes to the agent for a while.
+    /// Sends a STUN question of the agent's; what comes back for it goes to the agent.
     pub(crate) fn send_stun(&self, socket: SocketId, to: SocketAddr, datagram: &[u8]) {
-        let until = (self.clock.now() + STUN_WAIT).since_start().as_millis();
-        self.stun_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if let Some(txid) = stun::txid(datagram) {
+            self.questions.lock().unwrap_or_else(PoisonError::into_inner).asked(txid, self.clock.now());
+        }
         self.send_control(Via::straight(socket, to), datagram);
     }
 
-    /// A relay tells its clients which address their datagrams come from (RFC 8489 §3); never one that is relayed itself,
-    /// for that would be its relay's. What else is STUN may be an answer to the agent, or its own question coming back.
+    /// What belongs to a question of ours goes to the agent: its answer, or the question itself, come back by a hairpin.
+    /// A relay also tells its clients which address their datagrams come from (RFC 8489 §3); never one that is relayed
+    /// itself, for that would be its relay's.
     fn sort_stun(&self, via: Via, datagram: &[u8], now: Instant) {
         let Some(from) = via.peer_addr() else { return self.counters.count(Dropped::Junk) };
-        let asked = self.relay.get().and_then(|_| stun::Request::parse(datagram)).filter(stun::Request::is_from_here);
-        let is_expected = now.since_start().as_millis() < self.stun_until.load(Ordering::Relaxed).into();
-        let taken = || {
-            let mut rates = self.stun.lock().unwrap_or_else(PoisonError::into_inner);
-            if asked.is_some() { rates.requests.take(1, now) } else { rates.answers.take(1, now) }
-        };
-        if asked.is_none() && !is_expected {
-            self.counters.count(Dropped::Junk);
-        } else if !taken() {
-            self.counters.count(Dropped::StunRate);
-        } else if let Some(asked) = asked {
-            // To another port of the same address it goes if that is asked for: so a client learns how long its NAT keeps a mapping.
-            let to = SocketAddr::new(from.ip(), asked.response_port.unwrap_or(from.port()));
-            self.send_control(Via::straight(via.socket(), to), &stun::binding_response(asked.txid, from));
-        } else {
-            self.to_agent(via, datagram);
+        let is_ours = |txid| self.questions.lock().unwrap_or_else(PoisonError::into_inner).take(&txid, now);
+        if stun::txid(datagram).is_some_and(is_ours) {
+            return self.to_agent(via, datagram);
         }
+        let asked = self.relay.get().and_then(|_| stun::Request::parse(datagram)).filter(stun::Request::is_from_here);
+        let Some(asked) = asked else { return self.counters.count(Dropped::Junk) };
+        if !self.stun.lock().unwrap_or_else(PoisonError::into_inner).take(1, now) {
+            return self.counters.count(Dropped::StunRate);
+        }
+        // To another port of the same address it goes if that is asked for: so a client learns how long its NAT keeps a mapping.
+        let to = SocketAddr::new(from.ip(), asked.response_port.unwrap_or(from.port()));
+        self.send_control(Via::straight(via.socket(), to), &stun::binding_response(asked.txid, from));
     }
 
     /// Whether one more packet of an unknown connection may be answered.

@@ -456,15 +456,98 @@ async fn every_further_socket_gets_its_turn() {
 }
 
 #[tokio::test]
-async fn stun_answers_reach_the_agent_for_a_while_after_a_question_only() {
+async fn stun_reaches_the_agent_as_the_answer_to_its_question_only_however_much_else_comes() {
     let mut bench = Bench::new(Welcome::Everyone);
     let answer = stun::binding_response([7; 12], v4(3));
     bench.v4.arrive(v4(1), answer.len(), &answer);
     assert_eq!((bench.receive(), bench.control(), bench.dropped(Dropped::Junk)), (vec![], vec![], 1));
     bench.mux.send_stun(SocketId::MAIN, v4(1), &stun::binding_request([7; 12]));
+    let flood = stun::binding_response([8; 12], v4(3));
+    for _ in 0..10_000 {
+        bench.v4.arrive(v4(1), flood.len(), &flood);
+        bench.receive();
+    }
     bench.v4.arrive(v4(1), answer.len(), &answer);
     assert_eq!(bench.receive(), []);
     assert_eq!(bench.control(), [(Via::Direct(v4(1)), answer)]);
+    assert_eq!(bench.dropped(Dropped::Junk), 10_001);
+}
+
+#[tokio::test]
+async fn a_relays_own_question_that_comes_back_is_handed_to_its_agent() {
+    let mut bench = Bench::new(Welcome::Everyone);
+    bench.relay(&[]);
+    let question = stun::binding_request([7; 12]);
+    bench.mux.send_stun(SocketId::MAIN, v4(1), &question);
+    assert_eq!(bench.v4.sent().len(), 1);
+    bench.v4.arrive(v4(1), question.len(), &question);
+    assert_eq!((bench.receive(), bench.control()), (vec![], vec![(Via::Direct(v4(1)), question)]));
+    assert_eq!(bench.v4.sent(), []);
+}
+
+#[tokio::test]
+async fn signs_of_life_wait_for_a_lock_that_is_taken() {
+    let bench = Bench::new(Welcome::Everyone);
+    let peer = bench.peer(1, &[v4(1)]);
+    bench.v4.arrive(v4(1), 60, &short(1, 60));
+    let taken = std::sync::Barrier::new(2);
+    let received = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _state = peer.lock();
+            taken.wait();
+            std::thread::sleep(Duration::from_millis(50));
+        });
+        taken.wait();
+        bench.receive()
+    });
+    assert_eq!(received, [(peer.alias(), 60, short(1, 60))]);
+    assert!(peer.lock().routes().all(|(_, slot)| slot.heard.is_some()));
+}
+
+#[tokio::test]
+async fn what_strangers_send_is_counted_and_logged_at_the_finest_level_alone() {
+    let bench = Bench::new(Welcome::Everyone);
+    bench.relay(&[]);
+    let stun = stun::binding_response([7; 12], v4(3));
+    let all =
+        [short(9, 60), long(0xe0, &cid(9), 60), probe(9, 60), relayed(ALLOC, &short(9, 51)), vec![0x05; 60], stun];
+    let lines = Lines::default();
+    tracing::subscriber::with_default(lines.clone(), || {
+        for datagram in &all {
+            bench.v4.arrive(v4(1), datagram.len(), datagram);
+            bench.receive();
+        }
+        assert_eq!(lines.0.load(Ordering::Relaxed), 0);
+        tracing::debug!("one that counts");
+    });
+    assert_eq!(lines.0.load(Ordering::Relaxed), 1);
+    assert_eq!((bench.dropped(Dropped::Junk), bench.dropped(Dropped::UnknownProbe)), (2, 1));
+}
+
+/// Counts what is logged, but for the finest level.
+#[derive(Clone, Default)]
+struct Lines(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() < tracing::Level::TRACE
+    }
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 /// A mux over one socket for each family.
