@@ -168,13 +168,13 @@ fn note(event: &Event) -> String {
         Event::NatChanged { families } => format!("NAT: {}", nat_words::line(families)),
         Event::Checking { servers: 1, wait_s } => format!("asking one server, for {wait_s} s at most"),
         Event::Checking { servers, wait_s } => format!("asking {servers} servers, for {wait_s} s at most"),
-        Event::MappingAdded { gateway, external, by, carrier: false } => {
-            format!("the gateway {gateway} forwards {external} to this node ({by})")
+        Event::MappingAdded { gateway, transport, external, by, carrier } => {
+            let but = if *carrier { ", but another NAT stands before it" } else { "" };
+            format!("the gateway {gateway} forwards {transport} to {external} to this node ({by}){but}")
         }
-        Event::MappingAdded { gateway, external, by, carrier: true } => {
-            format!("the gateway {gateway} forwards {external} to this node ({by}), but another NAT stands before it")
+        Event::MappingLost { gateway, transport, message } => {
+            format!("the gateway {gateway} forwards no {transport}: {message}")
         }
-        Event::MappingLost { gateway, message } => format!("the gateway {gateway} forwards nothing: {message}"),
         Event::Measuring { direction, mbit_s, .. } => format!("{direction}: {mbit_s:.1} Mbit/s"),
         Event::Piping { peer } => format!("connected to {}", short(peer)),
         _ => String::new(),

@@ -10,7 +10,7 @@ use crate::{
     lab::{
         Lab, Outcome, Scenario,
         nat::Nat,
-        network::{Namespace, Plan},
+        network::{CARRIER, Namespace, Plan},
         node::Node,
         process::{self, Service},
         traffic,
@@ -51,8 +51,6 @@ enum Story {
     Renewed,
     /// The gateway has no public address itself, and refuses.
     Refused,
-    /// It has none either, and maps all the same: the node has to see that a carrier's NAT stands behind.
-    Worthless,
     /// The gateway restarts, and has forgotten everything.
     Restarted,
 }
@@ -64,7 +62,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         name: "gateway",
         a: name.to_owned(),
         b: String::new(),
-        plan: Plan { carrier: [matches!(story, Story::Refused | Story::Worthless), false], ..Plan::default() },
+        plan: Plan { carrier: [story == Story::Refused, false], ..Plan::default() },
         breaks: false,
         run: Box::new(move |lab| run(lab, dialect, story)),
     };
@@ -78,7 +76,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("short-lease", Pcp, Story::Renewed),
         scenario("restart", NatPmp, Story::Restarted),
         scenario("behind-carrier", Pcp, Story::Refused),
-        scenario("worthless", Pcp, Story::Worthless),
         relay,
         pinhole,
     ]
@@ -90,8 +87,8 @@ fn run(lab: &Lab, dialect: Dialect, story: Story) -> Result<Outcome, Stop> {
     if story == Story::Restarted {
         thread::sleep(UPTIME);
     }
-    let carrier = matches!(story, Story::Refused | Story::Worthless);
-    let relay = if carrier { Some(Node::relay(lab)?) } else { None };
+    let refuses = story == Story::Refused;
+    let relay = if refuses { Some(Node::relay(lab)?) } else { None };
     let (node, _) = match &relay {
         Some((_, address)) => Node::serve(lab, "ha", address)?,
         None => Node::alone(lab, "ha")?,
@@ -100,8 +97,8 @@ fn run(lab: &Lab, dialect: Dialect, story: Story) -> Result<Outcome, Stop> {
     let host = lab.network.host("ha");
     let limit = if story == Story::Refused { REFUSAL_WATCH } else { MAP_LIMIT };
     let made = process::timed(|| process::wait_for(limit, || mapped_port(lab, inner).transpose()).transpose());
-    if carrier {
-        return behind_carrier(&node, made.0?);
+    if refuses {
+        return refused(&node, made.0?);
     }
     let outer = made.0?.ok_or_else(|| {
         Stop::Failed(format!("the gateway has no rule for the node's port {inner} after {} s", limit.as_secs()))
@@ -128,12 +125,18 @@ fn run(lab: &Lab, dialect: Dialect, story: Story) -> Result<Outcome, Stop> {
     Ok(Outcome { took: Some(made.1), note, ..Outcome::default() })
 }
 
-/// What a node must say of a gateway that has no public address.
-fn behind_carrier(node: &Node, mapped: Option<u16>) -> Result<Outcome, Stop> {
+/// A gateway without a public address forwards nothing, and nothing is told of it but the carrier's address.
+fn refused(node: &Node, mapped: Option<u16>) -> Result<Outcome, Stop> {
+    if let Some(port) = mapped {
+        return Err(Stop::Failed(format!("port {port} is mapped, though the gateway has no public address")));
+    }
     let status = node.status()?;
-    eprintln!("{status}");
-    let _ = mapped;
-    Err(Stop::Failed("look".into()))
+    let told = status["mappings"].as_array().is_some_and(|list| list.iter().any(|it| !it["external"].is_null()));
+    let seen = status["nat"]["families"][0]["public"].as_str().unwrap_or_default();
+    if told || !seen.starts_with(&CARRIER[0].to_string()) {
+        return Err(Stop::Failed(format!("a mapping is told, or the carrier's address is not: {status}")));
+    }
+    Ok(Outcome { note: format!("refused; the node is seen at {seen}"), ..Outcome::default() })
 }
 
 /// A relay at home: its TCP port is mapped as its UDP port is, and a stranger's connection arrives.
@@ -217,9 +220,6 @@ fn start(lab: &Lab, dialect: Dialect, story: Story) -> Result<Service, Stop> {
     if lab.network.plan().ipv6 {
         settings += "ipv6_disable=no\next_ifname6=wan\n";
     }
-    if story == Story::Worthless {
-        settings += "ext_allow_private_ipv4=yes\n";
-    }
     if story == Story::Renewed {
         settings += &format!("max_lifetime={}\n", SHORT_LEASE + 1);
     }
@@ -252,9 +252,11 @@ fn mapping(lab: &Lab, transport: &str, inner: u16) -> Result<Option<u16>, Stop> 
     let router = &lab.network.router("ra").namespace;
     let rules =
         process::run(router.command("nft").args(["list", "chain", "inet", "upnpnat", "prerouting_miniupnpd"]), "")?;
-    let (target, dport) = (format!("10.1.0.2:{inner}"), format!("{transport} dport "));
-    let rule = rules.lines().find(|line| line.contains(&target) && line.contains(&dport));
-    let port = rule.and_then(|rule| rule.split(&dport).nth(1)?.split_whitespace().next()?.parse().ok());
+    // UPnP's rules name the protocol, PCP's look at the header's byte.
+    let (target, number) = (format!("10.1.0.2:{inner}"), if transport == "tcp" { " 0x6 " } else { " 0x11 " });
+    let names = |line: &str| line.contains(&format!("{transport} dport ")) || line.contains(number);
+    let rule = rules.lines().find(|line| line.contains(&target) && names(line));
+    let port = rule.and_then(|rule| rule.split("dport ").nth(1)?.split_whitespace().next()?.parse().ok());
     Ok(port)
 }
 

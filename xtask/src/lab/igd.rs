@@ -49,7 +49,7 @@ enum Manner {
     Impostor,
 }
 
-/// A gateway that knows permanent leases only; one that tells no external address; a neighbour that plays the gateway, alone and beside a real one.
+/// A gateway that knows permanent leases only; one that tells no external address; one behind a carrier's NAT; a neighbour that plays the gateway, alone and beside a real one.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let scenario = |name: &str, run: fn(&Lab) -> Result<Outcome, Stop>| Scenario {
         name: "gateway",
@@ -62,6 +62,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario("upnp-permanent", permanent),
         scenario("upnp-mute", mute),
+        Scenario { plan: Plan { carrier: [true, false], ..Plan::default() }, ..scenario("upnp-carrier", carrier) },
         scenario("upnp-impostor", |lab| impostor(lab, false)),
         scenario("upnp-impostor-beside", |lab| impostor(lab, true)),
     ]
@@ -112,6 +113,28 @@ fn mute(lab: &Lab) -> Result<Outcome, Stop> {
         )));
     }
     Ok(Outcome { note: "mapped, and removed again".into(), ..Outcome::default() })
+}
+
+/// A gateway that maps a port of its own, though a carrier's NAT stands before it: the node must see that this helps nobody.
+fn carrier(lab: &Lab) -> Result<Outcome, Stop> {
+    let router = lab.network.router("ra");
+    router.load(&Nat { has_gateway: true, ..Nat::default() })?;
+    let mut igd = start(lab, "ra", &["10.1.0.1", "permanent", &router.outer.to_string()])?;
+    let (_relay, address) = Node::relay(lab)?;
+    let (node, _) = Node::serve(lab, "ha", &address)?;
+    igd.event(MAP_LIMIT, "added", |_| true)?;
+    let judged = || -> Result<Option<()>, Stop> {
+        let status = node.status()?;
+        let verdicts = [&status["nat"]["families"][0]["carrier"], &status["mappings"][0]["carrier"]];
+        Ok((verdicts == [&json!(true); 2]).then_some(()))
+    };
+    let (judged, took) = process::timed(|| process::wait_for(MAP_LIMIT, || judged().transpose()).transpose());
+    let status = node.status()?;
+    judged?.ok_or_else(|| Stop::Failed(format!("the carrier's NAT is not seen: {status}")))?;
+    if status["addresses"].to_string().contains(&router.outer.to_string()) {
+        return Err(Stop::Failed(format!("an address between two NATs is told to peers: {}", status["addresses"])));
+    }
+    Ok(Outcome { took: Some(took), note: "mapped, and told as worthless".into(), ..Outcome::default() })
 }
 
 /// A neighbour answers every search at once. With a true gateway `beside` it, the node has to find that one.

@@ -42,6 +42,8 @@ fn kinds() -> Vec<(&'static str, Vec<Nat>)> {
         ("port-restricted-random", one(Nothing, AddressAndPort, random)),
         ("port-restricted-hairpin", hairpin(AddressAndPort, same)),
         ("address-dependent", one(Address, AddressAndPort, random)),
+        ("address-dependent-open", one(Address, Nothing, random)),
+        ("address-dependent-address-filter", one(Address, Address, random)),
         ("symmetric-random", one(AddressAndPort, AddressAndPort, random)),
         ("symmetric-sequential", one(AddressAndPort, AddressAndPort, seq)),
         ("symmetric-step-4", one(AddressAndPort, AddressAndPort, Ports::Sequential(4))),

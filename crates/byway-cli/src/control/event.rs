@@ -85,10 +85,10 @@ pub(crate) enum Event {
     Check(Box<Check>),
     /// The survey has learned something new.
     NatChanged { families: Vec<Family> },
-    /// A gateway forwards the node's port.
-    MappingAdded { gateway: IpAddr, external: SocketAddr, by: String, carrier: bool },
+    /// A gateway forwards the node's port, of UDP or of TCP.
+    MappingAdded { gateway: IpAddr, transport: String, external: SocketAddr, by: String, carrier: bool },
     /// A gateway no longer does.
-    MappingLost { gateway: IpAddr, message: String },
+    MappingLost { gateway: IpAddr, transport: String, message: String },
     /// Why a peer is reached as it is.
     Why(Box<Why>),
     /// Why a peer is not connected.

@@ -165,11 +165,16 @@ pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Fai
             NodeEvent::PeerDown { peer, reason } => {
                 report.tell(Event::PeerDown { peer: peer.to_string(), message: reason.to_string() });
             }
-            NodeEvent::MappingAdded { gateway, external, by, carrier, .. } => {
-                report.tell(Event::MappingAdded { gateway, external, by: by.to_string(), carrier });
+            NodeEvent::MappingAdded { gateway, transport, external, by, carrier, .. } => {
+                let (transport, by) = (transport.to_string(), by.to_string());
+                report.tell(Event::MappingAdded { gateway, transport, external, by, carrier });
+                if daemon.settings.relay && !carrier {
+                    report.tell(Event::Relay { address: daemon.relay_address() }); // with what others can reach
+                }
             }
-            NodeEvent::MappingLost { gateway, why, .. } => {
-                report.tell(Event::MappingLost { gateway, message: printable(&why) });
+            NodeEvent::MappingLost { gateway, transport, why, .. } => {
+                let (transport, message) = (transport.to_string(), printable(&why));
+                report.tell(Event::MappingLost { gateway, transport, message });
             }
             NodeEvent::NatChanged(found) => report.tell(Event::NatChanged { families: Family::list(&found) }),
             event => match path_event(&event) {

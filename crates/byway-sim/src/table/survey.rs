@@ -71,6 +71,10 @@ fn subjects() -> Vec<(&'static str, Vec<NatConfig>)> {
         change(&mut nat);
         vec![nat]
     };
+    let dependent = |filtering| {
+        let mapping = Mapping::AddressDependent;
+        vec![NatConfig { mapping, filtering, ports: Ports::Random, ..NatConfig::port_restricted() }]
+    };
     let symmetric = |filtering| vec![NatConfig { filtering, ..NatConfig::symmetric(Ports::Random) }];
     let others = [
         ("full-cone-random", with(|nat| (nat.filtering, nat.ports) = (Filtering::EndpointIndependent, Ports::Random))),
@@ -86,7 +90,9 @@ fn subjects() -> Vec<(&'static str, Vec<NatConfig>)> {
         ),
         ("port-restricted-random", with(|nat| nat.ports = Ports::Random)),
         ("port-restricted-hairpin", with(|nat| nat.hairpin = true)),
-        ("address-dependent", with(|nat| (nat.mapping, nat.ports) = (Mapping::AddressDependent, Ports::Random))),
+        ("address-dependent", dependent(Filtering::AddressAndPortDependent)),
+        ("address-dependent-open", dependent(Filtering::EndpointIndependent)),
+        ("address-dependent-address-filter", dependent(Filtering::AddressDependent)),
         ("symmetric-step-4", vec![NatConfig::symmetric(Ports::Sequential { step: 4 })]),
         ("symmetric-preserving", vec![NatConfig::symmetric(Ports::Preserving)]),
         ("port-restricted-10s", with(|nat| nat.timeout = Duration::from_secs(10))),
