@@ -56,12 +56,16 @@ const PROVING_FOR: Duration = Duration::from_secs(1);
 /// How long a route has to answer before another newcomer may take its place: three pings of a far peer.
 const TIME_TO_ANSWER: Duration = Duration::from_secs(3);
 
+/// How often an idle route is pinged unless configured: below the 30 s after which home routers begin to forget UDP mappings, with
+/// two pings to lose.
+const WARM: Duration = Duration::from_secs(10);
+
 /// What an operator may change about the route machine.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PathsConfig {
-    /// How often the selected route and one standby are pinged while the connection is idle, at least one second, unless the
-    /// connection finds that the way closes sooner: by default 10 s, below the 30 s after which home routers begin to forget UDP mappings, with two pings to lose.
+    /// How often the selected route and one standby are pinged while the connection is idle: by default 10 s, until the NAT's own
+    /// lifetime is known. Shorter than that, it is a bound for what is learned; never less than one second.
     pub warm: Duration,
     /// Whether the selected route is ever doubted: without that nothing is copied, and nothing survives its death. For
     /// measuring what the copies cost.
@@ -70,7 +74,7 @@ pub struct PathsConfig {
 
 impl Default for PathsConfig {
     fn default() -> Self {
-        PathsConfig { warm: Duration::from_secs(10), hedging: true }
+        PathsConfig { warm: WARM, hedging: true }
     }
 }
 
@@ -258,6 +262,8 @@ impl Paths {
     }
 
     fn remove(&mut self, route: RouteId, now: Instant) {
+        self.keep_alive.drop_route(route); // its id may be another's soon
+        self.bias.renewal.take_if(|renewal| *renewal == route);
         if let Some(hedge) = &mut self.hedge {
             hedge.forget(route);
         }

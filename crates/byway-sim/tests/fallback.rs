@@ -3,10 +3,17 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use byway::{Event, PathKind};
-use byway_sim::{Host, World};
+use byway_sim::{Host, Packet, Verdict, World};
 use common::{Peer, config, config_anew, exchange, flow, flows, kill, ms, peer, relay, scenario, secs};
 use tokio::time;
 
@@ -142,6 +149,47 @@ fn nodes_register_anew_within_seconds_of_their_relays_restart() {
         assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the direct connection did not last");
         assert_eq!(a.path().await, Some(PathKind::Direct));
     });
+}
+
+/// A restarted relay answers short packets of connections that it does not know (RFC 9000 §10.3). Where all that a client sends again
+/// is of its handshake, or gets lost, something new has to be said.
+#[test]
+fn an_idle_node_registers_anew_though_nothing_that_it_sends_again_is_answered() {
+    for seed in 0..4 {
+        scenario(seed, secs(300), |world| async move {
+            let hosts = ["a", "relay", "successor"].map(|name| world.host(name));
+            let (_old, addr) = relay(&hosts[1], config(9)).await;
+            let ip = hosts[1].addr();
+            let killed = Arc::new(AtomicBool::new(false));
+            let (is_killed, seen) = (Arc::clone(&killed), Mutex::new(BTreeSet::<Vec<u8>>::new()));
+            world.rule(move |packet: &Packet<'_>| {
+                let is_short = packet.payload.first().is_some_and(|first| first & 0xc0 == 0x40);
+                if packet.to.ip() != ip || !is_short {
+                    return Verdict::Pass;
+                }
+                let mut seen = seen.lock().unwrap();
+                if !is_killed.load(Ordering::Relaxed) {
+                    seen.insert(packet.payload.to_vec());
+                }
+                if is_killed.load(Ordering::Relaxed) && seen.contains(packet.payload) {
+                    Verdict::Drop
+                } else {
+                    Verdict::Pass
+                }
+            });
+            let a = peer(&hosts[0], config(1).relay_at(addr)).await;
+            a.registered().await;
+            time::sleep(secs(20) + ms(1_300) * seed as u32).await;
+            let mut events = a.node.events();
+            killed.store(true, Ordering::Relaxed);
+            kill(&hosts[1], &hosts[2]);
+            let (_new, _) = relay(&hosts[2], config_anew(9)).await;
+            let since = time::Instant::now();
+            while !matches!(events.recv().await.unwrap(), Event::RelayUp { .. }) {}
+            println!("seed {seed}: registered anew after {:?}", since.elapsed());
+            assert!(since.elapsed() < secs(8), "{:?}", since.elapsed());
+        });
+    }
 }
 
 #[test]

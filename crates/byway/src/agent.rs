@@ -336,7 +336,7 @@ impl Agent {
                 let mux = Arc::clone(&self.mux);
                 self.with(alias, |peer, now| peer.leave(&mux, via, for_good, now));
             }
-            Command::KeepAlive { alias, every } => self.with(alias, |peer, now| peer.keep_alive(every, now)),
+            Command::KeepAlive { alias, every } => self.with(alias, |peer, now| peer.keep_alive(Some(every), now)),
             Command::Report { alias, reply } => {
                 let report = self.peers.get(&alias).map(|peer| peer.report(self.mux.now())).unwrap_or_default();
                 let _ = reply.send(report); // whoever asked may have given up

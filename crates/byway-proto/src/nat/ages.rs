@@ -5,7 +5,8 @@
 //! a row that got equally old tell which.
 //!
 //! It is learned only where all that the node sends shares one public port, for elsewhere each observer sees another, and for
-//! IPv4: nobody translates the ports of IPv6. Peers may lie; the least age that is believed bounds what a lie costs.
+//! IPv4: nobody translates the ports of IPv6. Peers may lie: where another one still sees the mapping that is said to be gone, nothing
+//! is learned in this network any more; and the least age that is believed bounds what the lie of the only one costs.
 
 use alloc::collections::BTreeMap;
 use core::{
@@ -28,10 +29,13 @@ const MAX_NETWORKS: usize = 16;
 /// After so long without an answer a mapping may have died of idleness, unless idle ones are known to live three times as long.
 const FLOWING: Duration = Duration::from_secs(3);
 
+/// An answer comes so much later than the keep-alive, whose interval is that third.
+const SLACK: Duration = Duration::from_secs(1);
+
 /// Ages that differ by less than this fraction are equal: the moment of death is known to a ping's distance.
 const TOLERANCE: u32 = 10;
 
-/// For so long an answer that still shows the mapping before is late rather than news.
+/// For so long an answer that still shows the mapping before is late; after that, who said that it is gone was wrong.
 const LATE: Duration = Duration::from_secs(10);
 
 /// The age at which mappings end, as far as it is known.
@@ -40,6 +44,8 @@ pub(super) struct Ages {
     /// When the node came to the present network.
     since: Instant,
     mapping: Option<Mapping>,
+    /// Whether those who answer have contradicted each other in this network.
+    contested: bool,
     /// By this host's public address.
     known: BTreeMap<IpAddr, Duration>,
 }
@@ -50,53 +56,75 @@ struct Mapping {
     addr: SocketAddr,
     /// When it was made, if that is known.
     born: Option<Instant>,
+    /// When it was first told, and when last.
+    told: Instant,
     heard: Instant,
-    /// The one before, and how old it got.
-    before: Option<(SocketAddr, Option<Duration>)>,
+    before: Option<Before>,
+}
+
+/// The mapping before.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    addr: SocketAddr,
+    born: Option<Instant>,
+    /// How old it got.
+    lived: Option<Duration>,
 }
 
 impl Ages {
     /// The node is on another network.
     pub(super) fn begin(&mut self, now: Instant) {
-        (self.since, self.mapping) = (now, None);
+        (self.since, self.mapping, self.contested) = (now, None, false);
     }
 
-    /// Takes in where an answer to the node's own socket was sent to; says whether an age was learned from it.
+    /// Takes in where an answer to the node's own socket was sent to; says whether that changes when mappings are to be renewed.
     pub(super) fn hear(&mut self, addr: SocketAddr, report: Option<&FamilyReport>, now: Instant) -> bool {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         let Some(report) = report.filter(|it| it.mapping == Some(Behaviour::EndpointIndependent) && !it.untranslated)
         else {
             return false;
         };
-        if addr.is_ipv6() || is_private(addr.ip()) {
+        let is_ours = report.public.is_some_and(|public| public.ip().to_canonical() == addr.ip());
+        if !is_ours || addr.is_ipv6() || is_private(addr.ip()) {
             return false;
         }
         let Some(mapping) = self.mapping.as_mut().filter(|mapping| mapping.addr.ip() == addr.ip()) else {
             let born = (report.public == Some(addr)).then_some(self.since);
-            self.mapping = Some(Mapping { addr, born, heard: now, before: None });
-            return false;
+            self.mapping = Some(Mapping { addr, born, told: now, heard: now, before: None });
+            return self.known.contains_key(&addr.ip());
         };
         if mapping.addr == addr {
             mapping.heard = now;
+            let born = mapping.born;
+            return self.outlived(addr.ip(), born, now);
+        }
+        if let Some(before) = mapping.before.filter(|before| before.addr == addr) {
+            if now.since(mapping.told) >= LATE {
+                self.contested = true;
+                *mapping = Mapping { addr, born: before.born, told: now, heard: now, before: None };
+            }
             return false;
         }
-        let is_late = |(before, _): (SocketAddr, _)| before == addr && now.since(mapping.heard) < LATE;
-        if mapping.before.is_some_and(is_late) {
-            return false;
-        }
-        let flowing = FLOWING.max(report.lifetime.unwrap_or_default() / 3);
+        let flowing = FLOWING.max(report.lifetime.unwrap_or_default() / 3 + SLACK);
         let lived = mapping.born.filter(|_| now.since(mapping.heard) <= flowing).map(|born| mapping.heard.since(born));
-        let before = mapping.before.and_then(|(_, lived)| lived);
-        *mapping = Mapping { addr, born: Some(now), heard: now, before: Some((mapping.addr, lived)) };
-        let learned = lived.zip(before).filter(|(a, b)| a.abs_diff(*b) <= (*a.max(b)) / TOLERANCE);
+        let earlier = mapping.before.and_then(|before| before.lived);
+        let before = Some(Before { addr: mapping.addr, born: mapping.born, lived });
+        *mapping = Mapping { addr, born: Some(now), told: now, heard: now, before };
+        let learned = lived.zip(earlier).filter(|(a, b)| a.abs_diff(*b) <= (*a.max(b)) / TOLERANCE);
         let age = learned.map(|(a, b)| a.min(b)).filter(|age| (MIN_AGE..=MAX_AGE).contains(age));
-        if let Some(age) = age {
+        if let Some(age) = age.filter(|_| !self.contested) {
             if self.known.len() >= MAX_NETWORKS && !self.known.contains_key(&addr.ip()) {
-                self.known.pop_first();
+                self.known.pop_first(); // any of them: a phone comes to few networks with a fixed age
             }
             self.known.insert(addr.ip(), age);
         }
-        age.is_some()
+        self.known.contains_key(&addr.ip())
+    }
+
+    /// Forgets the age of a network where a mapping has got far older than that: two restarts of a router were like one.
+    fn outlived(&mut self, ip: IpAddr, born: Option<Instant>, now: Instant) -> bool {
+        let Some((age, born)) = self.known.get(&ip).copied().zip(born) else { return false };
+        now > born + age * 5 / 4 && self.known.remove(&ip).is_some()
     }
 
     /// How old a mapping gets behind this public address, if all of them get equally old.
@@ -184,6 +212,59 @@ mod tests {
         it.hear(addr(1), Some(&easy), at(3));
         it.hear(addr(2), Some(&easy), at(4));
         assert_eq!(it.born(), Some(at(2)));
+    }
+
+    #[test]
+    fn a_peer_that_lies_teaches_no_age_while_an_honest_one_is_heard() {
+        let (mut it, easy) = (Ages::default(), report(Behaviour::EndpointIndependent));
+        for second in 0..900 {
+            it.hear(addr(1), Some(&easy), at(second));
+            if second >= 100 && second % 5 == 0 {
+                it.hear(addr(2 + (second / 70) as u16), Some(&easy), at(second));
+            }
+        }
+        assert_eq!(it.of(addr(1).ip()), None);
+    }
+
+    #[test]
+    fn an_address_that_is_not_the_nodes_own_is_nobodys_mapping() {
+        let (mut it, easy) = (Ages::default(), report(Behaviour::EndpointIndependent));
+        it.begin(at(0));
+        it.hear(addr(1), Some(&easy), at(1));
+        it.hear(SocketAddr::from(([198, 51, 100, 1], 7)), Some(&easy), at(500)); // seen by a peer behind another line
+        it.hear(addr(1), Some(&easy), at(501));
+        assert_eq!(it.born(), Some(at(0)));
+    }
+
+    #[test]
+    fn an_age_that_a_mapping_outlives_is_forgotten() {
+        let easy = report(Behaviour::EndpointIndependent);
+        assert_eq!(learned(&[600, 600, 700], 1, &easy), Some(Duration::from_secs(599)));
+        assert_eq!(learned(&[600, 600, 1_000], 1, &easy), None, "it was two restarts of the router");
+    }
+
+    #[test]
+    fn a_mapping_older_than_a_day_and_one_of_a_private_address_tell_nothing() {
+        let easy = report(Behaviour::EndpointIndependent);
+        assert_eq!(
+            learned(&[90_000, 90_000], 60, &FamilyReport { lifetime: Some(Duration::from_secs(240)), ..easy }),
+            None
+        );
+        let (mut it, private) = (Ages::default(), SocketAddr::from(([10, 0, 0, 1], 7)));
+        it.hear(private, Some(&FamilyReport { public: Some(private), ..easy }), at(1));
+        assert_eq!(it.born(), None);
+    }
+
+    #[test]
+    fn a_mapping_made_anew_where_the_age_is_known_is_news() {
+        let (mut it, easy) = (Ages::default(), report(Behaviour::EndpointIndependent));
+        for second in 0..=240 {
+            it.hear(addr(1 + second as u16 / 120), Some(&easy), at(second));
+        }
+        it.begin(at(300));
+        assert!(it.hear(addr(3), Some(&easy), at(301)), "somebody has to look when it is to be renewed");
+        assert!(!it.hear(addr(3), Some(&easy), at(302)));
+        assert!(it.hear(addr(4), Some(&easy), at(400)));
     }
 
     #[test]

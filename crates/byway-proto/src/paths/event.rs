@@ -106,9 +106,9 @@ pub enum Input {
     },
     /// The machine's network may be another one, or it has slept: nothing known of any route can be relied on.
     NetworkChanged,
-    /// From now on a route that must not go cold is pinged this often while the connection is idle, or more often where the
-    /// connection has found that necessary.
-    KeepAlive(Duration),
+    /// How often the node's own NAT needs an idle route to be pinged, if that is known; the connection may find that it has to be
+    /// more often.
+    KeepAlive(Option<Duration>),
     /// The peer sees this route come from another port than before: told before the [`Input::Pong`] by which it says so.
     Remapped {
         /// The route.

@@ -42,6 +42,8 @@ const TRY_FOR: Duration = Duration::from_secs(10);
 pub(super) struct Carried {
     /// The most, and when it was.
     most: Option<(u64, Instant)>,
+    /// When there was last more to send than it took, so that what it delivers is known.
+    full: Option<Instant>,
     /// What it was limited to, and how long that is remembered.
     limit: Option<(u64, Instant)>,
     /// How often in a row the connection left it because of that.
@@ -76,6 +78,7 @@ impl Carried {
     /// Forgets what is too old to say anything.
     pub(super) fn expire(&mut self, now: Instant) {
         self.most.take_if(|(_, at)| now.since(*at) >= MEMORY);
+        self.full.take_if(|at| now.since(*at) >= MEMORY);
         self.tried.take_if(|at| now.since(*at) >= MEMORY);
         self.limit.take_if(|(_, until)| now >= *until);
     }
@@ -87,13 +90,16 @@ impl Carried {
         self.limit = self.limit.map(|(rate, _)| (rate, now + memory));
     }
 
-    fn note(&mut self, delivery: &Delivery, now: Instant) {
+    pub(super) fn note(&mut self, delivery: &Delivery, now: Instant) {
         let is_limit = delivery.limited_for >= LIMITED_FOR;
         if is_limit || self.most.is_none_or(|(most, _)| delivery.rate >= most) {
             self.most = Some((delivery.rate, now));
         }
         if is_limit {
             self.limit = Some((delivery.rate, now + SLOW_FOR));
+            self.full = Some(now);
+        } else {
+            self.limit.take_if(|(limit, _)| delivery.rate > *limit); // it was none
         }
     }
 }
@@ -111,7 +117,10 @@ impl Paths {
         if self.selected_route().is_some_and(outdone) {
             return; // it is rivalled, and left as soon as the other one has shown that it answers
         }
-        match self.best(|route| route.id != id && route.may_be_tried(now)).filter(|_| limit < LOW) {
+        let fresh = 2 * self.keep_alive_interval();
+        let tried = self.routes.values().any(|route| route.carried.tried.is_some());
+        let next = self.best(|route| route.id != id && route.may_be_tried(fresh, now));
+        match next.filter(|_| limit < LOW && !tried) {
             Some(to) => self.try_out(id, to, now),
             None => self.forgive(id),
         }
@@ -144,9 +153,9 @@ impl Paths {
 }
 
 impl Route {
-    /// Whether nothing is known of what the route delivers, and nothing speaks against finding out.
-    fn may_be_tried(&self, now: Instant) -> bool {
-        let answers = self.is_proven() && !self.standing.dead && self.tally.misses == 0;
-        answers && self.carried.most.is_none() && self.carried.tried.is_none() && now >= self.standing.barred
+    /// Whether it is not known what the route can deliver, and nothing speaks against finding out.
+    fn may_be_tried(&self, fresh: Duration, now: Instant) -> bool {
+        let answers = self.proof.is_some_and(|proof| now.since(proof) < fresh) && self.tally.misses == 0;
+        answers && !self.standing.dead && self.carried.full.is_none() && now >= self.standing.barred
     }
 }

@@ -238,7 +238,7 @@ impl Paths {
     fn replay_young(&mut self, now: Instant) {
         let Some((selected, hedge)) = self.selected_route().zip(self.hedge.as_ref()) else { return };
         let young = selected.patience() + selected.rtt() * 3 / 2 + now.since(hedge.since);
-        self.replay_hedged(usize::MAX, young, true);
+        self.replay_hedged(usize::MAX, young, true, now);
     }
 
     /// Notes on which other route the peer is heard since the hedge began: it doubts too, or has left already, and what it says
@@ -286,7 +286,7 @@ impl Paths {
         };
         self.ping_all(doubt, now);
         if replay > 0 {
-            self.replay_hedged(replay, Duration::MAX, is_burst);
+            self.replay_hedged(replay, Duration::MAX, is_burst, now);
         }
         self.tell_plan(now);
     }
@@ -363,8 +363,8 @@ impl Paths {
 
     /// Sends the latest datagrams again wherever the hedge sends new ones, the silent route excepted unless it is the
     /// only one: there, a peer behind a NAT that has forgotten us learns of our new address by the ping before them, and one
-    /// that has restarted says so to them alone. So they go there whatever the budget: an idle connection earns nothing.
-    fn replay_hedged(&mut self, last: usize, max_age: Duration, budgeted: bool) {
+    /// that has restarted says so to them alone. So they go there whatever the budget while the connection is idle, and earns nothing.
+    fn replay_hedged(&mut self, last: usize, max_age: Duration, budgeted: bool, now: Instant) {
         let selected = self.selected;
         let others = self.proven();
         let mut alone = true;
@@ -373,7 +373,7 @@ impl Paths {
             self.replay(route, last, max_age, budgeted);
         }
         if let Some(route) = selected.filter(|_| alone) {
-            self.replay(route, LATEST.min(last), Duration::MAX, false);
+            self.replay(route, LATEST.min(last), Duration::MAX, budgeted && self.is_busy(now));
         }
     }
 

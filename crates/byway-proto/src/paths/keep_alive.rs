@@ -7,13 +7,14 @@
 
 use core::time::Duration;
 
-use super::{Paths, event::RouteId};
+use super::{Paths, WARM, event::RouteId};
 use crate::Instant;
 
 /// The least interval: NATs need no more, no mapping that lives for less is worth its packets, and zero would spin.
 pub(super) const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Keep-alives answered in a row after which a longer interval is tried.
+/// Keep-alives answered in a row after which a longer interval is tried, and after which one death of the way has another cause: too
+/// long an interval fails each time.
 const HELD: u32 = 8;
 
 /// How long an interval that failed is remembered: by then the line may be another one.
@@ -22,12 +23,17 @@ const MEMORY: Duration = Duration::from_secs(3_600);
 /// A route that answers again only after this long was out, which tells nothing about mappings.
 const OUTAGE: Duration = Duration::from_secs(15);
 
+/// Before any keep-alive was sent.
+const NOTHING: (RouteId, u32) = (RouteId(0), 0);
+
 /// Pings in a row that are not lost by chance: at 1 % loss on four links two are in one of 600 intervals.
 const LOST: u32 = 2;
 
 /// The interval between keep-alives.
 #[derive(Debug)]
 pub(super) struct KeepAlive {
+    /// The configuration's.
+    configured: Duration,
     /// The longest that is allowed.
     most: Duration,
     every: Duration,
@@ -35,35 +41,53 @@ pub(super) struct KeepAlive {
     failed: Option<(Duration, Instant)>,
     /// Answered keep-alives in a row.
     held: u32,
-    /// The last one was lost, which may have been chance.
+    /// The last one was lost, or found the way closed that had stayed open at this interval: that may have been chance, or a mapping's
+    /// death of age.
     suspect: bool,
+    /// The route that is kept open, and how often the way stayed open at this interval.
+    open: (RouteId, u32),
     /// The one under way: the connection was idle before.
     asked: Option<(RouteId, Instant)>,
 }
 
 impl KeepAlive {
-    pub(super) fn new(most: Duration) -> Self {
-        let most = most.max(MIN_INTERVAL);
-        KeepAlive { most, every: most, failed: None, held: 0, suspect: false, asked: None }
+    pub(super) fn new(configured: Duration) -> Self {
+        let most = configured.max(MIN_INTERVAL);
+        KeepAlive {
+            configured: most,
+            most,
+            every: most,
+            failed: None,
+            held: 0,
+            suspect: false,
+            open: NOTHING,
+            asked: None,
+        }
     }
 
     pub(super) fn every(&self) -> Duration {
         self.every
     }
 
-    /// No longer interval than this is allowed from now on; one that was found too long does not come back by that.
-    pub(super) fn set_most(&mut self, most: Duration) {
-        self.most = most.max(MIN_INTERVAL);
+    /// No longer interval than the survey's is allowed from now on, or than the configuration's if that is shorter than the default;
+    /// one that was found too long does not come back by that.
+    pub(super) fn set_most(&mut self, surveyed: Option<Duration>) {
+        let bound = if self.configured < WARM { self.configured } else { Duration::MAX };
+        self.most = surveyed.map_or(self.configured, |surveyed| surveyed.clamp(MIN_INTERVAL, bound));
         self.every = if self.failed.is_some() { self.every.min(self.most) } else { self.most };
     }
 
     /// In another network nothing has failed yet.
     pub(super) fn forget(&mut self) {
-        *self = KeepAlive::new(self.most);
+        *self =
+            KeepAlive { every: self.most, failed: None, held: 0, suspect: false, open: NOTHING, asked: None, ..*self };
     }
 
     /// A keep-alive leaves on an idle route.
     pub(super) fn ask(&mut self, route: RouteId, now: Instant) {
+        if self.open.0 != route {
+            self.open = (route, 0);
+        }
         self.asked = self.asked.filter(|(asked, _)| *asked == route).or(Some((route, now)));
     }
 
@@ -71,28 +95,49 @@ impl KeepAlive {
     pub(super) fn answered(&mut self, route: RouteId, sent: Instant, lost: u32, now: Instant) {
         let Some((_, asked)) = self.asked.take_if(|(asked, _)| *asked == route) else { return };
         match () {
-            () if sent <= asked && lost == 0 => self.hold(now),
+            () if sent <= asked => self.hold(now), // however late: the way was open
             () if now.since(asked) >= OUTAGE => {}
-            () if lost >= LOST || self.suspect => self.fail(now),
-            () => (self.suspect, self.held) = (true, 0),
+            () if lost >= LOST => self.blame(now),
+            () if self.suspect => self.fail(now),
+            () => self.doubt(),
         }
     }
 
     /// The way had been closed when the keep-alive under way came there.
     pub(super) fn closed(&mut self, route: RouteId, now: Instant) {
         if self.asked.take_if(|(asked, at)| *asked == route && now.since(*at) < OUTAGE).is_some() {
+            self.blame(now);
+        }
+    }
+
+    /// The route is no more.
+    pub(super) fn drop_route(&mut self, route: RouteId) {
+        self.asked.take_if(|(asked, _)| *asked == route);
+    }
+
+    /// The way was closed: for too long an interval, or where that has held for long, because a mapping has died of age, a cable was
+    /// pulled, the peer has moved.
+    fn blame(&mut self, now: Instant) {
+        if self.open.1 >= HELD && !self.suspect {
+            self.doubt();
+        } else {
             self.fail(now);
         }
+    }
+
+    fn doubt(&mut self) {
+        (self.suspect, self.held) = (true, 0);
     }
 
     fn fail(&mut self, now: Instant) {
         self.failed = Some((self.every, now));
         self.every = (self.every / 2).max(MIN_INTERVAL);
-        (self.held, self.suspect) = (0, false);
+        (self.held, self.suspect, self.open.1) = (0, false, 0);
     }
 
     fn hold(&mut self, now: Instant) {
         self.suspect = false;
+        self.open.1 = self.open.1.saturating_add(1);
         self.held += 1;
         if self.held < HELD {
             return;
@@ -101,6 +146,7 @@ impl KeepAlive {
         self.failed.take_if(|(_, at)| now.since(*at) >= MEMORY);
         let longer = (self.every * 5 / 4).min(self.most);
         if self.failed.is_none_or(|(failed, _)| longer <= failed * 3 / 4) {
+            self.open.1 *= u32::from(longer == self.every);
             self.every = longer;
         }
     }
@@ -203,16 +249,27 @@ mod tests {
     #[test]
     fn the_surveys_word_bounds_what_was_learned_and_does_not_undo_it() {
         let (mut keep, mut now) = (KeepAlive::new(secs(10)), Instant::START);
-        keep.set_most(secs(60));
+        keep.set_most(Some(secs(60)));
         assert_eq!(keep.every(), secs(60));
         idle(&mut keep, 1, secs(6), &mut now);
-        keep.set_most(secs(40));
+        keep.set_most(Some(secs(40)));
         assert_eq!(keep.every(), secs(30));
-        keep.set_most(secs(5));
+        keep.set_most(Some(secs(5)));
         assert_eq!(keep.every(), secs(5));
-        keep.set_most(secs(60));
+        keep.set_most(Some(secs(60)));
         assert_eq!(keep.every(), secs(5));
         assert_eq!(KeepAlive::new(Duration::ZERO).every(), MIN_INTERVAL);
+    }
+
+    #[test]
+    fn an_interval_that_the_operator_wants_shorter_than_the_default_stays_so() {
+        let mut keep = KeepAlive::new(secs(2));
+        keep.set_most(None);
+        assert_eq!(keep.every(), secs(2));
+        keep.set_most(Some(secs(60)));
+        assert_eq!(keep.every(), secs(2));
+        keep.set_most(Some(secs(1)));
+        assert_eq!(keep.every(), secs(1));
     }
 
     #[test]
@@ -224,5 +281,50 @@ mod tests {
         keep.closed(ROUTE, now);
         keep.answered(ROUTE, now, 0, now);
         assert_eq!((keep.every(), keep.held), (secs(5), 0));
+    }
+
+    #[test]
+    fn mappings_that_die_of_age_are_not_pinged_more_often() {
+        let (mut keep, mut now) = (KeepAlive::new(secs(10)), Instant::START);
+        for _ in 0..12 {
+            idle(&mut keep, 60, secs(600), &mut now);
+            now += keep.every();
+            keep.ask(ROUTE, now);
+            keep.closed(ROUTE, now);
+        }
+        assert_eq!(keep.every(), secs(10));
+    }
+
+    #[test]
+    fn a_late_answer_to_the_keep_alive_itself_shows_that_the_way_was_open() {
+        let (mut keep, mut now) = (KeepAlive::new(secs(10)), Instant::START);
+        for _ in 0..20 {
+            now += keep.every();
+            keep.ask(ROUTE, now);
+            keep.answered(ROUTE, now, 2, now + Duration::from_millis(750)); // a radio that wakes up
+        }
+        assert_eq!(keep.every(), secs(10));
+    }
+
+    #[test]
+    fn the_first_question_after_an_idle_time_is_the_one_that_counts() {
+        let (mut keep, now) = (KeepAlive::new(secs(10)), Instant::START + secs(100));
+        for _ in 0..2 {
+            keep.ask(ROUTE, now);
+            keep.ask(ROUTE, now + secs(1)); // the second went through what the first had opened
+            keep.answered(ROUTE, now + secs(1), 1, now + secs(1));
+        }
+        assert_eq!(keep.every(), secs(5));
+    }
+
+    #[test]
+    fn a_route_that_was_closed_after_an_outage_tells_nothing() {
+        let (mut keep, now) = (KeepAlive::new(secs(10)), Instant::START + secs(100));
+        for _ in 0..3 {
+            keep.ask(ROUTE, now);
+            keep.closed(ROUTE, now + OUTAGE);
+            keep.drop_route(ROUTE);
+        }
+        assert_eq!((keep.every(), keep.suspect), (secs(10), false));
     }
 }

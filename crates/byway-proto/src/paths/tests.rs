@@ -518,6 +518,17 @@ fn a_peer_that_sees_another_port_after_a_silence_has_its_idle_route_pinged_more_
 }
 
 #[test]
+fn a_way_that_stayed_open_for_minutes_and_closes_once_does_not_do_so_for_being_idle() {
+    let mut one = Driven::established();
+    idle(&mut one, 120, 30_000);
+    for every in [10_000, 5_000] {
+        while !pinged(&one.next()).contains(&A) {}
+        one.input(Input::Remapped { route: A });
+        assert_eq!(one.paths.keep_alive.every(), ms(every));
+    }
+}
+
+#[test]
 fn an_idle_way_that_closed_for_good_tells_as_much_until_the_network_changes() {
     let mut one = Driven::established();
     idle(&mut one, 60, 30_000);

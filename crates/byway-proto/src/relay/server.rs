@@ -272,7 +272,12 @@ impl RelayServer {
             return;
         };
         if self.draining {
-            self.close(conn, CloseReason::Draining, now);
+            let known = self.clients.of_peer(&peer).and_then(|slot| self.clients.at_mut(slot));
+            if known.is_some_and(|client| client.conn == Some(conn)) {
+                self.tell_registered(conn, addr); // it asks again, and has until the deadline as before
+            } else {
+                self.close(conn, CloseReason::Draining, now);
+            }
             return;
         }
         let Some(slot) = self.clients.of_peer(&peer).or_else(|| self.add_client(peer, instance, now)) else {

@@ -182,8 +182,8 @@ impl AgentPeer {
         }
     }
 
-    /// From now on the connection's idle routes are pinged this often.
-    pub(super) fn keep_alive(&mut self, every: Duration, now: Instant) {
+    /// The node's NAT needs the connection's idle routes to be pinged this often, as far as that is known.
+    pub(super) fn keep_alive(&mut self, every: Option<Duration>, now: Instant) {
         self.paths.handle_input(Input::KeepAlive(every), now);
     }
 

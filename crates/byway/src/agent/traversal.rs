@@ -14,7 +14,6 @@ use byway_proto::{
     addr::interface::{Interface, InterfaceKind},
     hello::Control,
     nat::{self, Input, LinkId, NatReport, Output, SocketId},
-    paths::PathsConfig,
 };
 use tracing::debug;
 
@@ -302,9 +301,9 @@ impl Agent {
         }
     }
 
-    /// Pings idle routes as often as the mappings on their way need, or may need where that is not known.
+    /// Pings idle routes as often as the mappings on their way need.
     fn keep_alive(&mut self, report: &NatReport) {
-        let every = keep_alive(report).unwrap_or(PathsConfig::default().warm);
+        let every = keep_alive(report);
         for (alias, _) in self.traversal.links.values().copied().collect::<Vec<_>>() {
             self.with(alias, |peer, now| peer.keep_alive(every, now));
         }
@@ -348,9 +347,7 @@ impl Agent {
         self.traversal.numbers.insert(alias, link);
         let direct = self.peers.get(&alias).and_then(AgentPeer::direct);
         let every = keep_alive(&self.traversal.found.report.read());
-        if let Some(every) = every {
-            self.with(alias, |peer, now| peer.keep_alive(every, now));
-        }
+        self.with(alias, |peer, now| peer.keep_alive(every, now));
         self.traverse(Input::Up { link, peer, dialled, loopback });
         if let Some((socket, remote)) = direct {
             self.traverse(Input::Direct { link, socket, remote });

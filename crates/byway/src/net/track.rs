@@ -404,19 +404,26 @@ impl Ring {
     /// The last `count` datagrams with data that are younger than `age`, oldest first, and the one without that followed.
     pub(crate) fn last(&self, count: usize, age: Duration, now: Instant) -> impl Iterator<Item = &[u8]> {
         let skip = self.kept.len().saturating_sub(count);
-        let latest = self.kept.back().map(|(at, _)| *at);
+        // A peer that was restarted answers short packets alone: a late one of the handshake does not stand for them.
+        let latest = self.kept.back().filter(|(_, bytes)| is_short(bytes)).map(|(at, _)| *at);
         let small = self.small.iter().filter(move |(at, _)| latest.is_none_or(|latest| *at >= latest));
         let young = move |(at, _): &&(Instant, Vec<u8>)| now.since(*at) <= age;
         self.kept.iter().skip(skip).chain(small).filter(young).map(|(_, bytes)| bytes.as_slice())
     }
 
     /// Gives the memory back while the connection is idle, all but the last datagrams: a hedge sends them again, and a
-    /// restarted peer answers them with a stateless reset, which no probe of ours gets (RFC 9000 §10.3).
+    /// restarted peer answers a short one with a stateless reset, which no probe of ours gets (RFC 9000 §10.3).
     pub(crate) fn shrink(&mut self) {
         if self.kept.len() > 1 {
-            self.kept = self.kept.pop_back().into_iter().collect();
+            let last = self.kept.iter().rposition(|(_, bytes)| is_short(bytes)).unwrap_or(self.kept.len() - 1);
+            self.kept = self.kept.swap_remove_back(last).into_iter().collect();
         }
     }
+}
+
+/// Whether it begins as a packet of an established connection does (RFC 9000 §17.3).
+fn is_short(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0x80 == 0)
 }
 
 #[cfg(test)]
@@ -433,6 +440,19 @@ mod tests {
         assert!(!state.heard(other, 100, now));
         state.plan = Plan::Several([first, other].into_iter().collect());
         assert!(state.heard(other, 100, now) && !state.heard(first, 100, now));
+    }
+
+    #[test]
+    fn what_an_idle_connection_replays_has_a_packet_that_a_restarted_peer_answers() {
+        let (mut ring, now) = (Ring::default(), Instant::START);
+        ring.keep(&[0x41; 600], 600, now);
+        ring.keep(&[0xe0; 600], 600, now);
+        ring.shrink();
+        assert_eq!(ring.last(1, Duration::MAX, now).map(|datagram| datagram[0]).collect::<Vec<_>>(), [0x41]);
+        let mut ring = Ring::default();
+        ring.keep(&[0x42; SMALL], SMALL, now);
+        ring.keep(&[0xe0; 600], 600, now + Duration::from_secs(1));
+        assert!(ring.last(1, Duration::MAX, now + Duration::from_secs(1)).any(|datagram| datagram[0] == 0x42));
     }
 
     #[test]

@@ -312,9 +312,13 @@ impl Client {
     /// The relay sees this node at another address now, perhaps of the other family.
     async fn moved(&mut self, link: &Arc<Link>, addr: &mut SocketAddr, observed: SocketAddr) {
         let old = std::mem::replace(addr, self.seen_from(link, *addr, observed));
-        {
+        let seen_before = {
             let mut state = self.shared.lock();
-            (state.addr, state.observed) = (Some(*addr), Some(observed));
+            state.addr = Some(*addr);
+            state.observed.replace(observed)
+        };
+        if old == *addr && seen_before == Some(observed) {
+            return; // it was asked again in a doubt, and there is nothing to tell
         }
         self.note_seen(*addr, observed).await;
         if old == *addr {

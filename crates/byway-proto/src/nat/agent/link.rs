@@ -194,6 +194,9 @@ impl Link {
         self.flight.clear();
         self.end_pinging(Outcome::Overtaken, now);
         self.end_search(Outcome::Overtaken, host, now);
+        if let Some(renewal) = &mut self.renewal {
+            renewal.abandon();
+        }
         self.close_unused(host);
         if !self.is_direct() {
             self.standing = Standing::Relayed;

@@ -7,6 +7,7 @@ use crate::{
     Instant,
     nat::{
         Output, Signal, SocketId,
+        candidates::is_private,
         session::{Probe, Renew, Session, StunMessage, Turn},
     },
 };
@@ -25,8 +26,8 @@ const SETTLE: Duration = Duration::from_secs(4);
 /// The tries for one mapping …
 const TRIES: u32 = 3;
 
-/// … and the share of its life between two of them.
-const RETRY_AFTER: u32 = 20;
+/// … and the share of its life in percent between two of them.
+const RETRY_AFTER: u32 = 5;
 
 /// The direct route that carries a connection, and its mapping.
 #[derive(Debug)]
@@ -37,7 +38,8 @@ pub(super) struct Renewal {
     born: Option<Instant>,
     /// The share of its mapping's life in percent after which it is renewed.
     after: u32,
-    tries: u32,
+    /// Which mapping was tried to be renewed, and how often.
+    tried: (Option<Instant>, u32),
     not_before: Instant,
     renew: Option<(Renew, Instant)>,
 }
@@ -50,7 +52,7 @@ impl Renewal {
         now: Instant,
     ) -> Self {
         let after = RENEW_AFTER - host.rng.below(EARLIER + 1) as u32;
-        Renewal { socket, remote, born, after, tries: 0, not_before: now + SETTLE, renew: None }
+        Renewal { socket, remote, born, after, tried: (None, 0), not_before: now + SETTLE, renew: None }
     }
 
     /// When the socket was opened, if it is the one that was to become a route, or the route's.
@@ -64,13 +66,39 @@ impl Renewal {
         self.renew.is_some()
     }
 
+    /// What was under way belongs to another network.
+    pub(super) fn abandon(&mut self) {
+        (self.renew, self.tried) = (None, (None, 0));
+    }
+
+    /// How old the route's mapping gets, if it has one and all get equally old.
+    fn age(&self, host: &Host) -> Option<Duration> {
+        let is_inside = is_private(self.remote.ip()) || self.remote.ip().is_loopback();
+        host.ages.of(host.public(self.remote.is_ipv6())?.ip()).filter(|_| !is_inside)
+    }
+
     /// When the route is to be renewed: within the last part of its mapping's life, if it is known how long that is.
     fn due(&self, host: &Host, now: Instant) -> Option<Instant> {
-        let public = host.public(self.remote.is_ipv6())?;
-        let age = host.ages.of(public.ip()).filter(|_| self.tries < TRIES)?;
-        let born = if self.socket == SocketId::MAIN { host.ages.born() } else { self.born }?;
+        let age = self.age(host)?;
+        let born = self.mapped_at(age, host, now)?;
+        let tries = self.tried.1 * u32::from(self.tried.0 == Some(born));
         let due = (born + age / 100 * self.after).max(self.not_before);
-        (now < born + age).then_some(due)
+        (tries < TRIES && now < born + age).then_some(due)
+    }
+
+    /// When the mapping that follows is made, where nobody tells.
+    fn next_life(&self, age: Duration, host: &Host, now: Instant) -> Option<Instant> {
+        self.mapped_at(age, host, now).filter(|_| self.socket != SocketId::MAIN).map(|born| born + age)
+    }
+
+    /// When the route's mapping was made: the first by a further socket as that was opened, and each next one as the last died.
+    fn mapped_at(&self, age: Duration, host: &Host, now: Instant) -> Option<Instant> {
+        if self.socket == SocketId::MAIN {
+            return host.ages.born();
+        }
+        let born = self.born?;
+        let lives = now.since(born).as_millis() / age.as_millis().max(1);
+        Some(born + age * u32::try_from(lives).ok()?)
     }
 }
 
@@ -86,15 +114,18 @@ impl Link {
             self.close_unused(host);
         }
         let renewal = self.renewal.as_mut()?;
-        let due = renewal.due(host, now)?;
+        let age = renewal.age(host)?;
+        let Some(due) = renewal.due(host, now) else { return renewal.next_life(age, host, now) };
         if now < due {
             return Some(due);
         }
-        let age = host.ages.of(host.public(renewal.remote.is_ipv6())?.ip())?;
-        renewal.tries += 1;
-        renewal.not_before = now + age / RETRY_AFTER;
+        let born = renewal.mapped_at(age, host, now);
+        renewal.tried = (born, if renewal.tried.0 == born { renewal.tried.1 + 1 } else { 1 });
+        renewal.not_before = now + age / 100 * RETRY_AFTER;
         self.flight.allowance.renew(now);
-        let begun = Renew::begin(renewal.remote, &mut Turn { host, flight: &mut self.flight, now })?;
+        let Some(begun) = Renew::begin(renewal.remote, &mut Turn { host, flight: &mut self.flight, now }) else {
+            return renewal.due(host, now).or(renewal.next_life(age, host, now)); // no socket may be had now
+        };
         renewal.renew = Some((begun, now));
         Some(now)
     }

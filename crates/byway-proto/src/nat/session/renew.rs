@@ -56,13 +56,13 @@ impl Renew {
         if self.pings >= PINGS {
             return None;
         }
-        if !self.told && self.pings.is_multiple_of(ASK_AGAIN) {
-            self.asked = Some(turn.ask(self.socket, self.remote.is_ipv6()));
-        }
         match turn.ping(Purpose::Candidate, self.socket, self.remote) {
             Ok(()) => {}
             Err(Denied::Until(at)) => return Some(at),
             Err(Denied::Spent) => return None,
+        }
+        if !self.told && self.pings.is_multiple_of(ASK_AGAIN) {
+            self.asked = Some(turn.ask(self.socket, self.remote.is_ipv6()));
         }
         self.pings += 1;
         self.next = turn.now + if self.pings < PINGS { SPACING } else { LINGER };
@@ -71,8 +71,9 @@ impl Renew {
 
     /// Takes in how a server sees the new socket, and tells the peer.
     pub(in crate::nat) fn stun(&mut self, message: &StunMessage<'_>, turn: &mut Turn<'_>) {
-        let seen = self.asked.as_ref().and_then(|asked| asked.answer(message));
-        if let Some((seen, _)) = seen.filter(|_| !core::mem::replace(&mut self.told, true)) {
+        let Some((seen, _)) = self.asked.as_ref().and_then(|asked| asked.answer(message)) else { return };
+        turn.host.heard_server(message.from);
+        if !core::mem::replace(&mut self.told, true) {
             turn.say(Signal::Guess { attempt: self.attempt, ip: seen.ip(), ports: [seen.port()].into() });
         }
     }

@@ -121,3 +121,47 @@ fn the_peers_choice_of_a_slow_route_is_not_taken_over() {
     }
     assert_eq!(one.paths.selected(), Some(B));
 }
+
+#[test]
+fn of_several_routes_of_which_nothing_is_known_one_is_tried_in_ten_minutes() {
+    let mut one = Driven::established();
+    for route in [RouteId(2), RouteId(3)] {
+        one.add(route, RouteKind::Relay);
+    }
+    let rtts = [(A, 20), (B, 60), (RouteId(2), 60), (RouteId(3), 60)];
+    let (mut selected, mut since, mut switches) = (one.paths.selected(), one.now, 0);
+    keep_flowing(&mut one, 400_000, &rtts, |one| {
+        if one.paths.selected() != selected {
+            (selected, since, switches) = (one.paths.selected(), one.now, switches + 1);
+        }
+        Some(Delivery { rate: SLOW, limited_for: one.now.since(since) })
+    });
+    assert_eq!(switches, 2, "there and back");
+}
+
+#[test]
+fn a_chat_over_the_relay_does_not_show_what_that_carries() {
+    let mut one = Driven::new();
+    one.add(B, RouteKind::Relay);
+    let first = one.input(Input::Established { heard: B });
+    one.pong(&first, B);
+    flow(&mut one, 5, [0, 10_000], false);
+    one.input(Input::Add { route: A, kind: RouteKind::Direct, trusted: true, rtt: Some(ms(20)) });
+    assert_eq!(one.paths.selected(), Some(A));
+    let switches = flow(&mut one, 40, [SLOW, FAST], true);
+    assert_eq!(switches.iter().map(|(_, to)| *to).collect::<Vec<_>>(), [B]);
+}
+
+#[test]
+fn a_route_that_has_delivered_more_since_is_not_limited_to_what_it_was() {
+    let mut one = Driven::established();
+    one.paths.routes.get_mut(&B).unwrap().standing.barred = one.now + ms(60_000);
+    one.paths
+        .routes
+        .get_mut(&B)
+        .unwrap()
+        .carried
+        .note(&Delivery { rate: 5 * SLOW, limited_for: Duration::ZERO }, one.now);
+    flow(&mut one, 4, [SLOW, 0], true);
+    assert_eq!(flow(&mut one, 70, [FAST, 0], false), [], "an outage of three seconds is over");
+}

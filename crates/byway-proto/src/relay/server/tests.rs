@@ -450,6 +450,8 @@ fn draining_refuses_what_is_new_and_closes_at_the_deadline() {
     let closed = |conn| Output::Close { conn, reason: CloseReason::Draining };
     assert_eq!(relay.connect(4, 4, 100), [closed(4)]);
     assert_eq!(relay.control(3, Control::Register), [closed(3)]);
+    let again = Control::Registered { observed: addr(1), max_rate: relay.server.config.client_rate, stun_port: None };
+    assert_eq!(relay.control(1, Control::Register), [Output::Send { conn: 1, message: again }], "it is no newcomer");
     assert_eq!(relay.open(1, AllocId(9), 2), [failed(1, AllocId(9), 2, OpenFailure::Draining)]);
     assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
     relay.now += within;

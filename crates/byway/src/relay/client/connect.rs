@@ -37,8 +37,11 @@ const REOPEN: Duration = Duration::from_millis(500);
 /// How often a live connection is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How many looks in a row must find UDP silent before TLS is tried beside it, which costs one TCP connection and no more.
+/// How many looks in a row must find UDP silent before TLS is tried beside it, which costs one TCP connection.
 const SILENT_LOOKS: u32 = 2;
+
+/// After how many times as many it is tried again at the latest.
+const TLS_LOOKS: u32 = 32;
 
 /// How many looks pass between reminders to a relay that goes on sending over TLS where UDP works again.
 const LAGGING_LOOKS: u32 = 8;
@@ -199,7 +202,7 @@ impl Ways {
                 // last ones of an idle connection may all be of its handshake.
                 link.control(&Control::Register);
             }
-            if self.line.is_none() && silent >= SILENT_LOOKS {
+            if self.line.is_none() && may_try_tls(silent) {
                 match Line::open(&self.core, &self.relay, self.loopback).await {
                     Ok(line) => {
                         dial::add_route(&self.core, &link.track, Via::Direct(line.addr)).await;
@@ -227,9 +230,26 @@ impl Ways {
     }
 }
 
+/// Whether a line is to be opened after so many silent looks in a row: at some, ever further apart and at last half a minute.
+fn may_try_tls(silent: u32) -> bool {
+    let nth = silent / SILENT_LOOKS;
+    silent.is_multiple_of(SILENT_LOOKS) && (nth.is_power_of_two() || (nth > 0 && nth.is_multiple_of(TLS_LOOKS)))
+}
+
 async fn ended(line: &mut Option<Line>) {
     match line {
         Some(line) => line.ended().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_is_tried_soon_and_in_a_long_silence_seldom() {
+        let tries: Vec<u32> = (0..300).filter(|silent| may_try_tls(*silent)).collect();
+        assert_eq!(tries, [2, 4, 8, 16, 32, 64, 128, 192, 256]);
     }
 }

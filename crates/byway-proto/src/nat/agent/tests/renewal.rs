@@ -160,3 +160,78 @@ fn the_port_of_a_peers_fresh_mapping_is_probed_from_the_socket_of_the_route() {
     assert!(outputs.iter().all(|(socket, to, _)| (*socket, *to) == (SocketId::MAIN, fresh)), "{outputs:?}");
     assert!(agent.explain(LINK).unwrap().attempts.iter().all(|attempt| attempt.means == Means::Pings));
 }
+
+#[test]
+fn a_mapping_made_anew_may_be_tried_three_times_again() {
+    let mut agent = aged();
+    assert_eq!(opened(&run(&mut agent, at(299_500))).len(), 3);
+    let seen = SocketAddr::new(addr(OURS).ip(), addr(OURS).port() + 3);
+    agent.handle_input(Input::Mapped { addr: seen }, at(300_000)); // the route has outlived its mapping
+    let (when, _) = begun(&mut agent, 300_000);
+    assert!((368_000..381_000).contains(&when), "{when}");
+}
+
+#[test]
+fn a_further_socket_whose_mapping_died_is_renewed_before_the_next_one_dies() {
+    let mut agent = aged();
+    let (when, _) = renew(&mut agent, 200_000);
+    let failed = opened(&run(&mut agent, at(when + 100_000)));
+    assert_eq!(failed.len(), 3, "nobody answered");
+    let next = opened(&run(&mut agent, at(when + 197_000)));
+    assert_eq!(next.len(), 3, "and the mapping made after that has its own tries");
+}
+
+#[test]
+fn routes_that_no_nat_is_on_are_not_renewed() {
+    for remote in ["192.168.1.9:4000", "127.0.0.1:4000"] {
+        let mut agent = aged();
+        agent.handle_input(Input::Direct { link: LINK, socket: SocketId::MAIN, remote: addr(remote) }, at(201_000));
+        assert!(opened(&run(&mut agent, at(400_000))).is_empty(), "{remote}");
+    }
+}
+
+#[test]
+fn a_connection_that_comes_to_another_network_and_back_renews_its_mapping() {
+    let mut agent = aged();
+    agent.handle_input(Input::Network(vec![addr(OURS).ip()]), at(210_000));
+    run(&mut agent, at(211_000));
+    agent.set_report(NatReport::default(), at(211_000));
+    run(&mut agent, at(240_000)); // the survey finds no server here
+    agent.set_report(home(OURS), at(240_000));
+    for second in 241..=245 {
+        let seen = SocketAddr::new(addr(OURS).ip(), addr(OURS).port());
+        agent.handle_input(Input::Mapped { addr: seen }, at(second * 1_000));
+    }
+    let (when, _) = begun(&mut agent, 245_000);
+    assert!((278_000..291_000).contains(&when), "{when}");
+}
+
+#[test]
+fn servers_that_answer_a_renewal_are_asked_by_the_next_one() {
+    let mut agent = aged();
+    let servers = [1, 2, 3, 4].map(|n: u8| SocketAddr::from(([203, 0, 113, n], 3_478)));
+    agent.handle_input(Input::Servers(servers.into()), at(200_100));
+    run(&mut agent, at(200_100));
+    let mut asked = Vec::new();
+    let mut from = 200_100;
+    for _ in 0..3 {
+        let (ms, outputs) = begun(&mut agent, from);
+        let questions: Vec<_> = outputs
+            .iter()
+            .filter_map(|(_, output)| match output {
+                Output::Stun { socket, to, datagram } if *socket != SocketId::MAIN => {
+                    Some((*socket, *to, stun::parse_request(datagram).unwrap()))
+                }
+                _ => None,
+            })
+            .collect();
+        asked.push(questions.iter().map(|(_, to, _)| *to).collect::<Vec<_>>());
+        for (socket, to, txid) in questions {
+            let datagram = stun::binding_response(txid, addr("192.0.2.1:61000"));
+            agent.handle_input(Input::Stun { socket, from: to, datagram }, at(ms + 20));
+        }
+        from = ms + 4_500;
+        run(&mut agent, at(from));
+    }
+    assert_eq!(asked[0], asked[1]);
+}
