@@ -185,6 +185,24 @@ fn mapping_behind_a_carriers_nat_is_told_but_not_offered_as_public() {
 }
 
 #[test]
+fn the_survey_learns_from_the_gateway_whether_a_carriers_nat_stands_before_it() {
+    scenario(7, secs(60), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let carrier = world.nat("carrier", NatConfig::symmetric(Ports::Random));
+        let home = || NatConfig { gateway: Some(Gateway::default()), ..NatConfig::port_restricted() };
+        let homes = [carrier.nat("behind", home()), world.nat("home", home())];
+        for (n, (home, is_behind)) in (1..).zip(homes.iter().zip([true, false])) {
+            let mut a = peer(&home.host("a"), config(n).relay_at(addr.clone())).await;
+            a.registered().await;
+            mapped(&mut a).await;
+            time::sleep(secs(5)).await;
+            let found = a.node.status().await.nat.report.ipv4.unwrap();
+            assert_eq!(found.carrier, Some(is_behind), "{found:?}");
+        }
+    });
+}
+
+#[test]
 fn node_without_a_gateway_asks_nobody_and_a_silent_one_costs_eight_datagrams() {
     scenario(8, secs(3_600), |world| async move {
         let host = world.host("public");

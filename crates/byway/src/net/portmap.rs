@@ -51,10 +51,14 @@ impl PortMappings {
 
     /// Where everybody can reach this node's UDP port, as its gateways say.
     pub(crate) fn external(&self) -> Vec<SocketAddr> {
+        self.told().into_iter().filter(|external| is_public(external.ip())).collect()
+    }
+
+    /// Where the gateways forward this node's UDP port from, public or not.
+    fn told(&self) -> Vec<SocketAddr> {
         let all = self.lock();
         let of_udp = all.iter().filter(|((_, port), _)| port.transport == Transport::Udp);
-        let mapped = of_udp.filter_map(|(_, state)| Some(state.mapping?.external));
-        mapped.filter(|external| is_public(external.ip())).collect()
+        of_udp.filter_map(|(_, state)| Some(state.mapping?.external)).collect()
     }
 
     pub(crate) fn status(&self, now: byway_proto::Instant) -> Vec<MappingStatus> {
@@ -81,6 +85,8 @@ struct Mapper {
     upnp: UpnpRequests,
     /// The public addresses that peers know.
     announced: Vec<SocketAddr>,
+    /// The gateway's outer address, from which the survey judges whether another NAT stands before it.
+    outer: Option<IpAddr>,
 }
 
 /// A socket on one address of this machine.
@@ -101,7 +107,7 @@ pub(crate) async fn run(core: Arc<Core>, seed: [u8; 32], listening: Vec<u16>) {
     let ports = [Transport::Udp].into_iter().chain(tcp).map(|transport| Port { transport, number });
     let machine = PortMap::new(ports, &seed, core.mux.now());
     let upnp = UpnpRequests::new(core.net.upnp());
-    let mapper = Mapper { core, machine, sockets: Vec::new(), upnp, announced: Vec::new() };
+    let mapper = Mapper { core, machine, sockets: Vec::new(), upnp, announced: Vec::new(), outer: None };
     mapper.run().await;
 }
 
@@ -203,9 +209,10 @@ impl Mapper {
             }
         }
         let external = self.core.port_mappings.external();
-        let ip = external.iter().map(SocketAddr::ip).find(IpAddr::is_ipv4);
-        if ip != self.announced.iter().map(SocketAddr::ip).find(IpAddr::is_ipv4) {
-            self.core.agent.send(crate::agent::Command::External(ip)).await;
+        let outer = self.core.port_mappings.told().iter().map(SocketAddr::ip).find(IpAddr::is_ipv4);
+        if outer != self.outer {
+            self.outer = outer;
+            self.core.agent.send(crate::agent::Command::External(outer)).await;
         }
         if external != self.announced {
             self.announced = external;
