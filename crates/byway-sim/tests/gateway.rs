@@ -189,8 +189,9 @@ fn the_survey_learns_from_the_gateway_whether_a_carriers_nat_stands_before_it() 
     scenario(7, secs(60), |world| async move {
         let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
         let carrier = world.nat("carrier", NatConfig::symmetric(Ports::Random));
-        let home = || NatConfig { gateway: Some(Gateway::default()), ..NatConfig::port_restricted() };
-        let homes = [carrier.nat("behind", home()), world.nat("home", home())];
+        let mut home = NatConfig::port_restricted();
+        home.gateway = Some(Gateway::default());
+        let homes = [carrier.nat("behind", home.clone()), world.nat("home", home)];
         for (n, (home, is_behind)) in (1..).zip(homes.iter().zip([true, false])) {
             let mut a = peer(&home.host("a"), config(n).relay_at(addr.clone())).await;
             a.registered().await;
