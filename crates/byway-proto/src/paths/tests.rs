@@ -449,6 +449,17 @@ fn lone_route_is_pinged_and_replayed_on_until_it_answers() {
 }
 
 #[test]
+fn lone_route_of_a_busy_connection_pays_for_its_replays() {
+    let mut one = Driven::new();
+    one.add(B, RouteKind::Relay);
+    let first = one.input(Input::Established { heard: B });
+    one.pong(&first, B);
+    one.sample(Sample { last_sent: Some(one.now + ms(200)), ..Sample::default() });
+    let outputs = one.silence();
+    assert!(outputs.iter().any(|output| matches!(output, Output::Replay { route: B, budgeted: true, .. })), "{outputs:?}");
+}
+
+#[test]
 fn lost_keep_alive_is_followed_up_before_the_next_one_is_due() {
     let mut one = Driven::established();
     while !pinged(&one.next()).contains(&A) {}
