@@ -296,6 +296,22 @@ mod tests {
     }
 
     #[test]
+    fn a_longer_interval_and_another_route_have_to_prove_themselves_first() {
+        let (mut keep, mut now) = (KeepAlive::new(secs(20)), Instant::START);
+        keep.every = secs(10);
+        idle(&mut keep, HELD, secs(600), &mut now);
+        assert_eq!(keep.every(), secs(10) * 5 / 4);
+        idle(&mut keep, 1, secs(11), &mut now);
+        assert_eq!(keep.every(), secs(10) * 5 / 8, "too long at the first try");
+
+        let (mut keep, mut now) = (KeepAlive::new(secs(10)), Instant::START);
+        idle(&mut keep, 60, secs(600), &mut now);
+        keep.ask(RouteId(1), now);
+        keep.closed(RouteId(1), now);
+        assert_eq!(keep.every(), secs(5));
+    }
+
+    #[test]
     fn a_late_answer_to_the_keep_alive_itself_shows_that_the_way_was_open() {
         let (mut keep, mut now) = (KeepAlive::new(secs(10)), Instant::START);
         for _ in 0..20 {

@@ -456,7 +456,10 @@ fn lone_route_of_a_busy_connection_pays_for_its_replays() {
     one.pong(&first, B);
     one.sample(Sample { last_sent: Some(one.now + ms(200)), ..Sample::default() });
     let outputs = one.silence();
-    assert!(outputs.iter().any(|output| matches!(output, Output::Replay { route: B, budgeted: true, .. })), "{outputs:?}");
+    assert!(
+        outputs.iter().any(|output| matches!(output, Output::Replay { route: B, budgeted: true, .. })),
+        "{outputs:?}"
+    );
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn a_chat_over_the_relay_does_not_show_what_that_carries() {
 #[test]
 fn a_route_that_has_delivered_more_since_is_not_limited_to_what_it_was() {
     let mut one = Driven::established();
-    one.paths.routes.get_mut(&B).unwrap().standing.barred = one.now + ms(60_000);
+    one.paths.routes.get_mut(&B).unwrap().standing.barred = one.now + ms(20_000);
     one.paths
         .routes
         .get_mut(&B)
@@ -164,4 +164,20 @@ fn a_route_that_has_delivered_more_since_is_not_limited_to_what_it_was() {
         .note(&Delivery { rate: 5 * SLOW, limited_for: Duration::ZERO }, one.now);
     flow(&mut one, 4, [SLOW, 0], true);
     assert_eq!(flow(&mut one, 70, [FAST, 0], false), [], "an outage of three seconds is over");
+}
+
+#[test]
+fn a_route_that_was_not_heard_of_for_long_or_is_dead_is_not_tried() {
+    for (is_dead, age) in [(false, 60_000), (true, 0)] {
+        let mut one = Driven::established();
+        one.wait(60_000);
+        let (now, other) = (one.now, one.paths.routes.get_mut(&B).unwrap());
+        (other.proof, other.standing.dead) = (Some(now - ms(age)), is_dead);
+        let full = Delivery { rate: SLOW, limited_for: ms(5_000) };
+        one.sample(Sample { delivery: Some(full), last_sent: Some(now), ..Sample::default() });
+        assert_eq!(one.paths.selected(), Some(A), "{is_dead} {age}");
+    }
+    let mut one = Driven::established();
+    one.sample(Sample { delivery: Some(Delivery { rate: SLOW, limited_for: ms(5_000) }), ..Sample::default() });
+    assert_eq!(one.paths.selected(), Some(B), "one that answers is");
 }

@@ -235,3 +235,14 @@ fn servers_that_answer_a_renewal_are_asked_by_the_next_one() {
     }
     assert_eq!(asked[0], asked[1]);
 }
+
+#[test]
+fn a_renewal_under_way_ends_with_the_network() {
+    let mut agent = aged();
+    let (ms, outputs) = begun(&mut agent, 200_000);
+    let fresh = *opened(&outputs).first().unwrap();
+    agent.handle_input(Input::Network(vec![addr("192.168.7.2:0").ip()]), at(ms + 10));
+    let outputs = run(&mut agent, at(ms + 3_000));
+    assert!(outputs.iter().any(|(_, output)| *output == Output::Close { socket: fresh }), "{outputs:?}");
+    assert!(pinged(&outputs).iter().all(|(socket, ..)| *socket != fresh), "{outputs:?}");
+}
