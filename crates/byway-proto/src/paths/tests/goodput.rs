@@ -155,15 +155,13 @@ fn a_chat_over_the_relay_does_not_show_what_that_carries() {
 #[test]
 fn a_route_that_has_delivered_more_since_is_not_limited_to_what_it_was() {
     let mut one = Driven::established();
-    one.paths.routes.get_mut(&B).unwrap().standing.barred = one.now + ms(20_000);
-    one.paths
-        .routes
-        .get_mut(&B)
-        .unwrap()
-        .carried
-        .note(&Delivery { rate: 5 * SLOW, limited_for: Duration::ZERO }, one.now);
-    flow(&mut one, 4, [SLOW, 0], true);
-    assert_eq!(flow(&mut one, 70, [FAST, 0], false), [], "an outage of three seconds is over");
+    let now = one.now;
+    let carried = &mut one.paths.routes.get_mut(&A).unwrap().carried;
+    carried.note(&Delivery { rate: SLOW, limited_for: ms(5_000) }, now);
+    carried.note(&Delivery { rate: SLOW, limited_for: Duration::ZERO }, now);
+    assert_eq!(carried.limit(), Some(SLOW));
+    carried.note(&Delivery { rate: FAST, limited_for: Duration::ZERO }, now);
+    assert_eq!(carried.limit(), None, "an outage of seconds is over");
 }
 
 #[test]
