@@ -23,7 +23,9 @@ use std::{
 };
 
 use byway::{
-    BindError, DialError, Gone, HostAddr, Identity, MAX_STUN, Node, PathKind, PeerAddr, PeerId, Ticket,
+    BindError, DialError, Event as NodeEvent, Gone, HostAddr, Identity, MAX_STUN, Node, PathKind, PeerAddr, PeerId,
+    Ticket,
+    nat::NatReport,
     net::{Net, os::Os},
     tunnel::{Tunnel, TunnelError},
 };
@@ -60,9 +62,8 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// How often a draining relay looks whether its clients have gone.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 
-/// How long the first ticket of a node without relays waits for the word of a STUN server where the node is seen from, and how
-/// often that is looked at.
-const SEEN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(20));
+/// How long the first ticket of a node without relays waits for the word of a STUN server where the node is seen from.
+const SEEN: Duration = Duration::from_secs(2);
 
 /// What the node and the commands' work share.
 pub(crate) struct Daemon {
@@ -228,20 +229,21 @@ impl Daemon {
 
     /// Waits until STUN servers have said where this node is seen from, if its tickets can name nothing better: no relay that
     /// would tell their holders.
-    async fn is_seen(&self) {
+    async fn wait_until_seen(&self) {
         if !lock(&self.relays).is_empty() || lock(&self.stun).is_empty() || self.settings.relay_only {
             return;
         }
+        let is_seen = |report: &NatReport| {
+            [&report.ipv4, &report.ipv6].into_iter().flatten().any(|family| family.public.is_some())
+        };
+        let mut events = self.node.events(); // before the report is read: what changes from here on is told
         let seen = async {
-            loop {
-                let report = self.node.status().await.nat.report;
-                if [report.ipv4, report.ipv6].into_iter().flatten().any(|family| family.public.is_some()) {
-                    return;
-                }
-                time::sleep(SEEN.1).await;
+            let mut is_told = is_seen(&self.node.status().await.nat.report);
+            while !is_told && let Some(event) = events.recv().await {
+                is_told = matches!(event, NodeEvent::NatChanged(report) if is_seen(&report));
             }
         };
-        let _ = time::timeout(SEEN.0, seen).await; // a ticket of local addresses is better than none
+        let _ = time::timeout(SEEN, seen).await; // a ticket of local addresses is better than none
     }
 
     /// What another machine needs to reach a service here.

@@ -102,7 +102,7 @@ async fn take_one(
         brought == Some(secret.0) && *lock(&holder).get_or_insert(peer) == peer
     }));
     let mut listener = daemon.tunnel.listen(&name, access).map_err(Failure::here)?;
-    daemon.is_seen().await;
+    daemon.wait_until_seen().await;
     let ticket = daemon.ticket(&name, Some(secret.0), hide_addresses)?;
     let _ = events.try_send(Event::Ticket { service: name, ticket: ticket.to_string(), open: false });
     let session = listener.accept().await.ok_or_else(|| Failure::here("the node is closed"))?;

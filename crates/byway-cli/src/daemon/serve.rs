@@ -39,7 +39,7 @@ pub(super) async fn run(daemon: Arc<Daemon>, offer: Offer, report: Report) -> Re
         ListenError::Name(_) => Failure::usage(error),
         error => Failure::here(error),
     })?;
-    daemon.is_seen().await;
+    daemon.wait_until_seen().await;
     tell_ticket(&daemon, &offer, &report)?;
     let holders = lock(&daemon.grants).holders(&offer.name) as u64;
     let (name, to) = (offer.name.clone(), offer.to.to_string());
