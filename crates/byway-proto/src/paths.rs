@@ -28,7 +28,7 @@ mod route;
 mod split;
 mod status;
 
-use alloc::{collections::BTreeMap, collections::VecDeque};
+use alloc::{boxed::Box, collections::BTreeMap, collections::VecDeque};
 use core::time::Duration;
 
 pub use budget::Budget;
@@ -83,7 +83,8 @@ impl Default for PathsConfig {
 pub struct Paths {
     config: PathsConfig,
     rng: Rng,
-    routes: BTreeMap<RouteId, Route>,
+    /// Each by itself in memory: a node of the map has room for eleven, and most peers have one.
+    routes: BTreeMap<RouteId, Box<Route>>,
     selected: Option<RouteId>,
     why: Option<Why>,
     established: Option<Instant>,
@@ -229,7 +230,7 @@ impl Paths {
                 None => return self.outputs.push_back(Output::Drop { route: id, why: DropWhy::Full }),
             }
         }
-        self.routes.insert(id, route);
+        self.routes.insert(id, Box::new(route));
         if self.established.is_none() {
             return; // the dial is the packet path's: it copies to all, and replays to what it hears from
         }
@@ -248,7 +249,7 @@ impl Paths {
     /// it, by answering; else the one that has been dead for longest. For a newcomer that is no better nobody goes at
     /// once, or one peer's pings from many sources would drive each other out before any is answered.
     fn least_wanted(&self, for_trusted: bool, now: Instant) -> Option<RouteId> {
-        let others = || self.routes.values().filter(|route| self.selected != Some(route.id));
+        let others = || self.routes.values().map(Box::as_ref).filter(|route| self.selected != Some(route.id));
         let had_time = |route: &&Route| for_trusted || now.since(route.added) >= TIME_TO_ANSWER;
         let unknown = others().filter(|route| !route.trusted && !route.is_proven()).filter(had_time);
         let dead = others().filter(|route| route.standing.dead && route.kind == RouteKind::Direct);
@@ -295,6 +296,8 @@ impl Paths {
         self.select(first, Why::Handshake, now);
         if self.routes.len() > 1 {
             self.start_hedge(HedgeWhy::Established, false, now);
+        } else if self.proven().contains(first) {
+            self.outputs.push_back(Output::Up { route: first }); // the handshake has shown what a ping would
         } else {
             self.ping(first, false, now);
         }
@@ -461,7 +464,7 @@ impl Paths {
     }
 
     fn selected_route(&self) -> Option<&Route> {
-        self.routes.get(&self.selected?)
+        self.routes.get(&self.selected?).map(Box::as_ref)
     }
 
     /// The route to keep warm beside the selected one: the best living one, else the best that ever answered.
@@ -472,7 +475,7 @@ impl Paths {
     /// The best route of those wanted: proven before unproven, living before dead, then by score.
     fn best(&self, wanted: impl Fn(&Route) -> bool) -> Option<RouteId> {
         let rank = |route: &&Route| (!route.is_proven(), route.standing.dead, route.score(), route.rtt(), route.id);
-        self.routes.values().filter(|route| wanted(route)).min_by_key(rank).map(|route| route.id)
+        self.routes.values().map(Box::as_ref).filter(|route| wanted(route)).min_by_key(rank).map(|route| route.id)
     }
 }
 

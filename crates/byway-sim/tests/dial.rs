@@ -5,11 +5,19 @@ mod common;
 
 use std::{
     net::{Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use byway::{Channel, DialError, Event, Gone, PathKind, PeerAddr, PeerEvent, PeerId, Protocol, Target, Ticket, To};
-use byway_sim::{Loss, Packet, Verdict, World};
+use byway_proto::{
+    addr::HostAddr,
+    wire::{Kind, classify},
+};
+use byway_sim::{Loss, Packet, StunServer, Verdict, World};
 use common::{Peer, config, exchange, ms, peer, relay, scenario, secs};
 use tokio::time::{self, Instant};
 
@@ -317,4 +325,55 @@ fn a_protocol_that_is_registered_later_reaches_the_peer() {
         assert_eq!(&rx.recv().await.unwrap().1[..], b"late");
         assert_eq!(a.path().await, Some(PathKind::Direct));
     });
+}
+
+/// The first peer's only route.
+async fn route(peer: &Peer) -> byway::RouteReport {
+    let status = peer.node.status().await;
+    let [route] = &status.peers[0].routes[..] else { panic!("{status:#?}") };
+    route.clone()
+}
+
+#[test]
+fn a_direct_connection_is_proven_and_measured_by_six_probes_and_nothing_is_doubted() {
+    scenario(1, secs(30), |world| async move {
+        let (a, b) = two(&world).await;
+        let (probes, doubts) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counts = (Arc::clone(&probes), Arc::clone(&doubts));
+        let _counting = world.rule(move |packet: &Packet<'_>| {
+            let is_probe = matches!(classify(packet.payload), Kind::Probe | Kind::Fragment);
+            counts.0.fetch_add(usize::from(is_probe), Ordering::Relaxed);
+            counts.1.fetch_add(usize::from(is_probe && packet.payload[17] == 1), Ordering::Relaxed); // a ping with doubt
+            Verdict::Pass
+        });
+        assert_eq!(b.node.ticket().addrs.len(), 1);
+        a.node.dial(b.node.ticket()).await.unwrap();
+        assert!(route(&a).await.rtt.is_some_and(|rtt| rtt < ms(200)), "{:?}", route(&a).await);
+        time::sleep(ms(300)).await;
+        assert_eq!(probes.load(Ordering::Relaxed), 6, "each end's ping of full length, one more, and their pongs");
+        assert!(route(&b).await.rtt.is_some_and(|rtt| rtt < ms(200)), "{:?}", route(&b).await);
+        assert_eq!([route(&a).await.mtu, route(&b).await.mtu], [1_443; 2]);
+        time::sleep(secs(3)).await;
+        assert_eq!(doubts.load(Ordering::Relaxed), 0);
+    });
+}
+
+#[test]
+fn what_a_node_learns_while_a_connection_is_made_reaches_its_peer() {
+    for (dials, offset) in [true, false].into_iter().flat_map(|dials| (0..40).map(move |n| (dials, ms(25 * n)))) {
+        scenario(1, secs(30), |world| async move {
+            let servers = ["stun 1", "stun 2"].map(|name| StunServer::start(&world.host(name)).unwrap());
+            let b = peer(&world.host("b"), config(2)).await;
+            let mut asking = config(1);
+            asking.stun = servers.iter().map(|server| HostAddr::Socket(server.addr())).collect();
+            let a = peer(&world.host("a"), asking).await;
+            time::sleep(offset).await; // a is being told meanwhile where it is
+            let (from, to) = if dials { (&a, &b) } else { (&b, &a) };
+            from.node.dial(to.node.ticket()).await.unwrap();
+            time::sleep(secs(3)).await;
+            let theirs = b.node.why(a.id()).await.unwrap().theirs.unwrap();
+            let public = theirs.ipv4.and_then(|family| family.public);
+            assert!(public.is_some(), "dialled by {}, {offset:?} after its start", if dials { "a" } else { "b" });
+        });
+    }
 }

@@ -13,7 +13,7 @@ use tracing::debug;
 use crate::{
     core::Core,
     gone::Gone,
-    link::establish::{self, ControlStream, Established},
+    link::establish::{self, ControlStream, Established, Introduced},
     net::{routes::Via, track::Track},
     switch::{Command, Knock, Origin},
 };
@@ -135,7 +135,7 @@ async fn hello(
         let knock = Knock { peer, instance: theirs.instance, via: track.via() };
         Some(core.switch.vet(knock).await.inspect_err(|reason| reason.close(&connection))?)
     };
-    let agreed = agree(core, track, connection, control, theirs).await;
+    let agreed = agree(core, track, connection, control, (theirs, knock.is_none())).await;
     if let (Err(_), Some(knock)) = (&agreed, knock) {
         core.switch.send(Command::KnockOver(knock)).await;
     }
@@ -147,10 +147,11 @@ async fn agree(
     track: &Arc<Track>,
     connection: quinn::Connection,
     mut control: ControlStream,
-    theirs: Hello,
+    (theirs, for_relaying): (Hello, bool),
 ) -> Result<Established, Gone> {
     let ours = core.hello(core.serving.is_some());
-    control.say(ours.clone()).await?;
+    let introduction = if for_relaying { Introduced::default() } else { core.introduction(track) };
+    control.say(ours.clone(), introduction, usize::MAX).await?;
     let agreed = establish::agreed(&connection, &ours, &theirs)?;
     Established::new(connection, Arc::clone(track), control, theirs, agreed).ok_or(Gone::SelfDial)
 }

@@ -97,6 +97,8 @@ pub(crate) struct Up {
     pub(crate) config: PathsConfig,
     /// The peer whose path changes are told; `None` for the connection to a relay.
     pub(crate) told: Option<byway_proto::PeerId>,
+    /// How long QUIC's handshake took there and back.
+    pub(crate) rtt: Duration,
     /// The peer is to be reached through relays alone, and must not learn where this node is.
     pub(crate) relayed: bool,
 }
@@ -200,7 +202,8 @@ struct Agent {
     mux: Arc<Mux>,
     events: Events,
     seed: [u8; 32],
-    peers: BTreeMap<SocketAddr, AgentPeer>,
+    /// Each by itself in memory: a node of the map has room for eleven.
+    peers: BTreeMap<SocketAddr, Box<AgentPeer>>,
     /// When each machine wants to be called; one entry for each peer that has a timer.
     timers: BTreeSet<(Instant, SocketAddr)>,
     traversal: Traversal,
@@ -352,14 +355,15 @@ impl Agent {
         let alias = up.track.alias();
         let seed = Rng::new(&self.seed, &alias.to_string()).bytes();
         let now = self.mux.now();
-        let peer = AgentPeer::new(up, &seed, now);
+        let rtt = up.rtt;
+        let peer = Box::new(AgentPeer::new(up, &seed, now));
         self.mux.routes.learn_probe_key(peer.key.id, &peer.track);
         for via in peer.track.heard_vias() {
             self.mux.routes.learn_route(via, &peer.track);
         }
         self.peers.insert(alias, peer);
         let mut unheard = Vec::new();
-        self.with(alias, |peer, now| unheard = peer.begin(now));
+        self.with(alias, |peer, now| unheard = peer.begin(rtt, now));
         self.begin_traversal(alias, unheard);
     }
 
@@ -446,6 +450,6 @@ fn kind_of(via: Via) -> RouteKind {
 }
 
 /// The machine's word for a route that came into being.
-fn added(route: byway_proto::paths::RouteId, via: Via, trusted: bool) -> Input {
-    Input::Add { route, kind: kind_of(via), trusted, rtt: None }
+fn added(route: byway_proto::paths::RouteId, via: Via, trusted: bool, rtt: Option<Duration>) -> Input {
+    Input::Add { route, kind: kind_of(via), trusted, rtt }
 }

@@ -9,6 +9,7 @@ use std::{
 use byway_proto::{
     PeerId, Rng,
     addr::candidate::is_probeable,
+    book::Group,
     hello::{Candidates, Control, Hello, Limits, MAX_CANDIDATES},
     nat::candidates::{Sources, candidates},
     paths::PathsConfig,
@@ -20,13 +21,17 @@ use crate::{
     config::Config,
     event::Events,
     gone::Gone,
-    link::{Link, establish, readers::Scope},
+    link::{
+        Link,
+        establish::{self, Introduced},
+        readers::Scope,
+    },
     metrics::Dropped,
-    net::{Interface, InterfaceKind, Net, lan::LanRef, mux::Mux, portmap::PortMappings, track::Track},
+    net::{Interface, InterfaceKind, Net, lan::LanRef, mux::Mux, portmap::PortMappings, routes::Via, track::Track},
     protocol::{MAX_MESSAGE, Registry},
     quic::endpoint::{Endpoint, MAX_STREAMS},
     relay::{server::RelayShell, table::Relays},
-    switch::{SwitchRef, knows_this_machine},
+    switch::SwitchRef,
     tasks::Tasks,
 };
 
@@ -82,18 +87,25 @@ impl Core {
         hello
     }
 
+    /// The group of addresses at a way's other end: the relay's, if it is one.
+    pub(crate) fn group(&self, via: Option<Via>) -> Group {
+        let remote = via.map(|via| self.mux.sockets.wss().behind(via.remote()));
+        remote.map_or(Group::LOCAL, |remote| Group::of(remote.ip()))
+    }
+
     /// What a peer needs to know for a direct path.
-    pub(crate) fn introduction(&self, track: &Track) -> Vec<Control> {
-        let addrs = self.addrs(knows_this_machine(track));
-        let mut introduction = Vec::new();
+    pub(crate) fn introduction(&self, track: &Track) -> Introduced {
+        let edition = self.switch.edition(); // first: what changes from here on is told again
+        let addrs = self.addrs(track.knows_this_machine());
+        let mut rest = Vec::new();
         if !addrs.is_empty() {
-            introduction.push(Control::Candidates(Candidates { addrs, generation: 0 }));
+            rest.push(Control::Candidates(Candidates { addrs, generation: 0 }));
         }
         if !self.config.relay_only {
-            introduction.push(Control::NatReport(self.agent.nat_report()));
+            rest.push(Control::NatReport(self.agent.nat_report()));
         }
-        introduction.push(Control::Relays(self.relays.registered()));
-        introduction
+        rest.push(Control::Relays(self.relays.registered()));
+        Introduced { edition, rest, ..Introduced::default() }
     }
 
     /// What a link's readers need; control messages go to `control`.
@@ -117,6 +129,7 @@ impl Core {
                 exported,
                 config,
                 told,
+                rtt: connection.rtt(),
                 relayed: self.config.relay_only && told.is_some(),
             })))
             .await;

@@ -14,7 +14,7 @@ use crate::{
     agent::Command,
     core::Core,
     gone::Gone,
-    link::establish::{self, ControlStream, Established},
+    link::establish::{self, ControlStream, Established, Introduced},
     net::{routes::Via, track::Track},
     quic::endpoint::HandshakeError,
     relay::table::Wanted,
@@ -25,6 +25,10 @@ pub const MAX_DIAL_ADDRS: usize = 8;
 
 /// Relays of one peer that a dial uses.
 pub const MAX_DIAL_RELAYS: usize = 3;
+
+/// Bytes of the dialler's hello and introduction that leave at once: a packet with them and QUIC's own first frames fits every route.
+/// What does not has to be split, and the other side may not have the key by which it puts the halves together.
+const FIRST_FLIGHT: usize = 1_000;
 
 /// How long the LAN may take to answer for a peer of which no address and no relay is known: two questions, so that one lost
 /// packet costs nothing, and an answer from a slow wireless network.
@@ -279,10 +283,9 @@ pub(crate) async fn hello(
         if ours.relay { (crate::relay::client::paths(), None) } else { (core.config.paths.clone(), Some(peer)) };
     core.run_routes(track, &connection, config, told).await?;
     let mut control = ControlStream::open(&connection).await?;
-    control.say(ours.clone()).await?;
-    if told.is_some() {
-        control.tell(&core.introduction(track)).await?; // without waiting for the other hello: that is a round trip
-    }
+    // without waiting for the other hello: that is a round trip
+    let introduction = if told.is_some() { core.introduction(track) } else { Introduced::default() };
+    control.say(ours.clone(), introduction, FIRST_FLIGHT).await?;
     let theirs = control.hear().await?;
     let agreed = establish::agreed(&connection, &ours, &theirs)?;
     Established::new(connection, Arc::clone(track), control, theirs, agreed).ok_or(Gone::SelfDial)

@@ -11,14 +11,17 @@ mod reason;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use byway_proto::{
     Instant, PeerId, Rng, UnixTime,
-    book::{Book, Contact, Group, Record},
+    book::{Book, Contact, Record},
     gate::{ACCEPT_QUEUE, HANDSHAKE_TOTAL},
-    hello::{Announced, Control},
+    hello::Control,
     switch::{By, DialFailure, DialId, FILTER_DEADLINE, Input, KnockId, LinkId, NotDialing, Switch, Up},
 };
 use tokio::{
@@ -35,8 +38,11 @@ use crate::{
     core::Core,
     dial::{DialError, Target},
     gone::Gone,
-    link::{Link, establish::Established},
-    net::{routes::Via, track::Track},
+    link::{
+        Link,
+        establish::{Established, Introduced},
+    },
+    net::routes::Via,
     protocol::OnFailure,
     store::{Store, StoreError},
 };
@@ -168,6 +174,8 @@ pub(crate) struct SwitchRef {
     /// Links that wait to be taken in; full, the gate refuses further strangers.
     ups: mpsc::Sender<(Established, By)>,
     links: Arc<Mutex<BTreeMap<PeerId, Arc<Link>>>>,
+    /// Counts what this node has told all its peers of itself.
+    edition: Arc<AtomicU64>,
 }
 
 /// The receiving ends of a [`SwitchRef`].
@@ -180,7 +188,10 @@ impl SwitchRef {
     pub(crate) fn new() -> (Self, Inlets) {
         let (commands, commands_in) = mpsc::channel(COMMANDS);
         let (ups, ups_in) = mpsc::channel(ACCEPT_QUEUE);
-        (SwitchRef { commands, ups, links: Arc::default() }, Inlets { commands: commands_in, ups: ups_in })
+        (
+            SwitchRef { commands, ups, links: Arc::default(), edition: Arc::default() },
+            Inlets { commands: commands_in, ups: ups_in },
+        )
     }
 
     /// Sends a request; lost if the node is closing.
@@ -205,6 +216,16 @@ impl SwitchRef {
 
     pub(crate) async fn up(&self, established: Established, by: By) {
         let _ = self.ups.send((established, by)).await; // only a closing node takes none
+    }
+
+    /// The number of what all peers were told last: a peer that was told that before it had a link was told all.
+    pub(crate) fn edition(&self) -> u64 {
+        self.edition.load(Ordering::Acquire)
+    }
+
+    /// Notes that all peers are about to be told something anew.
+    pub(crate) fn next_edition(&self) {
+        self.edition.fetch_add(1, Ordering::Release);
     }
 
     /// How many links wait to be taken in.
@@ -258,8 +279,8 @@ struct Shell {
     links: BTreeMap<LinkId, Arc<Link>>,
     /// The link that the machine is told of now.
     offered: Option<(LinkId, Established)>,
-    /// The protocols that were announced to the link that is taken in now.
-    announced: Vec<Announced>,
+    /// What the link that is taken in now was told.
+    introduced: Introduced,
     /// Why the link ended that the machine is told of now.
     ended: Option<Gone>,
     waiting: BTreeMap<PeerId, Waiting>,
@@ -297,7 +318,10 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
                 shell.announce();
                 core.lan.renew().await;
             }
-            () = core.agent.observes() => core.switch.links().iter().for_each(|link| shell.tell_candidates(link)),
+            () = core.agent.observes() => {
+                core.switch.next_edition();
+                core.switch.links().iter().for_each(|link| shell.tell_candidates(link));
+            }
             Some(command) = inlets.commands.recv() => shell.command(command),
             Some((established, by)) = inlets.ups.recv() => shell.up(established, by),
             Some((link, message)) = from_links.recv() => shell.control(&link, message).await,
@@ -324,7 +348,7 @@ impl Shell {
             generation: 0,
             links: BTreeMap::new(),
             offered: None,
-            announced: Vec::new(),
+            introduced: Introduced::default(),
             ended: None,
             waiting: BTreeMap::new(),
             going: None,
@@ -354,6 +378,7 @@ impl Shell {
             Command::Announce => self.announce(),
             Command::TellRelays => {
                 let relays = Control::Relays(self.core.relays.registered());
+                self.core.switch.next_edition();
                 for link in self.core.switch.links() {
                     link.control(&relays);
                 }
@@ -470,17 +495,4 @@ impl Shell {
         self.named += 1;
         self.named
     }
-}
-
-impl Core {
-    /// The group of addresses at a way's other end: the relay's, if it is one.
-    pub(crate) fn group(&self, via: Option<Via>) -> Group {
-        let remote = via.map(|via| self.mux.sockets.wss().behind(via.remote()));
-        remote.map_or(Group::LOCAL, |remote| Group::of(remote.ip()))
-    }
-}
-
-/// Whether a link proves that both nodes run on one machine: it, or its relay, is reached over loopback.
-pub(crate) fn knows_this_machine(track: &Track) -> bool {
-    track.vias().iter().any(|via| via.remote().ip().is_loopback())
 }

@@ -25,6 +25,7 @@ mod search;
 mod trial;
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet},
     vec::Vec,
 };
@@ -50,7 +51,8 @@ pub const MAX_LINKS: usize = 16_384;
 pub struct Agent {
     survey: Survey,
     host: Host,
-    links: BTreeMap<LinkId, Link>,
+    /// Each by itself in memory: a node of the map has room for eleven.
+    links: BTreeMap<LinkId, Box<Link>>,
     /// When each link wants to act; one entry for each that does.
     timers: BTreeSet<(Instant, LinkId)>,
     observed: Observed,
@@ -93,7 +95,7 @@ impl Agent {
             }
             Input::Up { link, peer, dialled: _, loopback } => {
                 if self.links.len() < MAX_LINKS && !self.links.contains_key(&link) {
-                    self.links.insert(link, Link::new((link, peer), loopback, now));
+                    self.links.insert(link, Box::new(Link::new((link, peer), loopback, now)));
                 }
             }
             Input::Forget { link } => {

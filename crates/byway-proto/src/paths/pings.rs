@@ -150,6 +150,10 @@ impl Paths {
         let is_first = !core::mem::replace(&mut known.peer.has_pinged, true);
         known.peer.heard = Some(now);
         if known.is_proven() && !known.standing.dead {
+            // of a route that the handshake has proven, the peer's first ping tells that it has the keys by now
+            if is_first && known.mtu.is_untried() {
+                self.ping_padded(route, now);
+            }
             return;
         }
         if !known.is_proven() && !known.trusted {

@@ -1,5 +1,6 @@
 //! A route whose NAT mapping is about to die of age gives way to a fresh one.
 
+use alloc::boxed::Box;
 use core::time::Duration;
 
 use super::{
@@ -18,7 +19,7 @@ impl Paths {
     pub(super) fn renew(&mut self, now: Instant) {
         let Some(to) = self.bias.renewal.filter(|_| self.hedge.is_none()) else { return };
         let living = |route: &&Route| route.is_proven() && !route.standing.dead;
-        if self.routes.get(&to).filter(living).is_none() {
+        if self.routes.get(&to).map(Box::as_ref).filter(living).is_none() {
             self.bias.renewal = self.bias.renewal.filter(|to| self.routes.contains_key(to));
             return;
         }

@@ -336,10 +336,11 @@ impl Route {
         self.tally.misses >= MISSES_TO_DEATH
     }
 
-    /// When the padded ping is due again; the first one follows the route's first pong at once.
+    /// When the padded ping is due again; the first one follows the route's first pong at once, or, where the handshake has proven the
+    /// route, the peer's first ping, should that come.
     pub(super) fn next_mtu_probe(&self) -> Option<Instant> {
-        let again = !self.mtu.proven && (1..MTU_TRIES).contains(&self.mtu.tries);
-        again.then(|| self.mtu.last + MTU_SPACING)
+        let proven_since = self.proven_since.filter(|_| !self.mtu.proven && self.mtu.tries < MTU_TRIES)?;
+        Some(proven_since.max(self.mtu.last) + MTU_SPACING)
     }
 
     fn lose(&mut self, ping: &Ping) {
@@ -351,6 +352,12 @@ impl Route {
         }
         self.tally.misses = self.tally.misses.saturating_add(1);
         self.row.pongs = 0;
+    }
+}
+
+impl MtuProbe {
+    pub(super) fn is_untried(&self) -> bool {
+        self.tries == 0
     }
 }
 

@@ -4,6 +4,7 @@
 //! a death is noticed only after twice the patience. So the side that was dialled takes the dialler's route; and either side takes a
 //! direct route that has come up since it chose its own, for the peer has moved there for a reason: its mapping is about to end.
 
+use alloc::boxed::Box;
 use core::time::Duration;
 
 use super::{
@@ -30,7 +31,7 @@ impl Paths {
         let here = heard.iter().find(|(route, _)| *route == selected.id).map(|(_, at)| *at);
         let since = here.max(Some(selected.standing.selected_at)).unwrap_or_default();
         let is_split = latest.since(since) >= SPLIT_FOR;
-        let peers = self.routes.get(to).filter(|route| route.is_proven() && !route.standing.dead);
+        let peers = self.routes.get(to).map(Box::as_ref).filter(|route| route.is_proven() && !route.standing.dead);
         let peers = peers.filter(|route| now >= route.standing.barred && !selected.rivals(route));
         let both_direct = |route: &&Route| [route.kind, selected.kind] == [RouteKind::Direct; 2];
         let is_news =

@@ -58,7 +58,7 @@ impl Paths {
             selected: self.selected == Some(route.id),
             why: self.explain(route, now),
         };
-        self.routes.values().map(entry).collect()
+        self.routes.values().map(|route| entry(route)).collect()
     }
 
     /// Pings in a row that the selected route has not answered, if a relay carries the connection.

@@ -705,6 +705,33 @@ fn padded_ping_follows_the_first_pong_and_its_pong_proves_the_mtu() {
 }
 
 #[test]
+fn route_that_the_handshake_has_measured_is_proven_and_its_mtu_is_once_the_peer_pings() {
+    let measured = || {
+        let mut one = Driven::new();
+        one.input(Input::Add { route: A, kind: RouteKind::Direct, trusted: true, rtt: Some(ms(80)) });
+        let outputs = one.input(Input::Established { heard: A });
+        assert!(outputs.contains(&Output::Up { route: A }));
+        assert_eq!((pinged(&outputs), pinged_padded(&outputs)), (vec![], vec![]), "the peer has no keys yet");
+        assert_eq!((one.paths.status(one.now)[0].srtt, one.paths.patience()), (Some(ms(80)), ms(150)));
+        one
+    };
+    let ping = Input::Ping { route: A, doubt: false };
+    let mut one = measured();
+    let established = one.now;
+    one.wait(80);
+    let outputs = one.input(ping.clone());
+    assert_eq!((pinged(&outputs), pinged_padded(&outputs)), (vec![], vec![A]));
+    assert_eq!(one.input(ping), []);
+    one.wait(80);
+    assert!(one.pong(&outputs, A).contains(&Output::MtuProven { route: A }));
+    one.wait(840);
+    assert_eq!(pinged(&one.sample(Sample { last_sent: Some(established), ..Sample::default() })), [A]);
+    let mut silent = measured();
+    let before = silent.now;
+    assert_eq!((pinged_padded(&silent.next()), silent.now), (vec![A], before + ms(1_000)));
+}
+
+#[test]
 fn every_route_is_explained() {
     let mut one = Driven::established();
     one.add(RouteId(7), RouteKind::Direct);
@@ -781,6 +808,14 @@ fn ms(ms: u64) -> Duration {
 }
 
 /// The routes of the unpadded pings among `outputs`.
+fn pinged_padded(outputs: &[Output]) -> Vec<RouteId> {
+    let route = |output: &Output| match output {
+        Output::Ping { route, padded: true, .. } => Some(*route),
+        _ => None,
+    };
+    outputs.iter().filter_map(route).collect()
+}
+
 fn pinged(outputs: &[Output]) -> Vec<RouteId> {
     let route = |output: &Output| match output {
         Output::Ping { route, padded: false, .. } => Some(*route),

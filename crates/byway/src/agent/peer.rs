@@ -108,7 +108,7 @@ impl AgentPeer {
 
     /// Hands the routes of the handshake to the machine; returns the addresses of a peer's ticket that have not answered
     /// yet, for they are candidates as any other.
-    pub(super) fn begin(&mut self, now: Instant) -> Vec<SocketAddr> {
+    pub(super) fn begin(&mut self, rtt: Duration, now: Instant) -> Vec<SocketAddr> {
         let mut state = self.track.lock();
         state.established = true;
         state.copies.budget = Budget::new(now);
@@ -127,8 +127,11 @@ impl AgentPeer {
             // (RFC 9000 §8.1), and what follows must not wait for a ping that may get lost.
             self.track.prove(route);
         }
-        for &(route, via, _) in &routes {
-            self.paths.handle_input(added(route, via, dialled), now);
+        // Where the dialler sent by one way alone, the handshake has shown that it leads there and back, and measured it.
+        let is_shown = self.told.is_some() && dialled && unheard.is_empty() && routes.len() == 1;
+        for &(route, via, heard) in &routes {
+            let rtt = heard.filter(|_| is_shown && kind_of(via) == RouteKind::Direct).map(|_| rtt);
+            self.paths.handle_input(added(route, via, dialled, rtt), now);
         }
         if !dialled {
             self.paths.handle_input(Input::GiveWay, now);
@@ -142,7 +145,7 @@ impl AgentPeer {
     /// Adds a way to the peer, unless it is there already.
     pub(super) fn add_route(&mut self, via: Via, trusted: bool, now: Instant) -> Option<RouteId> {
         let route = self.track.lock().add(via, false)?;
-        self.paths.handle_input(added(route, via, trusted), now);
+        self.paths.handle_input(added(route, via, trusted, None), now);
         Some(route)
     }
 
@@ -263,7 +266,9 @@ impl AgentPeer {
                     if self.detour.by.take() != Some(to) {
                         self.carry_by(to, hedge_began, mux.now());
                     }
-                    self.track.moved.notify_one();
+                    if from.is_some() || self.track.vias().len() > 1 {
+                        self.track.moved.notify_one(); // the only way of all is known
+                    }
                     changed = self.selected(from, to).or(changed);
                     debug!(alias = %self.track.alias(), %why, path = ?changed, "route selected");
                     self.tell(to, |peer, path, remote| Event::PathBest { peer, path, remote, why: why.to_string() });

@@ -187,7 +187,7 @@ impl Agent {
         let alias = self.traversal.machine.punching().and_then(|link| self.traversal.alias(link));
         if let Some(alias) = alias
             && now.since(self.traversal.loss_told) >= LOSS_SPACING
-            && let Some(per_mille) = self.peers.get(&alias).and_then(AgentPeer::relay_loss)
+            && let Some(per_mille) = self.peers.get(&alias).and_then(|peer| peer.relay_loss())
         {
             self.traversal.loss_told = now;
             self.traverse_link(alias, |link| Input::RelayLoss { link, per_mille });
@@ -287,6 +287,7 @@ impl Agent {
             Output::Signal { link, signal } => self.tell(link, &Control::Punch(signal)),
             Output::Report(report) => {
                 self.traversal.found.report.set(report.clone());
+                self.traversal.switch.next_edition();
                 let links: Vec<LinkId> = self.traversal.links.keys().copied().collect();
                 links.into_iter().for_each(|link| self.tell(link, &Control::NatReport(report.clone())));
                 self.keep_alive(&report);
@@ -345,7 +346,7 @@ impl Agent {
         let link = LinkId(self.traversal.numbered);
         self.traversal.links.insert(link, (alias, peer));
         self.traversal.numbers.insert(alias, link);
-        let direct = self.peers.get(&alias).and_then(AgentPeer::direct);
+        let direct = self.peers.get(&alias).and_then(|peer| peer.direct());
         let every = keep_alive(&self.traversal.found.report.read());
         self.with(alias, |peer, now| peer.keep_alive(every, now));
         self.traverse(Input::Up { link, peer, dialled, loopback });
@@ -372,7 +373,7 @@ impl Agent {
         if !std::mem::take(&mut self.traversal.may_close) {
             return;
         }
-        let used: BTreeSet<SocketId> = self.peers.values().flat_map(AgentPeer::sockets).collect();
+        let used: BTreeSet<SocketId> = self.peers.values().flat_map(|peer| peer.sockets()).collect();
         let (closing, sockets) = (&mut self.traversal.closing, &self.mux.sockets);
         closing.retain(|socket| {
             let keep = used.contains(socket);

@@ -36,33 +36,45 @@ pub(crate) struct ControlStream {
     send: SendStream,
     pub(crate) recv: RecvStream,
     pub(crate) codec: ControlCodec,
-    /// The protocols in our hello.
-    announced: Vec<Announced>,
+    introduced: Introduced,
+}
+
+/// What the other side was told of this node along with the hello, before there was a link.
+#[derive(Debug, Default)]
+pub(crate) struct Introduced {
+    /// The protocols that the hello tells.
+    pub(crate) protocols: Vec<Announced>,
+    /// Of what all peers are told ([`SwitchRef::edition`](crate::switch::SwitchRef::edition)).
+    pub(crate) edition: u64,
+    /// What there was no room for.
+    pub(crate) rest: Vec<Control>,
 }
 
 impl ControlStream {
     /// The dialling side opens it; it is the connection's first stream.
     pub(crate) async fn open(connection: &Connection) -> Result<Self, Gone> {
         let (send, recv) = time::timeout(HELLO_TIMEOUT, connection.open_bi()).await.map_err(|_| Gone::TimedOut)??;
-        Ok(ControlStream { send, recv, codec: ControlCodec::new(), announced: Vec::new() })
+        Ok(ControlStream { send, recv, codec: ControlCodec::new(), introduced: Introduced::default() })
     }
 
     pub(crate) async fn accept(connection: &Connection) -> Result<Self, Gone> {
         let (send, recv) = time::timeout(HELLO_TIMEOUT, connection.accept_bi()).await.map_err(|_| Gone::TimedOut)??;
-        Ok(ControlStream { send, recv, codec: ControlCodec::new(), announced: Vec::new() })
+        Ok(ControlStream { send, recv, codec: ControlCodec::new(), introduced: Introduced::default() })
     }
 
-    pub(crate) async fn say(&mut self, hello: Hello) -> Result<(), Gone> {
-        self.tell(&[Control::Hello(hello)]).await
-    }
-
-    pub(crate) async fn tell(&mut self, messages: &[Control]) -> Result<(), Gone> {
-        let mut frames = Vec::new();
-        for message in messages {
-            if let Control::Hello(hello) = message {
-                self.announced = hello.protocols.clone();
+    /// Says our hello, and of this node what finds room in `room` bytes behind it; the rest is left for the link to say.
+    pub(crate) async fn say(&mut self, hello: Hello, introduction: Introduced, room: usize) -> Result<(), Gone> {
+        let frame = |message: &Control| message.to_frame().map_err(|error| Gone::Lost(error.to_string()));
+        self.introduced =
+            Introduced { protocols: hello.protocols.clone(), edition: introduction.edition, rest: Vec::new() };
+        let mut frames = frame(&Control::Hello(hello))?;
+        for message in introduction.rest {
+            let next = frame(&message)?;
+            if self.introduced.rest.is_empty() && frames.len() + next.len() <= room {
+                frames.extend(next);
+            } else {
+                self.introduced.rest.push(message);
             }
-            frames.extend(message.to_frame().map_err(|error| Gone::Lost(error.to_string()))?);
         }
         let said = time::timeout(HELLO_TIMEOUT, self.send.write_all(&frames)).await;
         said.map_err(|_| Gone::TimedOut)?.map_err(|error| Gone::Lost(error.to_string()))
@@ -107,8 +119,7 @@ pub(crate) struct Established {
     pub(crate) link: Arc<Link>,
     pub(crate) recv: RecvStream,
     pub(crate) codec: ControlCodec,
-    /// The protocols that the peer was told of.
-    pub(crate) announced: Vec<Announced>,
+    pub(crate) introduced: Introduced,
 }
 
 impl Established {
@@ -144,8 +155,8 @@ impl Established {
             memory: sync::Mutex::default(),
             receive: OnceLock::new(),
         };
-        let ControlStream { recv, codec, announced, .. } = control;
-        Some(Established { link: Arc::new(link), recv, codec, announced })
+        let ControlStream { recv, codec, introduced, .. } = control;
+        Some(Established { link: Arc::new(link), recv, codec, introduced })
     }
 }
 

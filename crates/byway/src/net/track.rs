@@ -225,6 +225,11 @@ impl Track {
         self.lock().routes().map(|(_, slot)| slot.via).collect()
     }
 
+    /// Whether both nodes run on one machine: the peer, or its relay, is reached over loopback.
+    pub(crate) fn knows_this_machine(&self) -> bool {
+        self.vias().iter().any(|via| via.remote().ip().is_loopback())
+    }
+
     /// The ways by which something came from this peer.
     pub(crate) fn heard_vias(&self) -> Vec<Via> {
         self.lock().routes().filter(|(_, slot)| slot.heard.is_some()).map(|(_, slot)| slot.via).collect()

@@ -49,8 +49,8 @@ pub(crate) const SEND_WINDOW: u64 = 4 << 20;
 /// The largest UDP payload that QUIC sends: an Ethernet frame less an IPv6 header and a relay's prefix.
 pub(crate) const MAX_MTU: u16 = 1_443;
 
-/// QUIC's search for the MTU goes to the upper bound at once: it finds nothing, for the mux splits what a route does not
-/// carry, and every step costs both sides a padded packet.
+/// What QUIC's search for the MTU stops at, which begins at the upper bound: it would find nothing, for the mux splits what a route
+/// does not carry, and every step costs both sides a padded packet. After a black hole it goes back there in one step.
 const MTU_STEP: u16 = MAX_MTU - MIN_MTU;
 
 /// Acknowledge every tenth packet: fewer would slow loss recovery down, more cost CPU.
@@ -269,6 +269,7 @@ fn transport(idle: IdleTimeout, keep_alive: Duration) -> TransportConfig {
         .send_window(SEND_WINDOW)
         .packet_threshold(PACKET_THRESHOLD)
         .initial_rtt(INITIAL_RTT)
+        .initial_mtu(MAX_MTU)
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))
         .datagram_receive_buffer_size(Some(datagrams::RECEIVE_BUFFER))

@@ -14,7 +14,7 @@ use byway_proto::{
 };
 
 use super::table::Wanted;
-use crate::{agent::Command as AgentCommand, core::Core, event::PathKind, link::Link, switch::knows_this_machine};
+use crate::{agent::Command as AgentCommand, core::Core, event::PathKind, link::Link};
 
 /// How long a relay that a link leaves may still bring the peer's datagrams: it leaves at about the same time.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ impl Links {
     /// Opens the relays that a link should go by and leaves the others once it can; `true` if it cannot yet.
     async fn review_link(&mut self, core: &Arc<Core>, link: &Arc<Link>) -> bool {
         let Some(told) = link.relays().clone() else { return false };
-        let loopback = knows_this_machine(&link.track);
+        let loopback = link.track.knows_this_machine();
         let told: Vec<PeerAddr> = told.into_iter().filter_map(|relay| usable(relay, loopback)).collect();
         let ours: Vec<PeerId> = core.relays.registered().iter().map(|relay| relay.id).collect();
         let living = told.iter().map(|relay| relay.id).filter(|relay| *relay != core.id());

@@ -6,7 +6,7 @@ use byway_proto::hello::{Candidates, Control, Hello, agree};
 use quinn::VarInt;
 use tracing::{debug, warn};
 
-use super::{Failure, Shell, knows_this_machine};
+use super::{Failure, Shell};
 use crate::{
     agent::Command as AgentCommand,
     event::Event,
@@ -81,6 +81,7 @@ impl Shell {
 
     /// Tells every peer what this node speaks, and where it may be reached, now.
     pub(super) fn announce(&mut self) {
+        self.core.switch.next_edition();
         for link in self.core.switch.links() {
             link.control(&Control::Hello(self.core.hello_to(&link)));
             self.agree(&link);
@@ -90,7 +91,7 @@ impl Shell {
 
     pub(super) fn tell_candidates(&mut self, link: &Link) {
         self.generation += 1;
-        let addrs = self.core.addrs(knows_this_machine(&link.track));
+        let addrs = self.core.addrs(link.track.knows_this_machine());
         if !addrs.is_empty() {
             link.control(&Control::Candidates(Candidates { addrs, generation: self.generation }));
         }
@@ -100,7 +101,7 @@ impl Shell {
     }
 
     async fn candidates(&self, link: &Arc<Link>, candidates: Candidates) {
-        let loopback = knows_this_machine(&link.track);
+        let loopback = link.track.knows_this_machine();
         let addrs = candidates.addrs.into_iter().filter(|addr| self.core.may_probe(*addr, loopback)).collect();
         self.core.agent.send(AgentCommand::Candidates { alias: link.track.alias(), addrs }).await;
     }

@@ -17,7 +17,7 @@ use crate::{
     dial::{self, DialError, MAX_DIAL_ADDRS, Target},
     event::Event,
     gone::Gone,
-    link::{Link, readers, writer},
+    link::{Link, establish::Introduced, readers, writer},
 };
 
 /// How long a dial that was refused as a duplicate waits for the other side's connection.
@@ -121,7 +121,7 @@ impl Shell {
         core.switch.set_link(&link);
         // Before the first message can come in, so that each protocol's state of the peer is there.
         core.registry.agreed(&link, &link.agreed.read());
-        self.announced = established.announced;
+        self.introduced = established.introduced;
         let evict_after = core.config.link.evict_after;
         core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux), evict_after));
         let scope = core.scope(self.control.clone());
@@ -144,12 +144,19 @@ impl Shell {
         let (core, peer) = (Arc::clone(&self.core), link.peer);
         info!(peer = ?peer, dialled = link.dialled, "peer connected");
         core.events.send(Event::PeerUp { peer });
-        if self.announced != core.registry.announced() {
+        let Introduced { protocols, edition, rest } = std::mem::take(&mut self.introduced);
+        if protocols != core.registry.announced() {
             link.control(&Control::Hello(core.hello_to(&link))); // a protocol came or went during the handshake
             self.agree(&link);
         }
-        self.tell_candidates(&link);
-        link.control(&Control::Relays(core.relays.registered()));
+        if edition == core.switch.edition() {
+            for message in &rest {
+                link.control(message);
+            }
+        } else {
+            self.tell_candidates(&link); // something of it changed during the handshake
+            link.control(&Control::Relays(core.relays.registered()));
+        }
         self.answer(peer, &Ok(peer));
     }
 

@@ -48,8 +48,15 @@ fn peer(agent: &mut Agent, ports: &[u16]) -> SocketAddr {
     for port in ports {
         track.lock().add(Via::Punched(SOCKET, ([192, 0, 2, 1], *port).into()), true).unwrap();
     }
-    let up = Up { track, exported: [7; probe::EXPORT_LEN], config: PathsConfig::default(), told: None, relayed: false };
-    agent.peers.insert(alias, AgentPeer::new(up, &[1; 32], agent.mux.now()));
+    let up = Up {
+        track,
+        exported: [7; probe::EXPORT_LEN],
+        config: PathsConfig::default(),
+        told: None,
+        rtt: Duration::ZERO,
+        relayed: false,
+    };
+    agent.peers.insert(alias, Box::new(AgentPeer::new(up, &[1; 32], agent.mux.now())));
     alias
 }
 
@@ -125,7 +132,7 @@ async fn a_connection_that_is_over_closes_the_sockets_of_its_routes() {
 fn prober(relayed: bool) -> (Agent, AgentPeer, impl Fn(u64, ProbeKind) -> ControlDatagram) {
     let agent = agent();
     let (track, exported) = (agent.mux.routes.dial(agent.mux.now()), [7; probe::EXPORT_LEN]);
-    let up = Up { track, exported, config: PathsConfig::default(), told: None, relayed };
+    let up = Up { track, exported, config: PathsConfig::default(), told: None, rtt: Duration::ZERO, relayed };
     let peer = AgentPeer::new(up, &[1; 32], agent.mux.now());
     let key = ProbeKey::derive(&exported, false);
     let send = move |seq, kind| {
