@@ -360,7 +360,7 @@ fn a_direct_connection_is_proven_and_measured_by_six_probes_and_nothing_is_doubt
 
 #[test]
 fn what_a_node_learns_while_a_connection_is_made_reaches_its_peer() {
-    for (dials, offset) in [true, false].into_iter().flat_map(|dials| (0..40).map(move |n| (dials, ms(25 * n)))) {
+    for (dials, offset) in [true, false].into_iter().flat_map(|dials| (0..60).map(move |n| (dials, ms(50 * n)))) {
         scenario(1, secs(30), |world| async move {
             let servers = ["stun 1", "stun 2"].map(|name| StunServer::start(&world.host(name)).unwrap());
             let b = peer(&world.host("b"), config(2)).await;
@@ -370,10 +370,13 @@ fn what_a_node_learns_while_a_connection_is_made_reaches_its_peer() {
             time::sleep(offset).await; // a is being told meanwhile where it is
             let (from, to) = if dials { (&a, &b) } else { (&b, &a) };
             from.node.dial(to.node.ticket()).await.unwrap();
-            time::sleep(secs(3)).await;
-            let theirs = b.node.why(a.id()).await.unwrap().theirs.unwrap();
-            let public = theirs.ipv4.and_then(|family| family.public);
-            assert!(public.is_some(), "dialled by {}, {offset:?} after its start", if dials { "a" } else { "b" });
+            let known = async {
+                let ours = a.node.why(b.id()).await.map(|told| told.ours);
+                ours.is_some() && b.node.why(a.id()).await.and_then(|told| told.theirs) == ours
+            };
+            let by = if dials { "a" } else { "b" };
+            time::sleep(ms(200)).await;
+            assert!(known.await, "dialled by {by} {offset:?} after a's start");
         });
     }
 }
