@@ -205,7 +205,11 @@ mod tests {
         let sleeper: u32 = std::str::from_utf8(&first[..length]).unwrap().trim().parse().unwrap();
         assert!(descendants(child.id()).contains_key(&sleeper));
         stop(&mut child);
-        let left = fs::read_to_string(format!("/proc/{sleeper}/stat")).unwrap_or_default();
-        assert!(left.is_empty() || left.contains(") Z "), "{left}");
+        let left = || fs::read_to_string(format!("/proc/{sleeper}/stat")).unwrap_or_default();
+        let (killed, is_gone) = (Instant::now(), || left().is_empty() || left().contains(") Z "));
+        while !is_gone() {
+            assert!(killed.elapsed() < GRACE, "{}", left()); // a killed process takes a moment to end
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
