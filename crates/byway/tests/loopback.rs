@@ -140,9 +140,13 @@ async fn nothing_is_left_of_a_thousand_connections() {
         }
     }
     until(&b.node, LINGER, |status| status.aliases == 0).await;
-    let grown = common::rss_mib() - warm;
-    println!("{grown:.1} MiB more after a thousand further connections");
-    assert!(grown < 24.0, "{grown:.1} MiB more after a thousand further connections");
+    let (grown, end) = (|| common::rss_mib() - warm, Instant::now() + LINGER);
+    while grown() >= 24.0 {
+        // the last of the dialling nodes are still closing
+        assert!(Instant::now() < end, "{:.1} MiB more after a thousand further connections", grown());
+        time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("{:.1} MiB more after a thousand further connections", grown());
 }
 
 /// Tasks of this test's runtime.
