@@ -429,10 +429,7 @@ fn doubting_ping_is_contradicted_by_a_fresh_proof_only() {
 
 #[test]
 fn lone_route_is_pinged_and_replayed_on_until_it_answers() {
-    let mut one = Driven::new();
-    one.add(B, RouteKind::Relay);
-    let first = one.input(Input::Established { heard: B });
-    one.pong(&first, B);
+    let mut one = Driven::relayed();
     let outputs = one.silence();
     assert!(outputs.contains(&Output::Replay { route: B, last: 2, max_age: Duration::MAX, budgeted: false }));
     assert_eq!(one.paths.plan(), Plan::One(B));
@@ -450,10 +447,7 @@ fn lone_route_is_pinged_and_replayed_on_until_it_answers() {
 
 #[test]
 fn lone_route_of_a_busy_connection_pays_for_its_replays() {
-    let mut one = Driven::new();
-    one.add(B, RouteKind::Relay);
-    let first = one.input(Input::Established { heard: B });
-    one.pong(&first, B);
+    let mut one = Driven::relayed();
     one.sample(Sample { last_sent: Some(one.now + ms(200)), ..Sample::default() });
     let outputs = one.silence();
     assert!(
@@ -849,6 +843,15 @@ impl Driven {
             stalled: false,
             pings: vec![],
         }
+    }
+
+    /// A connection by a relay, its only route, that has answered a ping.
+    fn relayed() -> Self {
+        let mut one = Driven::new();
+        one.add(B, RouteKind::Relay);
+        let first = one.input(Input::Established { heard: B });
+        one.pong(&first, B);
+        one
     }
 
     /// Direct route A selected, relay route B beside it, both proven and full datagrams too, round trip 100 ms.

@@ -81,9 +81,13 @@ impl Renewal {
     fn due(&self, host: &Host, now: Instant) -> Option<Instant> {
         let age = self.age(host)?;
         let born = self.mapped_at(age, host, now)?;
-        let tries = self.tried.1 * u32::from(self.tried.0 == Some(born));
         let due = (born + age / 100 * self.after).max(self.not_before);
-        (tries < TRIES && now < born + age).then_some(due)
+        (self.tries(Some(born)) < TRIES && now < born + age).then_some(due)
+    }
+
+    /// How often it was tried to renew the mapping made at that time.
+    fn tries(&self, born: Option<Instant>) -> u32 {
+        if self.tried.0 == born { self.tried.1 } else { 0 }
     }
 
     /// When the mapping that follows is made, where nobody tells.
@@ -120,7 +124,7 @@ impl Link {
             return Some(due);
         }
         let born = renewal.mapped_at(age, host, now);
-        renewal.tried = (born, if renewal.tried.0 == born { renewal.tried.1 + 1 } else { 1 });
+        renewal.tried = (born, renewal.tries(born) + 1);
         renewal.not_before = now + age / 100 * RETRY_AFTER;
         self.flight.allowance.renew(now);
         let Some(begun) = Renew::begin(renewal.remote, &mut Turn { host, flight: &mut self.flight, now }) else {

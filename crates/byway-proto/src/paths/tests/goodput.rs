@@ -22,10 +22,7 @@ fn flow(one: &mut Driven, seconds: u64, rates: [u64; 2], is_full: bool) -> Vec<(
 
 /// Direct route A selected, after relay route B has delivered this much.
 fn after_the_relay(delivered: u64) -> Driven {
-    let mut one = Driven::new();
-    one.add(B, RouteKind::Relay);
-    let first = one.input(Input::Established { heard: B });
-    one.pong(&first, B);
+    let mut one = Driven::relayed();
     flow(&mut one, 5, [0, delivered], true);
     one.input(Input::Add { route: A, kind: RouteKind::Direct, trusted: true, rtt: Some(ms(20)) });
     assert_eq!(one.paths.selected(), Some(A), "the first direct route");
@@ -141,10 +138,7 @@ fn of_several_routes_of_which_nothing_is_known_one_is_tried_in_ten_minutes() {
 
 #[test]
 fn a_chat_over_the_relay_does_not_show_what_that_carries() {
-    let mut one = Driven::new();
-    one.add(B, RouteKind::Relay);
-    let first = one.input(Input::Established { heard: B });
-    one.pong(&first, B);
+    let mut one = Driven::relayed();
     flow(&mut one, 5, [0, 10_000], false);
     one.input(Input::Add { route: A, kind: RouteKind::Direct, trusted: true, rtt: Some(ms(20)) });
     assert_eq!(one.paths.selected(), Some(A));
