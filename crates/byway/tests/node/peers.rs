@@ -1,0 +1,114 @@
+//! Who is let in and who is not, over this machine's own sockets.
+
+use std::{fs, time::Duration};
+
+use byway::{
+    DialError, Filter, Gone, HostAddr, Node, NotDialing, PeerAddr, PeerEvent, UnixTime,
+    book::{Contact, Record},
+};
+use tokio::time;
+
+use crate::common::{Peer, V4, addr_of, config, until};
+
+#[tokio::test]
+async fn a_ban_closes_the_connection_and_outlives_a_restart_and_both_sides_are_told() {
+    let dir = std::env::temp_dir().join(format!("byway-peers-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let mut settings = config(1, V4);
+    settings.store = Some(dir.join("book.rows"));
+    let mut a = Peer::bind(settings.clone()).await;
+    let mut b = Peer::bind(config(2, V4)).await;
+    b.node.dial(a.node.ticket()).await.unwrap();
+    a.up().await;
+    b.up().await;
+    a.node.ban(b.id(), UnixTime::NEVER, "by hand").await.unwrap();
+    for peer in [&mut a, &mut b] {
+        assert!(matches!(peer.peers.next().await, Some(PeerEvent::Down { reason: Gone::Banned, .. })));
+    }
+    assert!(matches!(a.node.dial(b.node.ticket()).await, Err(DialError::Banned(peer)) if peer == b.id()));
+    a.node.close().await;
+    settings.port = a.node.port();
+    drop(a); // and its socket
+    let again = rebind(settings).await;
+    let refused = b.node.dial(again.ticket()).await.unwrap_err();
+    assert!(matches!(refused, DialError::Hello { reason: Gone::Banned, .. }), "{refused}");
+    assert!(matches!(again.why_not_dialing(b.id()).await, Some(NotDialing::Banned { .. })));
+    let known = again.known_peers().await;
+    assert!(matches!(&known[..], [Record { ban: Some(ban), .. }] if ban.why == "by hand"));
+    assert!(again.unban(b.id()).await.unwrap() && !again.unban(b.id()).await.unwrap());
+    b.node.dial(again.ticket()).await.unwrap();
+    again.close().await;
+    let _ = fs::remove_dir_all(dir);
+}
+
+/// The port and the file of a node that has just closed.
+async fn rebind(settings: byway::Config) -> Node {
+    for _ in 0..100 {
+        if let Ok(node) = Node::bind(settings.clone()).await {
+            return node;
+        }
+        time::sleep(Duration::from_millis(20)).await;
+    }
+    Node::bind(settings).await.unwrap()
+}
+
+#[tokio::test]
+async fn friends_are_let_in_where_strangers_are_told_that_it_is_full() {
+    let mut settings = config(1, V4);
+    (settings.peers.max_peers, settings.peers.reserved) = (2, 1);
+    let friend = Node::bind(config(4, V4)).await.unwrap();
+    settings.peers.unconditional = [friend.id()].into();
+    let a = Node::bind(settings).await.unwrap();
+    let (b, c) = (Node::bind(config(2, V4)).await.unwrap(), Node::bind(config(3, V4)).await.unwrap());
+    b.dial(a.ticket()).await.unwrap();
+    until(&a, Duration::from_secs(5), |status| status.peers.len() == 1).await;
+    let refused = c.dial(a.ticket()).await.unwrap_err();
+    assert!(matches!(refused, DialError::Hello { reason: Gone::Full, .. }), "{refused}");
+    friend.dial(a.ticket()).await.unwrap();
+    until(&a, Duration::from_secs(5), |status| status.peers.len() == 2).await;
+}
+
+#[tokio::test]
+async fn a_filter_is_asked_about_strangers_and_its_words_reach_them() {
+    let mut settings = config(1, V4);
+    settings.filter = Some(Filter::one_per_ip());
+    let a = Node::bind(settings).await.unwrap();
+    let (b, c) = (Node::bind(config(2, V4)).await.unwrap(), Node::bind(config(3, V4)).await.unwrap());
+    b.dial(a.ticket()).await.unwrap();
+    until(&a, Duration::from_secs(5), |status| status.peers.len() == 1).await;
+    let refused = c.dial(a.ticket()).await.unwrap_err();
+    let DialError::Hello { reason: Gone::Filtered(why), .. } = refused else { panic!("{refused}") };
+    assert_eq!(why, "another peer is connected from the same address");
+}
+
+#[tokio::test]
+async fn a_persistent_peer_is_found_by_its_name_and_dialled_again_when_it_comes_back() {
+    let b = Node::bind(config(2, V4)).await.unwrap();
+    let port = addr_of(&b).port();
+    let mut settings = config(1, V4);
+    let name: HostAddr = format!("localhost:{port}").parse().unwrap();
+    settings.peers.persistent = vec![PeerAddr { id: b.id(), addrs: vec![name] }];
+    let a = Node::bind(settings).await.unwrap();
+    let is_up = |status: &byway::NodeStatus| status.peers.len() == 1;
+    until(&a, Duration::from_secs(10), is_up).await;
+    b.close().await;
+    drop(b); // and its socket
+    until(&a, Duration::from_secs(10), |status| status.peers.is_empty()).await;
+    let mut settings = config(2, V4);
+    settings.port = port;
+    let _b = rebind(settings).await;
+    until(&a, Duration::from_secs(20), is_up).await;
+}
+
+#[tokio::test]
+async fn the_owner_writes_peers_into_the_book_and_takes_them_along() {
+    let (a, b) = (Node::bind(config(1, V4)).await.unwrap(), Node::bind(config(2, V4)).await.unwrap());
+    let contact = PeerAddr::new(config(3, V4).identity.id(), [std::net::SocketAddr::from(([198, 51, 100, 1], 7))]);
+    a.add_peer(contact.clone().into()).await.unwrap();
+    assert!(a.add_peer(Contact::new(a.id())).await.is_err(), "not itself");
+    let known = a.known_peers().await;
+    assert_eq!(known[0].proven.as_ref().map(|(known, _)| known.clone()), Some(Contact::from(contact)));
+    assert_eq!(b.import_peers(known.clone()).await.unwrap(), 1);
+    assert_eq!(b.known_peers().await, known);
+    assert_eq!(b.why_not_dialing(known[0].peer).await, Some(NotDialing::NoDiscovery));
+}
