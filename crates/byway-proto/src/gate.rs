@@ -1,14 +1,15 @@
 //! What strangers may cost: admission before authentication, and the budgets of what is not proven yet.
 //!
-//! Three questions, in the order in which a packet meets them. May this Initial reach QUIC at all
-//! ([`Gate::initial`], per source)? May the connection that QUIC would make of it begin ([`Gate::admit`])? May we
-//! answer there ([`Credit`], three times what came, RFC 9000 §8.1)? [`Backlog`] bounds what waits for a connection that
-//! is already made. Who is banned or over a limit of peers is not asked here: that needs a name, and a name needs a
-//! handshake.
+//! Four questions, in the order in which a packet meets them. May a packet of an unknown connection be answered
+//! ([`Gate::stray`], per source and in all)? May this Initial reach QUIC at all ([`Gate::initial`], per source)? May the
+//! connection that QUIC would make of it begin ([`Gate::admit`])? May we answer there ([`Credit`], three times what came,
+//! RFC 9000 §8.1)? [`Backlog`] bounds what waits for a connection that is already made. Who is banned or over a limit of
+//! peers is not asked here: that needs a name, and a name needs a handshake.
 
 mod backlog;
 mod credit;
 mod source;
+mod strays;
 
 use alloc::collections::BTreeMap;
 use core::time::Duration;
@@ -17,6 +18,8 @@ pub use backlog::{BACKLOG, BACKLOG_WINDOW, Backlog};
 pub use credit::Credit;
 use source::Sources;
 pub use source::{MAX_SOURCES, Source};
+use strays::Strays;
+pub use strays::{STRAY_RATE, STRAY_RATE_PER_SOURCE};
 
 use crate::{schedule::Bucket, time::Instant};
 
@@ -104,6 +107,7 @@ pub struct Gate {
     next_id: u64,
     accept_queue: usize,
     answers: Bucket,
+    strays: Strays,
     counters: GateCounters,
 }
 
@@ -117,9 +121,15 @@ impl Gate {
             next_id: 0,
             accept_queue: 0,
             answers: Bucket::new(config.answer_rate, config.answer_rate, Instant::START),
+            strays: Strays::new(seed),
             counters: GateCounters::default(),
             config,
         }
+    }
+
+    /// Decides whether a packet of a connection that this node does not know may be answered.
+    pub fn stray(&mut self, source: Source, now: Instant) -> bool {
+        self.strays.take(source, now)
     }
 
     /// Decides whether a datagram of `len` bytes with an Initial that belongs to no known connection may reach QUIC.

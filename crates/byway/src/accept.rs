@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use byway_proto::{
-    gate::{DropReason, HANDSHAKE_TOTAL, HandshakeId, Source, Verdict},
+    gate::{DropReason, HANDSHAKE_TOTAL, HandshakeId, Verdict},
     hello::Hello,
     switch::{By, FILTER_DEADLINE, KnockId},
 };
@@ -14,7 +14,7 @@ use crate::{
     core::Core,
     gone::Gone,
     link::establish::{self, ControlStream, Established, Introduced},
-    net::{routes::Via, track::Track},
+    net::track::Track,
     switch::{Command, Knock, Origin},
 };
 
@@ -56,11 +56,8 @@ pub(crate) async fn run(core: Arc<Core>) {
 }
 
 fn admit(core: &Core, track: &Track, validated: bool) -> Verdict {
-    let source = match track.via() {
-        Some(Via::Relay(relay, id)) => Source::relayed(relay, id),
-        Some(Via::Direct(addr) | Via::Punched(_, addr)) => Source::of(core.mux.sockets.wss().behind(addr)),
-        None => return Verdict::Drop(DropReason::SourceBudget),
-    };
+    let Some(via) = track.via() else { return Verdict::Drop(DropReason::SourceBudget) };
+    let source = core.mux.source_of(via);
     let mut gate = core.mux.gate.lock().unwrap_or_else(PoisonError::into_inner);
     gate.set_accept_queue(core.switch.waiting());
     gate.admit(source, validated, core.mux.now())

@@ -21,7 +21,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use byway_proto::{Instant, gate::Gate, nat::SocketId, relay::RelayServer, schedule::Bucket, wire::stun};
+use byway_proto::{
+    Instant,
+    gate::{Gate, Source},
+    nat::SocketId,
+    relay::RelayServer,
+    schedule::Bucket,
+    wire::stun,
+};
 use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
@@ -41,10 +48,6 @@ use crate::{
 
 /// Datagrams for the agent that may wait: probes of 64 peers, four each.
 pub(crate) const AGENT_QUEUE: usize = 256;
-
-/// Answers to packets of unknown connections per second (stateless resets, RFC 9000 §10.3), and how many at once: each
-/// is shorter than its question, and a restarted relay owes one to every client.
-const STRANGER_RATE: (u64, u64) = (1_000, 200);
 
 /// STUN requests that a relay answers per second, and at once: a hundred clients may come in one moment, with some two dozen
 /// each. An answer has at most 24 bytes more than its question.
@@ -97,7 +100,6 @@ pub(crate) struct Mux {
     /// Tells the agent that a peer has something unanswered.
     pub(crate) woken: Woken,
     control: mpsc::Sender<ControlDatagram>,
-    strangers: Mutex<Bucket>,
     /// What a relay may still answer of STUN.
     stun: Mutex<Bucket>,
     questions: Mutex<Questions>,
@@ -172,7 +174,6 @@ impl Mux {
             relay: OnceLock::new(),
             woken: Woken::default(),
             control,
-            strangers: Mutex::new(Bucket::new(STRANGER_RATE.0, STRANGER_RATE.1, clock.now())),
             stun: Mutex::new(Bucket::new(STUN_RATE.0, STUN_RATE.1, clock.now())),
             questions: Mutex::default(),
             spill: Mutex::default(),
@@ -217,9 +218,17 @@ impl Mux {
         self.send_control(Via::straight(via.socket(), to), &stun::binding_response(asked.txid, from));
     }
 
+    /// Whom the gate takes the sender of a datagram for.
+    pub(crate) fn source_of(&self, via: Via) -> Source {
+        match via {
+            Via::Direct(addr) | Via::Punched(_, addr) => Source::of(self.sockets.wss().behind(addr)),
+            Via::Relay(relay, id) => Source::relayed(relay, id),
+        }
+    }
+
     /// Whether one more packet of an unknown connection may be answered.
-    fn may_answer_stranger(&self, now: Instant) -> bool {
-        let may = self.strangers.lock().unwrap_or_else(PoisonError::into_inner).take(1, now);
+    fn may_answer_stranger(&self, via: Via, now: Instant) -> bool {
+        let may = self.gate.lock().unwrap_or_else(PoisonError::into_inner).stray(self.source_of(via), now);
         if !may {
             self.counters.count(Dropped::StrangerRate);
         }

@@ -10,7 +10,6 @@ use std::{
 
 use byway_proto::{
     Instant,
-    gate::Source,
     nat::SocketId,
     paths::{RouteId, SMALL},
     relay::{Forward, Load},
@@ -284,7 +283,7 @@ impl Mux {
             return self.deliver(&track, via, datagram.len(), now);
         }
         // QUIC answers it with a stateless reset, by the way it came: a peer learns so that this node was restarted.
-        if !self.may_answer_stranger(now) {
+        if !self.may_answer_stranger(via, now) {
             return None;
         }
         match via {
@@ -372,10 +371,7 @@ impl Mux {
             self.counters.count(Dropped::UnknownHandshake);
             return None;
         }
-        let source = match via {
-            Via::Direct(addr) | Via::Punched(_, addr) => Source::of(self.sockets.wss().behind(addr)),
-            Via::Relay(relay, id) => Source::relayed(relay, id),
-        };
+        let source = self.source_of(via);
         let admitted = self.gate.lock().unwrap_or_else(PoisonError::into_inner).initial(source, len, now);
         if admitted.is_err() {
             self.counters.count(Dropped::InitialRate);

@@ -8,7 +8,7 @@ use std::{
 
 use byway_proto::{
     PeerId,
-    gate::{GateConfig, Source},
+    gate::{GateConfig, STRAY_RATE_PER_SOURCE, Source},
     hello::Control,
     paths::{Plan, RouteId, RouteSet},
     relay::{Input, RelayConfig},
@@ -227,11 +227,19 @@ async fn packets_of_unknown_connections_get_few_answers_none_larger_than_its_que
         tokio::time::sleep(Duration::from_millis(10)).await;
         let answers = bench.v4.sent();
         let most = answers.iter().map(|(_, bytes, _)| bytes.len()).max();
-        assert!((1..=STRANGER_RATE.1 as usize + 2).contains(&answers.len()), "{via:?}: {} answers", answers.len());
+        assert!(
+            (1..=STRAY_RATE_PER_SOURCE.1 as usize + 2).contains(&answers.len()),
+            "{via:?}: {} answers",
+            answers.len()
+        );
         assert!(most < Some(220 + 9 * usize::from(via.is_relay())), "{via:?}: {most:?} bytes");
         assert!(answers.iter().all(|(to, ..)| *to == via.remote()));
         assert!(bench.dropped(Dropped::StrangerRate) > 0);
         assert_eq!(bench.dropped(Dropped::UnknownConnection), 600);
+        let other = if via.is_relay() { Via::Relay(v4(9), OTHER) } else { Via::Direct(v4(2)) };
+        bench.v4.arrive_via(other, &question(50));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(bench.v4.sent().len(), 1, "{other:?} has a share of its own");
         bench.v4.arrive_via(via, &question(21));
         tokio::time::sleep(Duration::from_secs(1)).await;
         let answers = bench.v4.sent();
