@@ -26,6 +26,9 @@ const MAX_LINES: usize = 100;
 /// How long a connection may be idle between two requests.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long to wait where the system gives no connection: it is out of file descriptors, most likely.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 const CHUNK: usize = 64 << 10;
 
 const PAGE: &str = include_str!("http/page.html");
@@ -54,15 +57,18 @@ impl FileBytes {
 }
 
 /// Serves the page and the file of `seed` for ever.
-pub(crate) async fn serve(listener: TcpListener, seed: u64) -> io::Result<()> {
+pub(crate) async fn serve(listener: TcpListener, seed: u64) {
     let mut connections: JoinSet<io::Result<()>> = JoinSet::new();
     loop {
         tokio::select! {
             biased;
             Some(_) = connections.join_next() => {} // a broken connection is its client's affair
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
-                let (stream, _) = accepted?;
-                connections.spawn(answer_all(stream, seed));
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(answer_all(stream, seed))),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take a connection");
+                    time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
@@ -173,7 +179,7 @@ impl Download {
 mod tests {
     use super::*;
 
-    async fn server() -> (SocketAddr, tokio::task::JoinHandle<io::Result<()>>) {
+    async fn server() -> (SocketAddr, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         (listener.local_addr().unwrap(), tokio::spawn(serve(listener, 7)))
     }

@@ -138,7 +138,8 @@ impl From<Rows> for Opened {
 fn write(mut log: Log, mut jobs: mpsc::Receiver<Job>) {
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
-        while batch.iter().map(|job| job.rows.len()).sum::<usize>() < MAX_BATCH
+        while batch.len() < QUEUE
+            && batch.iter().map(|job| job.rows.len()).sum::<usize>() < MAX_BATCH
             && let Ok(next) = jobs.try_recv()
         {
             batch.push(next);
@@ -164,4 +165,42 @@ fn row(change: &Change) -> Option<Row> {
         _ => return None,
     };
     Some(Row { table, key, value })
+}
+
+#[cfg(test)]
+mod tests {
+    use byway_proto::PeerId;
+
+    use super::*;
+
+    #[test]
+    fn what_was_learned_about_networks_is_not_asked_for_while_many_wait() {
+        let (jobs, mut waiting) = mpsc::channel(1);
+        let store = Store { jobs };
+        store.keep(|| None);
+        store.keep(|| Some(vec![1]));
+        store.keep(|| unreachable!("there is no room for it"));
+        assert_eq!(waiting.try_recv().unwrap().nat, Some(vec![1]));
+    }
+
+    #[test]
+    fn what_waits_is_written_at_once_up_to_so_many_rows() {
+        let dir = std::env::temp_dir().join(format!("byway-batch-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (log, ..) = Log::open(&dir.join("rows"), UnixTime(1)).unwrap();
+        let (jobs, waiting) = mpsc::channel(QUEUE);
+        let send = |rows, nat| {
+            let (done, saved) = oneshot::channel();
+            let rows = vec![Change::Gone(PeerId::ed25519([1; 32])); rows];
+            jobs.try_send(Job { rows, nat, done }).unwrap();
+            saved
+        };
+        // A row that is too long fails with all that is written at once with it.
+        let too_long = || Some(vec![0; 1 << 17]);
+        let mut saved = [send(MAX_BATCH, None), send(MAX_BATCH - 1, None), send(1, too_long()), send(1, None)];
+        drop(jobs);
+        write(log, waiting);
+        assert_eq!(saved.each_mut().map(|saved| saved.try_recv().unwrap().is_ok()), [true, false, false, true]);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }

@@ -14,7 +14,8 @@ pub(super) async fn run(mut shell: Shell, seed: u64) -> Result<(), Failure> {
     shell.output.event(&Event::Http { address: listener.local_addr().map_err(failed)? });
     tokio::select! {
         biased;
-        () = shell.stop.requested() => Ok(()),
-        result = http::serve(listener, seed) => result.map_err(failed),
+        () = shell.stop.requested() => {}
+        () = http::serve(listener, seed) => {}
     }
+    Ok(())
 }

@@ -10,16 +10,16 @@ use tokio::{
 };
 
 use super::Daemon;
-use crate::{failure::Failure, http::read_head};
+use crate::{
+    failure::Failure,
+    http::{self, read_head},
+};
 
 /// Requests that are answered at once: a few servers, of which each asks one at a time.
 const MAX_REQUESTS: usize = 8;
 
 /// How long one request may take, its answer included.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long to wait where the system gives no connection: it is out of file descriptors, most likely.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens where the figures are told.
 pub(super) async fn listen(addr: SocketAddr) -> Result<TcpListener, Failure> {
@@ -47,7 +47,7 @@ pub(super) async fn run(daemon: Arc<Daemon>, listener: TcpListener) {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot take a request for metrics");
-                    time::sleep(PAUSE).await;
+                    time::sleep(http::ACCEPT_PAUSE).await;
                 }
             }
         }

@@ -99,6 +99,20 @@ fn two_nodes_that_keep_the_rules_always_answer_each_other() {
 }
 
 #[test]
+fn questions_are_rare_while_the_book_is_full_and_begin_at_once_when_it_wants_more() {
+    let mut pex = pex(false);
+    let first: usize = (0..100).map(|n| asks(&feed(&mut pex, Input::Up { peer: peer(n) }, at(0)))).sum();
+    let ticks = |pex: &mut Pex, seconds: core::ops::Range<u64>| {
+        seconds.map(|second| asks(&feed(pex, Input::Timeout, at(second)))).sum::<usize>()
+    };
+    assert_eq!((first, ticks(&mut pex, 1..60)), (1, 11), "one each five seconds");
+    assert_eq!(asks(&feed(&mut pex, Input::Hungry(false), at(60))), 1);
+    assert_eq!(ticks(&mut pex, 61..600), 0);
+    assert_eq!(asks(&feed(&mut pex, Input::Hungry(true), at(600))), 1);
+    assert_eq!(ticks(&mut pex, 601..660), 11);
+}
+
+#[test]
 fn a_list_that_nobody_asked_for_or_that_comes_late_or_twice_is_not_read() {
     let mut pex = pex(false);
     feed(&mut pex, Input::Up { peer: peer(1) }, at(0));

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use byway::{
-    Channel, Class, Delivery, LARGEST_DATAGRAM, MAX_DATAGRAM, Node, PeerId, Peers, Protocol, Receiver, Refusal,
+    Channel, Class, Delivery, LARGEST_DATAGRAM, MAX_DATAGRAM, Node, PeerId, Peers, Protocol, Rate, Receiver, Refusal,
     RegisterError, SendError, Sender, To,
 };
 use byway_proto::wire::{Kind, classify};
@@ -262,7 +262,6 @@ fn a_message_that_fits_no_packet_is_refused_with_the_limit() {
         assert_eq!(large.max_message, MAX_DATAGRAM);
         large = large.max_message(LARGEST_DATAGRAM);
         let (a, mut b, to) = pair(hosts(&world).each_ref(), line(), [large.clone()]).await;
-        time::sleep(secs(2)).await; // QUIC finds out how large its packets may be
         let wait = |len: usize| a.tx[0].send_wait(to, Bytes::from(vec![1; len]));
         let error = wait(LARGEST_DATAGRAM + 1).await.unwrap_err();
         assert_eq!(error, SendError::TooLarge { len: LARGEST_DATAGRAM + 1, max: LARGEST_DATAGRAM });
@@ -273,6 +272,34 @@ fn a_message_that_fits_no_packet_is_refused_with_the_limit() {
         let mut other = Protocol::new("other", 1..=1);
         let _unused = other.channel(large.max_message(LARGEST_DATAGRAM + 1));
         assert!(matches!(a.node.register(other), Err(RegisterError::Channel { channel: 1, .. })));
+    });
+}
+
+#[test]
+fn datagrams_that_fit_no_packet_any_more_by_their_turn_are_dropped_and_counted() {
+    scenario(1, secs(120), |world| async move {
+        let large = |id| datagrams(id).max_message(LARGEST_DATAGRAM);
+        let mut slow = large(1);
+        slow.send_rate = Some(Rate::new(2_000));
+        let (a, _b, to) = pair(hosts(&world).each_ref(), line(), [slow, large(2)]).await;
+        time::sleep(secs(2)).await; // the route has shown that it carries the largest packets
+        let send = |channel: usize, len: usize| a.tx[channel].send(&To::Peer(to), vec![0; len].into()).queued;
+        assert_eq!((0..100).map(|_| send(0, LARGEST_DATAGRAM)).sum::<usize>(), 100);
+        let _narrow = world.rule(|packet: &Packet<'_>| match packet.payload.len() {
+            ..=1_250 => Verdict::Pass,
+            _ => Verdict::Drop,
+        });
+        let start = Instant::now();
+        while send(1, LARGEST_DATAGRAM) == 1 {
+            assert!(start.elapsed() < secs(30), "QUIC does not find out that its packets are too large");
+            time::sleep(ms(20)).await;
+            send(1, 10);
+            time::sleep(ms(20)).await;
+        }
+        time::sleep(secs(5)).await;
+        let stats = a.node.peer(to).unwrap().stats().await;
+        let slow = stats.channels.iter().find(|it| it.channel == Some(1)).unwrap();
+        assert!(matches!(slow.dropped[..], [("outgrown", 1..)]), "{:?}", slow.dropped);
     });
 }
 

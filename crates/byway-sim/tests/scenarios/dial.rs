@@ -378,3 +378,24 @@ fn what_a_node_learns_while_a_connection_is_made_reaches_its_peer() {
         });
     }
 }
+
+#[test]
+fn a_relay_at_which_a_node_registers_while_a_connection_is_made_is_told_to_its_peer() {
+    for (dials, offset) in [true, false].into_iter().flat_map(|dials| (0..16).map(move |n| (dials, ms(50 * n)))) {
+        scenario(1, secs(60), move |world| async move {
+            let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+            let b = peer(&world.host("b"), config(2)).await;
+            let a = peer(&world.host("a"), config(1).relay_at(addr)).await;
+            time::sleep(offset).await; // a is registering meanwhile
+            let (from, to) = if dials { (&a, &b) } else { (&b, &a) };
+            let mut ticket = to.node.ticket();
+            ticket.relays.clear();
+            from.node.dial(ticket).await.unwrap();
+            time::sleep(secs(10)).await;
+            let routes = &b.node.status().await.peers[0].routes;
+            let by = if dials { "a" } else { "b" };
+            let is_told = routes.iter().any(|route| route.path == PathKind::Relay);
+            assert!(is_told, "dialled by {by} {offset:?} after a's start: {routes:#?}");
+        });
+    }
+}

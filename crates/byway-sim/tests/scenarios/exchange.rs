@@ -1,5 +1,7 @@
 //! Peer exchange among many nodes: they find each other by one seed that keeps nobody.
 
+use std::net::SocketAddr;
+
 use byway::{Channel, Config, DialError, Gone, Node, PeerId, Protocol, To, book::Record};
 use byway_sim::table::exchange;
 use tokio::time;
@@ -107,4 +109,39 @@ fn a_named_address_where_another_key_answers_rests_at_once() {
         let error = a.node.dial(wrong).await.unwrap_err();
         assert!(matches!(error, DialError::OtherKey { .. }), "{error:?}");
     });
+}
+
+#[test]
+fn a_node_that_knows_a_thousand_peers_asks_for_more_no_sooner_than_it_must() {
+    for (known, expected) in [(900, 3), (1_100, 2)] {
+        scenario(1, secs(120), move |world| async move {
+            let a = peer(&world.host("a"), talkative(1)).await;
+            for n in 0..known {
+                let mut key = [0xaa; 32];
+                key[..2].copy_from_slice(&u16::to_be_bytes(n));
+                let addr = SocketAddr::from(([20 + (n / 200) as u8, (n % 200) as u8, 0, 1], 7));
+                a.node.add_peer(byway::PeerAddr::new(PeerId::ed25519(key), [addr]).into()).await.unwrap();
+            }
+            let mut asked = 0;
+            let mut others = Vec::new();
+            for n in 2..=4 {
+                let mut settings = talkative(n);
+                settings.peer_exchange = false;
+                let mut other: Peer = peer(&world.host("other"), settings).await;
+                let mut own = Protocol::new("byway.pex", 1..=1);
+                let (tx, rx) = own.channel(Channel::new(1));
+                let peers = other.node.register(own).unwrap();
+                other.node.dial(a.node.ticket()).await.unwrap();
+                other.up().await;
+                // Where it is: now the node looks at how many it knows.
+                tx.send_wait(a.id(), vec![0x0a, 9, 0x0a, 7, 4, 192, 0, 2, 1, 0, 9].into()).await.unwrap();
+                others.push((other, tx, rx, peers));
+            }
+            time::sleep(secs(30)).await;
+            for (.., rx, _) in &mut others {
+                asked += std::iter::from_fn(|| rx.try_recv()).filter(|(_, message)| message[..] == [0x12, 0]).count();
+            }
+            assert_eq!(asked, expected, "with {known} known");
+        });
+    }
 }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use byway::PathKind;
+use byway::{PathKind, PeerAddr, Protocol};
 use byway_sim::{Host, Link, Queue, World};
 use tokio::time::{self, Instant};
 
-use crate::common::{Peer, config, exchange, ms, peer, relay, scenario, secs};
+use crate::common::{PORT, Peer, config, exchange, ms, peer, relay, scenario, secs};
 
 /// The smallest IPv6 link (RFC 8200 §5).
 const SMALL: usize = 1_280;
@@ -90,5 +90,28 @@ fn bulk_goes_on_when_the_new_path_carries_less_than_the_old_one() {
         println!("4 MiB in {all:?}, longest silence {longest:?}");
         assert!(longest < secs(2), "{longest:?}");
         assert_eq!(a.path().await, Some(PathKind::Relay));
+    });
+}
+
+#[test]
+fn what_a_dialler_says_first_fits_one_packet_and_the_rest_follows() {
+    scenario(1, secs(60), |world| async move {
+        let hosts = hosts(&world);
+        hosts.iter().for_each(|host| host.edit_link(|link| link.mtu = SMALL));
+        let (_relay, addr) = relay(&hosts[2], config(9)).await;
+        // A hello of 900 bytes, and 300 that tell of the relay: together no packet of 1,200 bytes holds them.
+        let name = ["x".repeat(61).as_str(); 4].join(".");
+        world.name(&name, hosts[2].addr());
+        let named = PeerAddr { id: addr.id, addrs: vec![format!("{name}:{PORT}").parse().unwrap()] };
+        let (a, b) = (peer(&hosts[0], config(1).relay_at(named)).await, peer(&hosts[1], config(2)).await);
+        let protocol = |n| a.node.register(Protocol::new(format!("{n:030}"), 1..=1)).unwrap();
+        let _protocols: Vec<_> = (0..21).map(protocol).collect();
+        a.registered().await;
+        let start = Instant::now();
+        a.node.dial(b.node.ticket()).await.unwrap();
+        assert!(start.elapsed() < ms(300), "{:?}: halves came before the key for them", start.elapsed());
+        time::sleep(secs(5)).await;
+        let routes = &a.node.status().await.peers[0].routes;
+        assert!(routes.iter().any(|route| route.path == PathKind::Relay), "the relay was not told: {routes:#?}");
     });
 }

@@ -1,6 +1,11 @@
 //! Who is let in and who is not, by where they come from and when.
 
-use byway::{DialError, Filter, Gone, HostAddr, PathKind, PeerAddr, SourceFilter, Ticket};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+use byway::{DialError, Filter, Gone, HostAddr, PathKind, PeerAddr, Protocol, SourceFilter, Ticket};
 use tokio::time::{self, Instant};
 
 use crate::common::{PORT, config, exchange, kill, ms, peer, relay, scenario, secs};
@@ -52,10 +57,11 @@ fn a_filter_of_sources_is_told_who_comes_by_a_relay_and_by_which() {
         let host = world.host("relay");
         let (_relay, addr) = relay(&host, config(9)).await;
         let mut settings = config(1).relay_at(addr.clone());
-        let relays = host.addr();
-        settings.source_filter = Some(SourceFilter::new(move |origin| async move {
-            assert_eq!(origin.relayed, origin.remote.ip() == relays);
-            !origin.relayed
+        let told = Arc::new(Mutex::new(BTreeSet::new()));
+        let origins = Arc::clone(&told);
+        settings.source_filter = Some(SourceFilter::new(move |origin| {
+            origins.lock().unwrap().insert((origin.remote.ip(), origin.relayed));
+            async move { !origin.relayed }
         }));
         let a = peer(&world.host("a"), settings).await;
         a.registered().await;
@@ -66,16 +72,22 @@ fn a_filter_of_sources_is_told_who_comes_by_a_relay_and_by_which() {
         let relayed = peer(&world.host("relayed"), relayed).await;
         let error = relayed.node.dial(&ticket).await.unwrap_err();
         assert!(matches!(error, DialError::Unreached { .. }), "{error}");
-        let direct = peer(&world.host("direct"), config(3)).await;
-        direct.node.dial(a.node.ticket()).await.unwrap();
+        assert_eq!(*told.lock().unwrap(), BTreeSet::from([(host.addr(), true)]));
+        let elsewhere = world.host("direct");
+        let direct = peer(&elsewhere, config(3)).await;
+        let mut straight = a.node.ticket();
+        straight.relays.clear();
+        direct.node.dial(straight).await.unwrap();
         assert_eq!(a.node.peers(), [direct.id()]);
+        let expected = BTreeSet::from([(host.addr(), true), (elsewhere.addr(), false)]);
+        assert_eq!(*told.lock().unwrap(), expected);
     });
 }
 
 #[test]
 fn one_peer_for_each_address_counts_neither_relayed_ones_nor_those_that_are_gone() {
     scenario(1, secs(120), |world| async move {
-        let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
+        let (hub, addr) = relay(&world.host("relay"), config(9)).await;
         let mut settings = config(1).relay_at(addr.clone());
         settings.filter = Some(Filter::one_per_ip());
         let a = peer(&world.host("a"), settings).await;
@@ -89,6 +101,9 @@ fn one_peer_for_each_address_counts_neither_relayed_ones_nor_those_that_are_gone
             relayed.node.dial(&ticket).await.unwrap();
             std::mem::forget(relayed);
         }
+        let mut straight = a.node.ticket();
+        straight.relays.clear();
+        hub.dial(straight).await.expect("nobody else is at the relay's own address");
         let host = world.host("one");
         for n in [4, 5] {
             let mut config = config(n);
@@ -121,6 +136,25 @@ fn of_two_strangers_that_come_from_one_address_at_once_one_is_let_in() {
         let errors: Vec<_> = [b, c].into_iter().filter_map(Result::err).collect();
         assert!(matches!(errors[..], [DialError::Hello { reason: Gone::Filtered(_), .. }]), "{errors:?}");
         assert_eq!(a.node.peers().len(), 1);
+    });
+}
+
+#[test]
+fn a_stranger_that_was_let_in_and_came_to_nothing_keeps_its_address_from_nobody() {
+    scenario(1, secs(60), |world| async move {
+        let mut settings = config(1);
+        settings.filter = Some(Filter::one_per_ip());
+        let a = peer(&world.host("a"), settings).await;
+        let _needs = a.node.register(Protocol::new("needed", 1..=1).required()).unwrap();
+        let host = world.host("both");
+        let refused = peer(&host, config(2)).await.node.dial(a.node.ticket()).await.unwrap_err();
+        assert!(matches!(refused, DialError::Hello { reason: Gone::Refused(_), .. }), "{refused}");
+        let mut second = config(3);
+        second.port = PORT + 1;
+        let b = peer(&host, second).await;
+        let _speaks = b.node.register(Protocol::new("needed", 1..=1)).unwrap();
+        b.node.dial(a.node.ticket()).await.unwrap();
+        assert_eq!(a.node.peers(), [b.id()]);
     });
 }
 

@@ -322,7 +322,7 @@ mod tests {
         let budget = budget(1_000_000, 2_200_000);
         let turn = sync::Mutex::new(());
         let [mut a, mut b] = [held(&budget, 1), held(&budget, 2)];
-        assert!(a.try_take(1_000_000, false) && b.try_take(900_000, false));
+        assert!(a.try_take(1_000_000, false) && b.try_take(850_000, false));
         let (mut c, mut d, mut e) = (held(&budget, 2), held(&budget, 3), held(&budget, 4));
         let other = [sync::Mutex::new(()), sync::Mutex::new(())];
         let mut large = Box::pin(c.take(900_000, || false, &turn)); // for its own peer
@@ -354,6 +354,40 @@ mod tests {
         assert!((&mut later).now_or_never().is_none(), "there is room for it, but not for what came before");
         drop(b);
         assert!((&mut large).now_or_never().is_some() && (&mut later).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_is_large_is_not_overtaken_by_its_own_peers_later_messages() {
+        let budget = budget(1_000_000, 10_000_000);
+        let [mut a, mut b, mut c] = [1; 3].map(|n| held(&budget, n));
+        let turn = sync::Mutex::new(());
+        assert!(a.try_take(600_000, false));
+        let mut large = Box::pin(b.take(500_000, || false, &turn));
+        assert!((&mut large).now_or_never().is_none());
+        assert!(!c.try_take(100_000, false), "there is room for it, but not for what came before");
+        assert!(c.try_take(SMALL, true), "a channel that holds nothing has the reserve");
+        drop(a);
+        assert!((&mut large).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_peers_readers_wait_as_one_however_many_they_are() {
+        let budget = budget(1_000_000, 1_000_000);
+        let [mut a, mut b, mut c, mut d] = [9, 1, 1, 2].map(|n| held(&budget, n));
+        assert!(a.try_take(1_000_000, false));
+        let turns = [(); 2].map(sync::Mutex::new);
+        let mut first = Box::pin(b.take(400_000, || false, &turns[0]));
+        let mut second = Box::pin(c.take(300_000, || false, &turns[0]));
+        let mut other = Box::pin(d.take(300_000, || false, &turns[1]));
+        assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none());
+        assert!((&mut other).now_or_never().is_none());
+        drop(a.split(400_000));
+        assert!((&mut first).now_or_never().is_some() && (&mut second).now_or_never().is_none());
+        drop(a.split(300_000));
+        assert!((&mut other).now_or_never().is_some(), "it came before the first peer's next turn");
+        assert!((&mut second).now_or_never().is_none());
+        drop(a);
+        assert!((&mut second).now_or_never().is_some());
     }
 
     #[tokio::test]

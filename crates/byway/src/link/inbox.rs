@@ -268,6 +268,15 @@ mod tests {
         assert!(!offered(2));
     }
 
+    #[test]
+    fn what_must_not_wait_is_refused_where_its_bytes_have_no_room() {
+        let inbox = Inbox::new(100, 3);
+        let offered = |len| inbox.offer(Bytes::from(vec![0; len]), &mut held(1));
+        assert!(offered(2) && offered(2), "one message may be on top");
+        assert!(!offered(0));
+        assert!(inbox.try_take(&mut Hand::default()) && offered(2), "it was read");
+    }
+
     #[tokio::test]
     async fn a_queue_is_full_by_its_bytes_too() {
         let inbox = Inbox::new(100, 3);

@@ -437,6 +437,11 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        task::Wake,
+    };
+
     use super::*;
 
     #[test]
@@ -490,5 +495,37 @@ mod tests {
         assert!(fill(&b) > 200, "so is all that the other one had");
         b.0.close();
         assert_eq!(spool.used(), 0);
+    }
+
+    /// How often a task was woken.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_writer_is_woken_only_by_what_gets_ready_and_misses_nothing() {
+        let (outbox, key) = outbox(&Spool::new(1 << 20));
+        let [old, new] = [(); 2].map(|()| Arc::new(Wakes::default()));
+        let wakes = || [&old, &new].map(|it| it.0.load(Relaxed));
+        let mut out = VecDeque::new();
+        let mut has_turn = |of: &Arc<Wakes>| {
+            out.clear();
+            matches!(outbox.next(Instant::START, &mut out, &Waker::from(Arc::clone(of))), Next::Turn(_))
+        };
+        let push = || assert_eq!(outbox.push(key, &Bytes::from_static(b"message")), Pushed::Queued);
+        assert!(!has_turn(&old) && !has_turn(&new), "nothing waits");
+        push();
+        push();
+        assert_eq!(wakes(), [0, 1], "once, and who waited last");
+        assert!(has_turn(&new) && !has_turn(&new), "all is in the writer's hands");
+        push();
+        assert_eq!(wakes(), [0, 1], "the lane's turn has not ended");
+        outbox.done(key);
+        assert!(has_turn(&new), "what came meanwhile is not missed");
     }
 }

@@ -404,6 +404,16 @@ mod tests {
         assert_eq!(receive(&*to).await, 100);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_list_of_interfaces_is_given_out_again_for_half_a_second() {
+        let old = vec![Interface::new([192, 0, 2, 1].into(), 24, 1, InterfaceKind::Physical)];
+        *INTERFACES.lock().unwrap() = Some((Instant::now(), old.clone()));
+        time::advance(INTERFACES_AGE - Duration::from_millis(1)).await;
+        assert_eq!(Os.interfaces(), old);
+        time::advance(Duration::from_millis(1)).await;
+        assert_ne!(Os.interfaces(), old);
+    }
+
     fn socket() -> Arc<dyn UdpSocket> {
         Os.bind_udp((Ipv4Addr::LOCALHOST, 0).into()).unwrap()
     }

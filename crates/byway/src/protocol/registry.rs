@@ -465,3 +465,21 @@ impl Member {
 /// The share of byte streams.
 pub(crate) const STREAM_SHARE: Share =
     Share { class: byway_proto::schedule::Class::Bulk, weight: super::DEFAULT_WEIGHT };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_out_of_its_bounds_is_refused() {
+        let refused = |edit: fn(&mut Channel)| {
+            let (mut one, mut channel) = (Protocol::new("one", 1..=1), Channel::new(1));
+            edit(&mut channel);
+            drop(one.channel(channel));
+            check(&one).is_err()
+        };
+        assert!(!refused(|channel| channel.max_message = MAX_MESSAGE));
+        assert!(refused(|channel| channel.max_message = MAX_MESSAGE + 1));
+        assert!(refused(|channel| channel.queue = 0) && refused(|channel| channel.queue_bytes = 0));
+    }
+}

@@ -520,4 +520,48 @@ mod tests {
         }
         assert!((0..2).all(|n| fs::read(&kept[usize::from(n)]).unwrap() == [n; 100]), "{kept:?}");
     }
+
+    #[test]
+    fn as_many_damaged_files_of_one_second_are_kept_as_are_allowed_and_the_next_one_is_left_alone() {
+        let place = Place::new("many");
+        let path = place.0.join("rows");
+        for n in 0..=MAX_ASIDE {
+            fs::write(&path, [1; 100]).unwrap();
+            assert_eq!(Log::open(&path, UnixTime(7)).is_ok(), n < MAX_ASIDE, "{n}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), [1; 100]);
+    }
+
+    #[test]
+    fn a_length_that_no_row_has_is_damage_and_no_row_that_a_crash_cut_off() {
+        let mut bytes = Vec::new();
+        encode(&row(1, 10), &mut bytes).unwrap();
+        bytes[CHECK - 1] = 0xff; // the highest byte of the value's length
+        assert!(scan(&bytes).damaged);
+    }
+
+    #[test]
+    fn a_file_that_is_larger_than_any_is_moved_aside_unread() {
+        let place = Place::new("huge");
+        place.open().0.append(&[row(1, 10)]).unwrap();
+        let file = OpenOptions::new().write(true).open(place.0.join("rows")).unwrap();
+        file.set_len(MAX_FILE + 1).unwrap(); // a hole, which takes no room on the disk
+        let (_, rows, aside) = place.open();
+        assert!(rows.is_empty() && aside.is_some());
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_meanwhile_grows_and_its_damage_is_told_at_the_next_start() {
+        let place = Place::new("rotten");
+        let (mut log, ..) = place.open();
+        log.append(&[row(1, 100), row(2, 100)]).unwrap();
+        log.file.seek(SeekFrom::Start(HEADER as u64 + 50)).unwrap();
+        log.file.write_all(&[0xee]).unwrap();
+        log.tidy_at = 0;
+        log.append(&[row(3, 100)]).unwrap();
+        assert_eq!(log.tidy_at, SLACK, "it is not read anew for each row");
+        drop(log);
+        let (_, rows, aside) = place.open();
+        assert_eq!((rows.len(), aside.is_some()), (2, true));
+    }
 }

@@ -89,7 +89,8 @@ impl Shell {
             return self.later(Command::Filtered { knock, verdict: Ok(()) });
         };
         let wss = self.core.mux.sockets.wss();
-        let linked = self.links.values().filter_map(|link| link.track.via()).map(|via| wss.behind(via.remote()));
+        let straight = self.links.values().filter_map(|link| link.track.via()).filter(|via| !via.is_relay());
+        let linked = straight.map(|via| wss.behind(via.remote()));
         let before = self.coming.range(..knock).map(|(_, (remote, _))| *remote);
         let connected = linked.chain(before).collect();
         let candidate = Candidate {

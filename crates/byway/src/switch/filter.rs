@@ -34,7 +34,8 @@ pub struct Candidate {
     pub remote: Option<SocketAddr>,
     /// It comes by a relay.
     pub relayed: bool,
-    /// The addresses at which the connected peers are now, and those strangers that came before it and are not refused yet.
+    /// The addresses at which the connected peers are now, and those strangers that came before it and are not refused yet;
+    /// relayed ones are left out.
     pub connected: Vec<SocketAddr>,
 }
 

@@ -1,10 +1,11 @@
 //! Who is let in and who is not, over this machine's own sockets.
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use byway::{
-    DialError, Filter, Gone, HostAddr, Node, NotDialing, PeerAddr, PeerEvent, UnixTime,
+    DialError, Filter, Gone, HostAddr, Node, NotDialing, PeerAddr, PeerEvent, PeerId, UnixTime,
     book::{Contact, Record},
+    store::Store,
 };
 use tokio::time;
 
@@ -50,6 +51,38 @@ async fn rebind(settings: byway::Config) -> Node {
         time::sleep(Duration::from_millis(20)).await;
     }
     Node::bind(settings).await.unwrap()
+}
+
+/// Whether a node's file tells of a peer: a copy of it does, for the file is the node's while it runs.
+fn is_stored(file: &Path, peer: PeerId) -> bool {
+    let copy = file.with_extension("copy");
+    fs::copy(file, &copy).unwrap();
+    let opened = Store::open(&copy, UnixTime(1)); // the last copy may be closing still
+    opened.is_ok_and(|(_, opened)| opened.records.iter().any(|record| record.peer == peer))
+}
+
+#[tokio::test]
+async fn a_peer_that_was_reached_is_on_the_disk_a_second_later_and_when_the_node_closes_at_once() {
+    for closes in [false, true] {
+        let dir = std::env::temp_dir().join(format!("byway-reached-{closes}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("book.rows");
+        let mut settings = config(1, V4);
+        (settings.store, settings.peers.discover) = (Some(file.clone()), true);
+        let (a, b) = (Node::bind(settings).await.unwrap(), Node::bind(config(2, V4)).await.unwrap());
+        a.dial(b.ticket()).await.unwrap();
+        if closes {
+            a.close().await;
+            assert!(is_stored(&file, b.id()));
+        } else {
+            let end = time::Instant::now() + Duration::from_secs(5);
+            while !is_stored(&file, b.id()) {
+                assert!(time::Instant::now() < end, "nobody waits for it, and it is not written");
+                time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        let _ = fs::remove_dir_all(dir);
+    }
 }
 
 #[tokio::test]
