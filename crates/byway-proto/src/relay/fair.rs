@@ -18,8 +18,8 @@ pub(super) struct Fair {
     began: Instant,
     /// What each client may send in this window.
     share: u64,
-    /// When the last window began, and the share in it.
-    last: Option<(Instant, u64)>,
+    /// What each might send in the window before.
+    last: u64,
     /// What each client of this window has asked for; bounded by the clients that there are.
     demands: Vec<(Slot, u64)>,
     scratch: Vec<u64>,
@@ -37,19 +37,20 @@ impl Fair {
     /// Shares of `rate` bytes a second.
     pub(super) fn new(rate: u64, now: Instant) -> Self {
         let total = rate / (1_000 / WINDOW.as_millis() as u64);
-        Fair { total, began: now, share: total, last: None, demands: Vec::new(), scratch: Vec::new() }
+        Fair { total, began: now, share: total, last: total, demands: Vec::new(), scratch: Vec::new() }
     }
 
     /// Whether a client may send `len` more bytes: all of a batch while anything of its share is left, for a part cannot be sent; what
-    /// that takes too much counts against its next windows.
+    /// that takes too much counts against its next windows, whether it sends in them or not.
     pub(super) fn take(&mut self, client: Slot, spent: &mut Spent, len: u64, now: Instant) -> bool {
         if now.since(self.began) >= WINDOW {
             self.turn(now);
         }
         if spent.window != Some(self.began) {
-            let last = self.last.filter(|(began, _)| spent.window == Some(*began));
-            let over = last.map_or(0, |(_, share)| spent.bytes.saturating_sub(share));
-            *spent = Spent { window: Some(self.began), place: self.demands.len(), bytes: over };
+            let windows = spent.window.map_or(0, |began| self.began.since(began).as_millis() / WINDOW.as_millis());
+            let paid = self.last.saturating_mul(u64::try_from(windows).unwrap_or(u64::MAX));
+            let owed = spent.bytes.saturating_sub(paid);
+            *spent = Spent { window: Some(self.began), place: self.demands.len(), bytes: owed };
             self.demands.push((client, 0));
         }
         if let Some((_, demand)) = self.demands.get_mut(spent.place) {
@@ -65,7 +66,7 @@ impl Fair {
     /// Begins a window; the demands of the last one say how it is shared.
     fn turn(&mut self, now: Instant) {
         let idle = now.since(self.began) >= 2 * WINDOW;
-        self.last = (!idle).then_some((self.began, self.share));
+        self.last = self.share;
         self.began = now;
         self.scratch.clear();
         self.scratch.extend(self.demands.iter().map(|(_, demand)| *demand).filter(|_| !idle));
@@ -141,6 +142,27 @@ mod tests {
             fair.take(slot(0), &mut spent, 40_000, now)
         });
         assert_eq!(passed.count(), 5, "of 10,000 bytes in each window");
+    }
+
+    #[test]
+    fn whoever_sends_in_every_other_window_takes_no_more_than_its_share() {
+        let mut fair = Fair::new(100_000, Instant::START);
+        let mut spent = [Spent::default(); 2];
+        let passed = (0..40).filter(|n| {
+            let now = Instant::after_start(WINDOW * *n);
+            let _ = fair.take(slot(1), &mut spent[1], 1, now); // no window is idle
+            n % 2 == 0 && fair.take(slot(0), &mut spent[0], 40_000, now)
+        });
+        assert!(passed.count() <= 11, "of 10,000 bytes in each window");
+    }
+
+    #[test]
+    fn after_a_pause_nothing_of_what_was_before_counts() {
+        let mut fair = Fair::new(100_000, Instant::START);
+        let mut spent = Spent::default();
+        let mut take = |at| fair.take(slot(0), &mut spent, 40_000, Instant::after_start(at));
+        assert!(take(Duration::ZERO) && !take(WINDOW), "four windows' worth is owed");
+        assert!(take(WINDOW + Duration::from_secs(1)));
     }
 
     proptest! {

@@ -26,6 +26,7 @@ mod protocols;
 mod punch;
 mod rates;
 mod reach;
+mod relay_rules;
 mod relays;
 mod renewal;
 mod restart;

@@ -1,13 +1,13 @@
 //! A node is registered at the nearest two of its relays, and each connection has a route by two: one relay's death, or its
 //! farewell, is a switch.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
-use byway::{Access, Event, Node, PathKind, PeerAddr, PeerId, RelayConfig};
+use byway::{Access, Event, Node, PathKind, PeerAddr, PeerId, RelayConfig, Ticket};
 use byway_sim::{Host, Link, Loss, World};
 use tokio::time::{self, Instant};
 
-use crate::common::{Peer, config, exchange, flows, ms, peer, relay, scenario, secs};
+use crate::common::{PORT, Peer, config, config_anew, exchange, flows, ms, peer, relay, scenario, secs};
 
 /// The gate of `relay-death`.
 const STALL: Duration = Duration::from_millis(1_000);
@@ -94,6 +94,19 @@ async fn connected(a: &mut Peer, b: &mut Peer) {
     a.up().await;
     b.up().await;
     exchange(a, b).await;
+}
+
+/// How often a relay refuses a node in five minutes.
+async fn refusals(peer: &Peer) -> usize {
+    let mut events = peer.node.events();
+    let mut refused = 0;
+    let listening = async {
+        loop {
+            refused += usize::from(matches!(events.recv().await, Some(Event::RelayDown { .. })));
+        }
+    };
+    assert!(time::timeout(secs(300), listening).await.is_err());
+    refused
 }
 
 fn of(relays: &[Relay], id: PeerId) -> &Relay {
@@ -301,19 +314,106 @@ fn a_relay_that_refuses_is_asked_ever_less_often_until_the_network_changes() {
         let addr = PeerAddr::new(node.id(), [std::net::SocketAddr::new(host.addr(), crate::common::PORT)]);
         let home = world.host("stranger");
         let stranger = peer(&home, config(1).relay_at(addr)).await;
-        let mut events = stranger.node.events();
-        let mut asked = 0;
-        let listening = async {
-            loop {
-                asked += usize::from(matches!(events.recv().await, Some(Event::RelayDown { .. })));
-            }
-        };
-        assert!(time::timeout(secs(300), listening).await.is_err());
+        let asked = refusals(&stranger).await;
         assert!((8..=14).contains(&asked), "{asked} times in five minutes");
         let state = stranger.node.status().await.relays.remove(0).state;
         assert!(state.contains("serves its friends only") && state.ends_with("trying again in 60 s"), "{state}");
         node.set_relay(RelayConfig::default()).unwrap();
         home.renumber();
         assert!(settles(&stranger, 1).await < secs(2));
+    });
+}
+
+#[test]
+fn a_node_that_is_no_relay_is_asked_ever_less_often_too() {
+    scenario(1, secs(900), |world| async move {
+        let other = peer(&world.host("no relay"), config(100)).await;
+        let addr = PeerAddr::new(other.id(), other.node.addrs());
+        let a = peer(&world.host("node"), config(1).relay_at(addr)).await;
+        let asked = refusals(&a).await;
+        assert!((8..=14).contains(&asked), "{asked} times in five minutes");
+    });
+}
+
+#[test]
+fn a_relay_that_was_silent_for_a_moment_is_in_use_again() {
+    scenario(1, secs(120), |world| async move {
+        let relays = relays(&world, &[0]).await;
+        let a = on_line(&world, 1, &[&relays[0]], 0.0).await;
+        relays[0].host.set_down();
+        settles(&a, 0).await;
+        relays[0].host.set_up();
+        settles(&a, 1).await;
+    });
+}
+
+#[test]
+fn nodes_that_are_given_other_relays_leave_the_old_ones_and_their_connection_moves() {
+    scenario(1, secs(300), |world| async move {
+        let relays = relays(&world, &[20, 25, 30, 35]).await;
+        let (old, new) = relays.split_at(2);
+        let used: Vec<_> = old.iter().collect();
+        let (mut a, mut b) = (relayed(&world, 1, &used).await, relayed(&world, 2, &used).await);
+        connected(&mut a, &mut b).await;
+        has_two_ways(&a, &relays).await;
+        let list: Vec<_> = new.iter().map(|relay| relay.addr.clone()).collect();
+        [&a, &b].into_iter().for_each(|peer| peer.node.set_relays(&list).unwrap());
+        let seen = flows(&mut a, &mut b, 2_000, ms(10)).await;
+        seen.iter().for_each(|gap| assert!(*gap <= STALL, "{seen:?}"));
+        for peer in [&a, &b] {
+            let (homes, ways) = (homes(peer).await, has_two_ways(peer, &relays).await);
+            let is_new = |id: &PeerId| list.iter().any(|relay| relay.id == *id);
+            assert!(homes.len() == 2 && homes.iter().chain(&ways).all(is_new), "{homes:?}, {ways:?}");
+        }
+        time::sleep(secs(80)).await;
+        for relay in old {
+            assert_eq!(relay.node.status().await.serving.unwrap().clients, 0);
+        }
+        assert!(a.pending().await.is_empty() && b.pending().await.is_empty(), "the connection did not last");
+    });
+}
+
+#[test]
+fn two_nodes_of_one_identity_do_not_chase_each_other_from_their_relay() {
+    scenario(1, secs(400), |world| async move {
+        let relays = relays(&world, &[0]).await;
+        let a = peer(&world.host("a"), config(1).relay_at(relays[0].addr.clone())).await;
+        let _twin = peer(&world.host("twin"), config_anew(1).relay_at(relays[0].addr.clone())).await;
+        let lost = refusals(&a).await;
+        assert!(lost < 30, "{lost} times in five minutes");
+    });
+}
+
+#[test]
+fn a_relay_whose_address_was_corrected_is_found_there() {
+    scenario(1, secs(60), |world| async move {
+        let relays = relays(&world, &[0]).await;
+        let wrong = PeerAddr::new(relays[0].addr.id, ["11.200.200.200:4000".parse::<SocketAddr>().unwrap()]);
+        let a = peer(&world.host("node"), config(1).relay_at(wrong)).await;
+        time::sleep(secs(2)).await;
+        a.node.set_relays(&[relays[0].addr.clone()]).unwrap();
+        settles(&a, 1).await;
+    });
+}
+
+#[test]
+fn two_relays_that_are_each_others_clients_are_reached_through_each_other() {
+    scenario(1, secs(60), |world| async move {
+        let hosts = ["one", "two"].map(|name| world.host(name));
+        let secrets = [101, 102];
+        let addr = |n: usize| PeerAddr::new(config(secrets[n]).identity.id(), [SocketAddr::new(hosts[n].addr(), PORT)]);
+        let mut both = Vec::new();
+        for (n, host) in hosts.iter().enumerate() {
+            let mut settings = config(secrets[n]).relay_at(addr(1 - n));
+            settings.relay = Some(RelayConfig::default());
+            both.push(peer(host, settings).await);
+        }
+        for node in &both {
+            node.registered().await;
+        }
+        let c = peer(&world.host("c"), config(1)).await;
+        let mut ticket = Ticket::new(both[1].id());
+        ticket.relays = vec![addr(0)];
+        c.node.dial(ticket).await.unwrap();
     });
 }

@@ -6,9 +6,10 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::SystemTime,
 };
 
-use byway::{Certificate, Config, HttpProxy, PathKind, PeerAddr, Roots, TlsConfig};
+use byway::{Certificate, Config, HttpProxy, PathKind, PeerAddr, Roots, TlsConfig, WallClock};
 use byway_proto::addr::HostAddr;
 use byway_sim::{Host, NatConfig, Packet, Transport, Verdict, World};
 use tokio::{
@@ -21,15 +22,15 @@ use crate::common::{Peer, config, config_anew, exchange, flows, kill, ms, peer, 
 /// How long a dial between strangers may take where UDP is blocked (`docs/nat.md`).
 const DIAL: u64 = 3;
 
-fn office(world: &World, name: &str) -> Host {
+pub(crate) fn office(world: &World, name: &str) -> Host {
     world.nat(name, NatConfig::udp_blocked()).host(name)
 }
 
-fn home(world: &World, name: &str) -> Host {
+pub(crate) fn home(world: &World, name: &str) -> Host {
     world.nat(name, NatConfig::port_restricted()).host(name)
 }
 
-async fn client(host: &Host, n: u8, relay: &PeerAddr) -> Peer {
+pub(crate) async fn client(host: &Host, n: u8, relay: &PeerAddr) -> Peer {
     peer(host, config(n).relay_at(relay.clone())).await
 }
 
@@ -43,7 +44,7 @@ async fn meet(a: &mut Peer, b: &mut Peer) -> std::time::Duration {
     start.elapsed()
 }
 
-async fn is_over_tls(node: &Peer) -> bool {
+pub(crate) async fn is_over_tls(node: &Peer) -> bool {
     node.node.status().await.relays[0].over_tls
 }
 
@@ -279,6 +280,17 @@ fn a_proxy_leads_to_the_relay_where_nothing_else_gets_out() {
 }
 
 #[test]
+fn no_proxy_is_asked_for_an_address_that_no_relay_has() {
+    scenario(1, secs(60), |world| async move {
+        let trap = PeerAddr::new(config(9).identity.id(), [SocketAddr::from(([169, 254, 169, 254], 80))]);
+        let mut config = config(1).relay_at(trap);
+        config.tls.proxy = Some(proxy(&world.host("proxy"), None).await);
+        let said = complaint(&peer(&office(&world, "a"), config).await).await;
+        assert!(said.contains("no address that this node can"), "{said}");
+    });
+}
+
+#[test]
 fn a_proxy_that_refuses_and_one_that_is_not_there_are_named_with_what_to_do() {
     scenario(1, secs(60), |world| async move {
         let (_relay, addr) = relay(&world.host("relay"), config(9)).await;
@@ -345,6 +357,22 @@ fn a_wrong_certificate_is_refused_by_name_and_a_wrong_key_as_such() {
             config.tls.roots = roots;
             let node = peer(&office(&world, &format!("office {n}")), config).await;
             let said = complaint(&node).await;
+            assert!(said.contains(expected), "{said}");
+        }
+    });
+}
+
+#[test]
+fn a_certificate_counts_from_its_first_day_to_its_last_by_the_clock_of_who_looks_at_it() {
+    scenario(1, secs(60), |world| async move {
+        let (_relay, addr) = relay(&world.host("relay"), certified(9)).await;
+        world.name("relay.example", addr.socket_addrs().next().unwrap().ip());
+        let named = PeerAddr::new(addr.id, ["wss://relay.example:4000".parse::<HostAddr>().unwrap()]);
+        for (n, now, expected) in [(1, 1_000_000_000, "is not valid yet"), (2, 5_000_000_000, "has expired")] {
+            let mut config = config(n).relay_at(named.clone());
+            config.tls.roots = Roots::from_pem(include_bytes!("certs/ca.pem")).unwrap();
+            config.clock = WallClock::new(move || SystemTime::UNIX_EPOCH + secs(now));
+            let said = complaint(&peer(&office(&world, &format!("office {n}")), config).await).await;
             assert!(said.contains(expected), "{said}");
         }
     });

@@ -254,6 +254,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_request_that_lacks_anything_that_a_websockets_has_is_told_so() {
+        let whole = format!(
+            "GET {PATH} HTTP/1.1\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAA\r\n\r\n"
+        );
+        assert!(answer(&whole).await.1);
+        for (part, instead) in [
+            ("GET", "POST"),
+            ("HTTP/1.1", "HTTP/1.0"),
+            ("keep-alive, Upgrade", "keep-alive"),
+            ("websocket", "h2c"),
+            ("Version: 13", "Version: 8"),
+            ("Key", "Lock"),
+        ] {
+            let (said, accepted) = answer(&whole.replace(part, instead)).await;
+            assert!(said.starts_with("HTTP/1.1 426 ") && !accepted, "{instead}: {said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_proxy_says_is_quoted_in_short_and_without_control_characters() {
+        let (mut client, mut proxy) = duplex(1 << 16);
+        let said = format!("HTTP/1.1 403 \u{1b}[31m{}\r\n\r\n", "x".repeat(1_000));
+        proxy.write_all(said.as_bytes()).await.unwrap();
+        let why = tunnel(&mut client, "relay.example:443", None).await.unwrap_err().to_string();
+        assert!(why.contains("\"403 [31mx") && why.len() < 200, "{why}");
+    }
+
+    #[tokio::test]
     async fn a_head_without_end_and_garbage_are_refused() {
         let (mut client, mut server) = duplex(1 << 16);
         client.write_all(&[b'a'; 2 * MAX_HEAD]).await.unwrap();

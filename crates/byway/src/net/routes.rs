@@ -29,6 +29,9 @@ pub(crate) const MAX_STRANGERS: usize = 1_024;
 /// How long a stranger's alias is kept if there is room: as long as a Retry token is good.
 const STRANGER_LIFE: Duration = Duration::from_secs(15);
 
+/// Ways through relays that are remembered until a connection goes by them: as many dials may be under way.
+const MAX_OPENED: usize = 64;
+
 /// Most connection ids of one alias that lead to it; a handshake needs two (RFC 9000 §7.2), a Retry adds one.
 pub(crate) const MAX_CIDS: usize = 8;
 
@@ -110,6 +113,8 @@ pub(crate) struct Table {
     by_route: HashMap<Via, Vec<Arc<Track>>>,
     strangers: VecDeque<(Instant, SocketAddr)>,
     relays: Vec<SocketAddr>,
+    /// Ways through relays that were opened lately, by this node or to it.
+    opened: VecDeque<Via>,
 }
 
 impl Routes {
@@ -274,6 +279,15 @@ impl Routes {
     pub(crate) fn remove_relay(&self, relay: SocketAddr) {
         self.write().relays.retain(|r| *r != relay);
     }
+
+    /// Notes that a way through a relay is open.
+    pub(crate) fn opened(&self, via: Via) {
+        let opened = &mut self.write().opened;
+        if opened.len() >= MAX_OPENED {
+            opened.pop_front();
+        }
+        opened.push_back(via);
+    }
 }
 
 impl Table {
@@ -301,6 +315,11 @@ impl Table {
     /// The established connections that were heard on this route, the newest last.
     pub(crate) fn by_route(&self, via: Via) -> &[Arc<Track>] {
         self.by_route.get(&via).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether what comes by a way through a relay is for this node.
+    pub(crate) fn ends_here(&self, via: Via) -> bool {
+        !self.by_route(via).is_empty() || self.opened.contains(&via)
     }
 
     fn forget_route(&mut self, via: Via, track: &Arc<Track>) {

@@ -106,7 +106,8 @@ struct Client {
 /// Why a relay is not in use.
 struct Lost {
     why: String,
-    /// It said so itself, so that it is asked again at ever longer intervals.
+    /// It said so itself, so that it is asked again at ever longer intervals; also where another node of this identity
+    /// registered, for the two would take turns.
     is_refused: bool,
 }
 
@@ -118,7 +119,10 @@ impl From<String> for Lost {
 
 impl From<Gone> for Lost {
     fn from(gone: Gone) -> Self {
-        Lost { why: gone.to_string(), is_refused: matches!(gone, Gone::Unserved(_) | Gone::Refused(_)) }
+        Lost {
+            why: gone.to_string(),
+            is_refused: matches!(gone, Gone::Unserved(_) | Gone::Refused(_) | Gone::Replaced),
+        }
     }
 }
 
@@ -137,6 +141,7 @@ impl Client {
         let tasks = self.core.tasks.clone();
         let mut pause = RETRY.0;
         loop {
+            let before = pause;
             let outcome = tokio::select! {
                 biased;
                 () = tasks.stopped() => return,
@@ -158,6 +163,9 @@ impl Client {
                 allocation.wanted.notes.add(format!("relay {:?}: {why}", self.relay.id));
             }
             let most = if is_refused { REFUSED } else { RETRY.1 };
+            if is_refused {
+                pause = before; // that it was registered for a moment is no success
+            }
             pause = pause.min(most);
             self.lost(match pause.as_secs() {
                 0 => format!("{why}; trying again"),

@@ -215,6 +215,20 @@ mod tests {
     }
 
     #[test]
+    fn all_together_take_no_more_places_than_the_relay_has() {
+        let guests = Arc::default();
+        let take = |n: usize| {
+            let mut seat = Seat::take(&guests, addr((n / MAX_PER_SOURCE) as u8))?;
+            seat.greeted();
+            Some(seat)
+        };
+        let seats: Vec<_> = (0..MAX_CLIENTS).map(|n| take(n).unwrap()).collect();
+        assert!(take(MAX_CLIENTS).is_none());
+        drop(seats);
+        assert!(take(MAX_CLIENTS).is_some());
+    }
+
+    #[test]
     fn only_so_many_greet_at_once_from_wherever_they_come() {
         let guests = Arc::default();
         let (share, all) = MAX_GREETING;

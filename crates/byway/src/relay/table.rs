@@ -84,6 +84,8 @@ pub(super) struct State {
     pub(super) measure: bool,
     /// Whoever named it may name loopback addresses: the user did, or a ticket.
     pub(super) loopback: bool,
+    /// Where the user says now that it is; taken at the next attempt.
+    pub(super) addrs: Vec<HostAddr>,
     pub(super) addr: Option<SocketAddr>,
     pub(super) observed: Option<SocketAddr>,
     pub(super) registered: bool,
@@ -132,9 +134,16 @@ impl Relays {
     /// Replaces the relays to choose from.
     pub(crate) fn set(&self, relays: &[PeerAddr], now: Instant) {
         let mut choice = self.choice();
-        choice.configured = relays.to_vec();
+        let before = std::mem::replace(&mut choice.configured, relays.to_vec());
         choice.homes.set(relays.iter().map(|relay| relay.id), now);
         drop(choice);
+        let clients = self.clients();
+        for relay in relays.iter().filter(|relay| !before.contains(relay)) {
+            if let Some(entry) = clients.get(&relay.id) {
+                entry.shared.lock().addrs.clone_from(&relay.addrs);
+                entry.shared.elsewhere.notify_one();
+            }
+        }
         self.changed.notify_one();
     }
 

@@ -124,6 +124,61 @@ fn another_list_keeps_what_is_on_both() {
     assert_eq!(bench.homes.registered(), ids(&[1]));
 }
 
+#[test]
+fn a_move_is_worth_a_fifth_of_the_way_and_ten_milliseconds_and_no_less() {
+    for (nearest, farthest, other, is_worth_it) in
+        [(20, 30, 21, false), (20, 30, 19, true), (150, 200, 161, false), (150, 200, 159, true)]
+    {
+        let mut bench = Bench::settled(&[nearest, farthest, farthest]);
+        bench.note(2, answers(other));
+        assert_eq!(bench.homes().contains(&id(2)), is_worth_it, "{other} ms instead of {farthest} ms");
+    }
+}
+
+#[test]
+fn one_relay_at_a_time_takes_the_place_of_another() {
+    let mut bench = Bench::settled(&[20, 30, 40, 50]);
+    bench.note(0, Report::Failed);
+    bench.note(3, answers(5));
+    assert_eq!(bench.homes(), ids(&[0, 1, 2]));
+    bench.note(2, Report::Registered);
+    assert_eq!(bench.homes(), ids(&[1, 2, 3]));
+}
+
+#[test]
+fn a_relay_that_is_used_for_a_peers_sake_stays_in_reserve() {
+    let mut bench = Bench::settled(&[20, 30, 40]);
+    bench.note(2, Report::Registered);
+    assert_eq!(bench.homes(), ids(&[0, 1]));
+    bench.note(0, Report::Failed);
+    assert_eq!(bench.homes(), ids(&[0, 1, 2]));
+}
+
+#[test]
+fn failures_on_another_network_do_not_count() {
+    let mut bench = Bench::settled(&[20, 30, 40]);
+    (0..5).for_each(|_| bench.note(2, Report::Failed));
+    bench.homes.network_changed(bench.now);
+    bench.note(2, Report::Failed);
+    bench.measured.clear();
+    bench.wait(RETRY.0);
+    assert_eq!(bench.measured, ids(&[2]));
+}
+
+#[test]
+fn a_list_has_eight_relays_at_most_and_each_of_them_once() {
+    let mut homes = Homes::default();
+    homes.set((0..20).map(id), Instant::START);
+    assert_eq!(homes.by_promise().len(), MAX_RELAYS);
+    homes.set(ids(&[1, 1, 2]), Instant::START);
+    assert_eq!(homes.by_promise().len(), 2);
+}
+
+#[test]
+fn the_nearest_home_is_told_first() {
+    assert_eq!(Bench::settled(&[30, 20, 40]).homes.registered(), ids(&[1, 0]));
+}
+
 proptest! {
     #[test]
     fn there_are_always_two_or_every_way_to_two_is_tried(

@@ -481,3 +481,175 @@ fn a_flood_of_strangers_costs_no_memory() {
     assert_eq!((relay.server.held(), relay.server.allocations(), relay.server.clients.len()), (0, 1, 2));
     assert_eq!(relay.server.counters().drops.total(), 200_000);
 }
+
+#[test]
+fn what_a_client_has_held_goes_with_it() {
+    let mut relay = Bench::with_clients(&[1, 2]);
+    relay.hold(1, ID).unwrap();
+    relay.input(Input::Disconnected { conn: 1 });
+    assert_eq!((relay.server.held(), relay.server.counters().drops.hold_orphaned), (0, 1));
+}
+
+#[test]
+fn nobody_adds_to_what_another_has_held_under_an_id() {
+    let mut relay = Bench::with_clients(&[1, 2, 3]);
+    relay.hold(1, ID).unwrap();
+    assert_eq!(relay.data(3, ID), Forward::Drop(RelayDrop::HoldFull));
+    assert_eq!(relay.hold(3, ID), Err(RelayDrop::HoldFull));
+    assert_eq!(relay.open(1, ID, 2).len(), 2, "the other end is told, and gets the one datagram of its opener");
+}
+
+#[test]
+fn what_is_held_counts_against_the_clients_own_rate() {
+    let limits = RelayConfig { client_rate: 1_000, client_burst: 2_400, ..RelayConfig::default() };
+    let mut relay = Bench::new(limits, &[1, 2]);
+    let held: Vec<_> = (0..3).map(|_| relay.server.hold(addr(1), ID, &[0; 1_200], relay.now)).collect();
+    assert_eq!(held, [Ok(()), Ok(()), Err(RelayDrop::RateLimited)]);
+}
+
+#[test]
+fn what_is_dropped_keeps_no_allocation_alive() {
+    let mut relay = Bench::with_pair();
+    relay.input(Input::Disconnected { conn: 2 });
+    for _ in 0..20 {
+        relay.wait(ALLOCATION_IDLE / 10);
+        let _ = relay.data(1, ID);
+    }
+    assert_eq!((relay.server.allocations(), relay.server.clients.len()), (0, 1));
+}
+
+#[test]
+fn a_link_that_never_registered_ends_without_a_trace() {
+    let mut relay = Bench::with_pair();
+    relay.connect_at(10, 1, 100, addr(11));
+    relay.input(Input::Rebound { conn: 10, addr: addr(12), source: Source::of(addr(12)) });
+    relay.input(Input::Disconnected { conn: 10 });
+    assert_eq!(relay.data(2, ID), Forward::To(addr(1)));
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+}
+
+#[test]
+fn a_client_that_moves_counts_where_it_is() {
+    let mut relay = Bench::new(RelayConfig { max_clients_per_source: 1, ..RelayConfig::default() }, &[1]);
+    relay.input(Input::Rebound { conn: 1, addr: addr(2), source: Source::of(addr(2)) });
+    assert_eq!(relay.connect_at(3, 3, 100, addr(2)), [Output::Close { conn: 3, reason: CloseReason::Crowded }]);
+    assert_eq!(relay.connect_at(4, 4, 100, addr(1)), []);
+}
+
+#[test]
+fn a_place_that_its_owner_took_back_is_nobody_elses() {
+    let mut relay = Bench::new(RelayConfig { max_clients: 2, ..RelayConfig::default() }, &[1, 2]);
+    relay.open(1, ID, 2);
+    relay.input(Input::Disconnected { conn: 1 });
+    assert_eq!(relay.connect(3, 3, 100), []);
+    relay.connect(10, 1, 100);
+    relay.control(10, Control::Register);
+    assert_eq!(relay.control(3, Control::Register), [Output::Close { conn: 3, reason: CloseReason::Full }]);
+    assert_eq!(relay.data(1, ID), Forward::To(addr(2)));
+}
+
+#[test]
+fn of_two_absent_clients_the_one_that_left_first_gives_its_place() {
+    let mut relay = Bench::new(RelayConfig { max_clients: 3, ..RelayConfig::default() }, &[1, 2, 3]);
+    relay.open(1, ID, 3);
+    relay.open(2, AllocId(2), 3);
+    for conn in [2, 1] {
+        relay.input(Input::Disconnected { conn });
+        relay.wait(Duration::from_secs(1));
+    }
+    relay.connect(4, 4, 100);
+    assert_eq!(relay.control(4, Control::Register)[0], failed(3, AllocId(2), 2, OpenFailure::Idle));
+    assert_eq!(relay.server.allocations(), 1);
+}
+
+#[test]
+fn a_relay_may_stop_sooner_than_it_said_and_not_later() {
+    let mut relay = Bench::with_clients(&[1]);
+    let [soon, late] = [10, 60].map(Duration::from_secs);
+    for (within, told) in [(late, 1), (soon, 1), (late, 0)] {
+        assert_eq!(relay.input(Input::Drain { within }).len(), told);
+    }
+    relay.wait(soon);
+    assert_eq!(relay.server.clients(), 0);
+}
+
+#[test]
+fn a_relay_that_drains_takes_no_other_link_of_its_own_clients_either() {
+    let mut relay = Bench::with_clients(&[1]);
+    relay.input(Input::Drain { within: HOLD });
+    assert_eq!(relay.connect(10, 1, 100), [Output::Close { conn: 10, reason: CloseReason::Draining }]);
+}
+
+#[test]
+fn what_is_open_is_opened_again_at_a_full_relay_and_at_one_that_drains() {
+    let mut relay = Bench::new(RelayConfig { max_allocations: 1, ..RelayConfig::default() }, &[1, 2]);
+    let opened = relay.open(1, ID, 2);
+    assert!(matches!(opened[..], [Output::Send { conn: 2, .. }]));
+    assert_eq!(relay.open(1, ID, 2), opened);
+    relay.input(Input::Drain { within: HOLD });
+    assert_eq!(relay.open(1, ID, 2), opened);
+}
+
+#[test]
+fn nobody_opens_to_who_is_absent() {
+    let mut relay = Bench::with_pair();
+    relay.client(3);
+    relay.input(Input::Disconnected { conn: 2 });
+    for (conn, id) in [(1, ID), (3, AllocId(3))] {
+        assert_eq!(relay.open(conn, id, 2), [failed(conn, id, 2, OpenFailure::NotRegistered)]);
+    }
+}
+
+#[test]
+fn a_forgotten_allocation_gives_its_place_to_another() {
+    let limits = RelayConfig { max_allocations_per_client: 1, max_allocations: 1, ..RelayConfig::default() };
+    let mut relay = Bench::new(limits, &[1, 2]);
+    relay.open(1, ID, 2);
+    relay.wait(ALLOCATION_IDLE + SWEEP);
+    assert!(matches!(relay.open(1, AllocId(2), 2)[..], [Output::Send { conn: 2, .. }]));
+}
+
+#[test]
+fn behind_a_burst_allocations_are_opened_at_a_rate() {
+    let mut relay = Bench::with_clients(&[1, 2]);
+    let mut opened = 0;
+    for _ in 0..2 {
+        let told = (0..1_000).map(|_| relay.open(1, ID, 2)).filter(|o| matches!(o[0], Output::Send { conn: 2, .. }));
+        opened = told.count() as u64;
+        relay.wait(Duration::from_secs(1));
+    }
+    assert_eq!(opened, OPEN_RATE);
+}
+
+#[test]
+fn no_limit_may_be_nothing_or_without_end() {
+    let settings: [fn(&mut RelayConfig, u64); 8] = [
+        |config, value| config.max_clients = value as usize,
+        |config, value| config.max_clients_per_source = value as usize,
+        |config, value| config.max_allocations_per_client = value as usize,
+        |config, value| config.max_allocations = value as usize,
+        |config, value| config.client_rate = value,
+        |config, value| config.client_burst = value,
+        |config, value| config.total_rate = Some(value),
+        |config, value| config.allocation_idle = Duration::from_secs(value),
+    ];
+    for (n, set) in settings.iter().enumerate() {
+        for value in [0, u64::MAX] {
+            let mut config = RelayConfig::default();
+            set(&mut config, value);
+            assert!(config.check().is_err(), "setting {n} may be {value}");
+        }
+    }
+}
+
+#[test]
+fn a_rate_that_all_share_is_set_and_changed_and_taken_away_at_once() {
+    let mut relay = Bench::with_pair();
+    assert_eq!(relay.data(2, ID), Forward::To(addr(1)));
+    let sent = [Some(24_000), Some(48_000), None].map(|total_rate| {
+        relay.wait(Duration::from_secs(1));
+        relay.input(Input::Configure(RelayConfig { total_rate, ..RelayConfig::default() }));
+        (0..10).filter(|_| matches!(relay.data(1, ID), Forward::To(_))).count()
+    });
+    assert_eq!(sent, [2, 4, 10], "of what a tenth of a second may carry");
+}

@@ -451,6 +451,8 @@ impl Mux {
                 drop(server);
                 self.forward(to, run, (count > 1).then_some(stride));
             }
+            // A relay may itself be another relay's client, and each the other's.
+            Forward::Hold if self.routes.read().ends_here(Via::Relay(source, id)) => return None,
             // What cannot be held is counted by the machine.
             Forward::Hold => {
                 for datagram in run.chunks(stride) {
@@ -458,7 +460,6 @@ impl Mux {
                 }
                 relay.changed.notify_one();
             }
-            // A relay may itself be another relay's client.
             Forward::Drop(_) if self.routes.read().is_relay(source) => return None,
             Forward::Drop(_) => self.counters.add(Dropped::NotForwarded, count as u64),
         }

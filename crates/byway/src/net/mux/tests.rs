@@ -364,6 +364,17 @@ async fn a_full_socket_at_a_relay_is_loss_and_counted() {
 }
 
 #[tokio::test]
+async fn a_relay_that_is_another_relays_client_gets_what_that_one_forwards() {
+    let bench = Bench::new(Welcome::Everyone);
+    bench.relay(&[(1, 2, OTHER)]);
+    assert!(bench.mux.routes.add_relay(v4(9)));
+    let peer = bench.peer_via(7, &[Via::Relay(v4(9), ALLOC)]);
+    bench.v4.arrive(v4(9), 60, &relayed(ALLOC, &short(7, 51)));
+    assert_eq!(bench.receive(), [(peer.alias(), 51, short(7, 51))]);
+    assert_eq!(bench.v4.sent(), []);
+}
+
+#[tokio::test]
 async fn a_node_that_is_not_registered_there_ignores_relayed_data() {
     let bench = Bench::new(Welcome::Everyone);
     bench.v4.arrive(v4(1), 1_209, &relayed(ALLOC, &long(0xc0, &[5; 12], 1_200)));

@@ -79,6 +79,7 @@ impl Client {
         let Some(allocation) = self.allocations.get_mut(&id) else { return };
         allocation.reopen = None;
         link.control(&Control::Open { alloc: id, peer: allocation.wanted.peer });
+        self.core.mux.routes.opened(Via::Relay(addr, id));
         if let Some(track) = allocation.wanted.track.upgrade() {
             dial::add_route(&self.core, &track, Via::Relay(addr, id)).await;
         }
@@ -101,7 +102,8 @@ impl Client {
         allocation.wanted.notes.add(format!("relay {:?}: {reason}", self.relay.id));
         let pause = match reason {
             OpenFailure::Idle => REOPEN.0,
-            OpenFailure::NotRegistered => {
+            // It may be for a rate that others use up.
+            OpenFailure::NotRegistered | OpenFailure::TooMany => {
                 let next = (allocation.pause * 2).min(REOPEN.1);
                 std::mem::replace(&mut allocation.pause, next)
             }
@@ -120,8 +122,9 @@ impl Client {
     /// A peer opened a way to this node; if they are connected already, it is one more. Of two that both sides opened, not
     /// knowing of each other's, the dialling side's is kept.
     pub(super) async fn opened(&mut self, id: AllocId, peer: PeerId) {
-        let addr = self.shared.lock().addr;
-        let (Some(link), Some(addr)) = (self.core.switch.link(peer), addr) else { return };
+        let Some(addr) = self.shared.lock().addr else { return };
+        self.core.mux.routes.opened(Via::Relay(addr, id));
+        let Some(link) = self.core.switch.link(peer) else { return };
         let alias = link.track.alias();
         let own = self.allocations.iter().find(|(own, a)| **own != id && a.alias() == Some(alias)).map(|(own, _)| *own);
         if let Some(own) = own {

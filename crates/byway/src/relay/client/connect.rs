@@ -53,6 +53,8 @@ impl Client {
     /// Makes the connection; also returns where to send relayed data, and by which ways the relay may be reached.
     pub(super) async fn connect(&mut self) -> Result<(Established, SocketAddr, Ways), Lost> {
         let core = Arc::clone(&self.core);
+        let told = std::mem::take(&mut self.shared.lock().addrs);
+        self.learn(told);
         let addrs = self.resolve().await;
         let track = core.mux.routes.dial(core.mux.now());
         for addr in addrs.iter().flatten() {

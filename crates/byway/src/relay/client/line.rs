@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use byway_proto::{PeerAddr, addr::HostAddr};
+use byway_proto::{
+    PeerAddr,
+    addr::{HostAddr, candidate::is_probeable},
+};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{sync::oneshot, time};
 use tokio_rustls::client::TlsStream;
@@ -79,6 +82,9 @@ async fn destinations(core: &Core, relay: &PeerAddr, loopback: bool) -> Vec<Dest
     let mut all = Vec::new();
     for host in relay.addrs.iter().take(MAX_ADDRS) {
         let proxy = core.config.tls.proxy_for(host);
+        if proxy.is_some() && matches!(host, HostAddr::Socket(addr) if is_probeable(*addr, loopback).is_err()) {
+            continue; // a proxy would go there for whoever named the relay
+        }
         let (near, loopback) = proxy.map_or((host, Some(loopback)), |proxy| (&proxy.host, None));
         let addrs = core.resolve(near, loopback).await.unwrap_or_default();
         match proxy {
