@@ -165,6 +165,16 @@ mod tests {
         assert!(take(WINDOW + Duration::from_secs(1)));
     }
 
+    #[test]
+    fn after_a_pause_nobody_shares_with_whoever_wanted_something_before_it() {
+        let mut fair = Fair::new(100_000, Instant::START);
+        let mut spent = [Spent::default(); 2];
+        let mut take = |n, at| fair.take(slot(n), &mut spent[n], 8_000, Instant::after_start(at));
+        assert!(take(0, Duration::ZERO) && take(1, Duration::ZERO));
+        let later = Duration::from_secs(1);
+        assert!(take(0, later) && take(0, later), "all of it, and not the half");
+    }
+
     proptest! {
         #[test]
         fn no_more_than_the_rate_is_given_and_nothing_is_left_while_somebody_wants_it(

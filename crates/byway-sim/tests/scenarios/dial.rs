@@ -357,6 +357,19 @@ fn a_direct_connection_is_proven_and_measured_by_six_probes_and_nothing_is_doubt
 }
 
 #[test]
+fn a_direct_connection_takes_24_datagrams_until_its_first_ping() {
+    scenario(1, secs(60), |world| async move {
+        let (a, b) = (peer(&world.host("a"), config(1)).await, peer(&world.host("b"), config(2)).await);
+        time::sleep(secs(5)).await; // what follows their start is over
+        let before = world.counters().sent;
+        a.node.dial(b.node.ticket()).await.unwrap();
+        time::sleep(ms(900)).await; // the next ping leaves after a second
+        let sent = world.counters().sent - before;
+        assert!(sent <= 24, "{sent} datagrams");
+    });
+}
+
+#[test]
 fn what_a_node_learns_while_a_connection_is_made_reaches_its_peer() {
     for (dials, offset) in [true, false].into_iter().flat_map(|dials| (0..60).map(move |n| (dials, ms(50 * n)))) {
         scenario(1, secs(30), |world| async move {

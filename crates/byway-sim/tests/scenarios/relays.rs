@@ -374,6 +374,29 @@ fn nodes_that_are_given_other_relays_leave_the_old_ones_and_their_connection_mov
 }
 
 #[test]
+fn a_relay_is_left_only_once_another_carries_the_connection() {
+    scenario(1, secs(120), |world| async move {
+        let relays = relays(&world, &[20, 25]).await;
+        let mut config = config(1).relay_at(relays[0].addr.clone());
+        config.relay_only = true;
+        let host = world.host("a");
+        let (mut a, mut b) = (peer(&host, config).await, relayed(&world, 2, &[&relays[0]]).await);
+        settles(&a, 1).await;
+        connected(&mut a, &mut b).await;
+        let blocked = world.cut(&host, &relays[1].host);
+        [&a, &b].into_iter().for_each(|peer| peer.node.set_relays(&[relays[1].addr.clone()]).unwrap());
+        let seen = flows(&mut a, &mut b, 2_000, ms(10)).await;
+        seen.iter().for_each(|gap| assert!(*gap <= STALL, "{seen:?}"));
+        blocked.lift();
+        let start = Instant::now();
+        while ways(&a, &relays).await != [relays[1].addr.id] {
+            assert!(start.elapsed() < secs(60), "{:#?}", a.node.status().await);
+            time::sleep(ms(100)).await;
+        }
+    });
+}
+
+#[test]
 fn two_nodes_of_one_identity_do_not_chase_each_other_from_their_relay() {
     scenario(1, secs(400), |world| async move {
         let relays = relays(&world, &[0]).await;

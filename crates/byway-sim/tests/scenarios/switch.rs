@@ -94,16 +94,18 @@ fn one_peer_for_each_address_counts_neither_relayed_ones_nor_those_that_are_gone
         a.registered().await;
         let mut ticket = Ticket::new(a.id());
         ticket.relays = vec![addr];
-        for n in [2, 3] {
+        let mut straight = a.node.ticket();
+        straight.relays.clear();
+        for n in [2, 3, 7] {
             let mut relayed = config(n);
             relayed.relay_only = true;
             let relayed = peer(&world.host(&format!("{n}")), relayed).await;
             relayed.node.dial(&ticket).await.unwrap();
             std::mem::forget(relayed);
+            if n == 3 {
+                hub.dial(&straight).await.expect("nobody else is at the relay's own address");
+            }
         }
-        let mut straight = a.node.ticket();
-        straight.relays.clear();
-        hub.dial(straight).await.expect("nobody else is at the relay's own address");
         let host = world.host("one");
         for n in [4, 5] {
             let mut config = config(n);

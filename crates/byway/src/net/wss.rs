@@ -431,7 +431,9 @@ mod tests {
     async fn a_silent_connection_ends() {
         let (_client, server) = duplex(1_000);
         let socket = Arc::new(WssSocket::new());
+        let start = time::Instant::now();
         assert!(matches!(open(&socket, server, Role::Server).await.run().await, Ended::Idle));
+        assert!(start.elapsed() < IDLE + Duration::from_secs(1));
     }
 
     #[tokio::test]
