@@ -226,6 +226,10 @@ impl Paths {
         self.keep_alive.forget();
         match &mut self.hedge {
             Some(hedge) => {
+                if hedge.why.is_guess() {
+                    (hedge.why, hedge.doubt) = (HedgeWhy::NetworkChanged, true);
+                    hedge.copies_at = hedge.copies_at.map(|_| now);
+                }
                 (hedge.since, hedge.next, hedge.pings) = (now, now, 0);
                 (hedge.elsewhere, hedge.heard) = (None, None);
             }

@@ -333,6 +333,33 @@ fn change_of_network_doubts_every_route_at_once_although_all_was_well() {
 }
 
 #[test]
+fn a_change_of_network_makes_a_hedge_of_a_guess_and_its_end_is_no_false_alarm() {
+    let mut one = Driven::established();
+    for _ in 0..2 {
+        one.silence();
+        one.wait(20);
+        let changed = one.input(Input::NetworkChanged);
+        assert!(matches!(one.paths.plan(), Plan::Several(_)), "copies go out at once");
+        one.wait(60);
+        one.pong(&changed, A);
+        assert_eq!(one.paths.plan(), Plan::One(A));
+        one.wait(1_000);
+    }
+    one.silence();
+    assert!(matches!(one.paths.plan(), Plan::Several(_)), "an alarm was counted");
+    // A real one: from now on a hedge asks first, unless the network changes meanwhile.
+    one.wait(20);
+    let doubted = one.next();
+    one.wait(60);
+    one.pong(&doubted, A);
+    one.wait(1_000);
+    one.silence();
+    assert_eq!(one.paths.plan(), Plan::One(A));
+    one.input(Input::NetworkChanged);
+    assert!(matches!(one.paths.plan(), Plan::Several(_)));
+}
+
+#[test]
 fn silence_of_all_routes_is_told_and_so_is_its_end() {
     let mut one = Driven::established();
     one.silence();
