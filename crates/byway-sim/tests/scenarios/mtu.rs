@@ -94,7 +94,7 @@ fn bulk_goes_on_when_the_new_path_carries_less_than_the_old_one() {
 }
 
 #[test]
-fn what_a_dialler_says_first_fits_one_packet_and_the_rest_follows() {
+fn what_a_dialler_says_first_fits_one_packet() {
     scenario(1, secs(60), |world| async move {
         let hosts = hosts(&world);
         hosts.iter().for_each(|host| host.edit_link(|link| link.mtu = SMALL));

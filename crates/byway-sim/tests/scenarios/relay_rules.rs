@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// An address of the simulated network that nobody has.
-const DEAD: &str = "11.200.200.200:4000";
+pub(crate) const DEAD: &str = "11.200.200.200:4000";
 
 /// A relay that nobody runs.
 fn dead_relay(n: u8) -> PeerAddr {

@@ -7,7 +7,10 @@ use byway::{Access, Event, Node, PathKind, PeerAddr, PeerId, RelayConfig, Ticket
 use byway_sim::{Host, Link, Loss, World};
 use tokio::time::{self, Instant};
 
-use crate::common::{PORT, Peer, config, config_anew, exchange, flows, ms, peer, relay, scenario, secs};
+use crate::{
+    common::{PORT, Peer, config, config_anew, exchange, flows, ms, peer, relay, scenario, secs},
+    relay_rules::DEAD,
+};
 
 /// The gate of `relay-death`.
 const STALL: Duration = Duration::from_millis(1_000);
@@ -374,7 +377,7 @@ fn nodes_that_are_given_other_relays_leave_the_old_ones_and_their_connection_mov
 }
 
 #[test]
-fn a_relay_is_left_only_once_another_carries_the_connection() {
+fn a_relay_is_not_left_for_one_that_cannot_be_reached() {
     scenario(1, secs(120), |world| async move {
         let relays = relays(&world, &[20, 25]).await;
         let mut config = config(1).relay_at(relays[0].addr.clone());
@@ -411,7 +414,7 @@ fn two_nodes_of_one_identity_do_not_chase_each_other_from_their_relay() {
 fn a_relay_whose_address_was_corrected_is_found_there() {
     scenario(1, secs(60), |world| async move {
         let relays = relays(&world, &[0]).await;
-        let wrong = PeerAddr::new(relays[0].addr.id, ["11.200.200.200:4000".parse::<SocketAddr>().unwrap()]);
+        let wrong = PeerAddr::new(relays[0].addr.id, [DEAD.parse::<SocketAddr>().unwrap()]);
         let a = peer(&world.host("node"), config(1).relay_at(wrong)).await;
         time::sleep(secs(2)).await;
         a.node.set_relays(&[relays[0].addr.clone()]).unwrap();
