@@ -168,8 +168,18 @@ fn row(change: &Change) -> Option<Row> {
 }
 
 #[cfg(test)]
+impl Store {
+    /// A store on a disk that does not answer, and how many rows the next caller has that waits for it, who is let go.
+    pub(crate) fn on_dead_disk() -> (Store, impl FnMut() -> Option<usize>) {
+        let (jobs, mut waiting) = mpsc::channel::<Job>(QUEUE);
+        (Store { jobs }, move || waiting.try_recv().ok().map(|job| job.rows.len()))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use byway_proto::PeerId;
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -202,5 +212,40 @@ mod tests {
         write(log, waiting);
         assert_eq!(saved.each_mut().map(|saved| saved.try_recv().unwrap().is_ok()), [true, false, false, true]);
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn what_waits_is_written_at_once_up_to_so_many_callers() {
+        let dir = std::env::temp_dir().join(format!("byway-callers-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (log, ..) = Log::open(&dir.join("rows"), UnixTime(1)).unwrap();
+        let (jobs, waiting) = mpsc::channel(QUEUE + 1);
+        let send = |nat| {
+            let (done, saved) = oneshot::channel();
+            jobs.try_send(Job { rows: Vec::new(), nat, done }).unwrap();
+            saved
+        };
+        let mut saved: Vec<_> = (0..QUEUE).map(|_| send(None)).collect();
+        saved.push(send(Some(vec![0; 1 << 17]))); // too long: it fails with all that is written at once with it
+        drop(jobs);
+        write(log, waiting);
+        let is_saved: Vec<_> = saved.iter_mut().map(|saved| saved.try_recv().unwrap().is_ok()).collect();
+        assert_eq!(is_saved.iter().position(|is_saved| !is_saved), Some(QUEUE));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn so_many_callers_wait_for_the_writer_and_the_next_keeps_its_rows() {
+        let dir = std::env::temp_dir().join(format!("byway-queue-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (store, _) = Store::open(&dir.join("rows"), UnixTime(1)).unwrap();
+        assert_eq!(store.jobs.max_capacity(), QUEUE);
+        drop(store);
+        let (store, mut waiting) = Store::on_dead_disk();
+        let mut saves: Vec<_> = (0..=QUEUE).map(|_| Box::pin(store.save(Vec::new()))).collect();
+        assert!(saves.iter_mut().all(|save| save.now_or_never().is_none()));
+        assert_eq!(store.jobs.capacity(), 0);
+        assert_eq!(std::iter::from_fn(&mut waiting).count(), QUEUE, "the last one has handed nothing over");
+        let _ = std::fs::remove_dir_all(dir); // the writer may be closing the file still
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use byway_proto::{
     UnixTime,
-    book::{Change, Contact, Record, Refused},
+    book::{Book, Change, Contact, Record, Refused},
     switch::Input,
 };
 use tokio::{sync::oneshot, time};
@@ -47,6 +47,29 @@ impl Keeper {
     pub(super) fn new(store: Option<Store>) -> Self {
         Keeper { store, next: time::Instant::now() }
     }
+
+    /// Writes all that has changed; done when it is on the disk, or at once if there is no store.
+    fn save(&self, book: &mut Book) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
+        let store = self.store.clone();
+        let mut batches: Vec<Vec<Change>> = Vec::new();
+        while book.has_changed() {
+            batches.push(book.take_changes(MAX_ROWS));
+        }
+        async move {
+            let Some(store) = store else { return Ok(()) };
+            for rows in batches {
+                store.save(rows).await?;
+            }
+            Ok(())
+        }
+    }
+
+    /// Writes what is left when the node closes.
+    async fn finish(&self, book: &mut Book) {
+        if book.has_changed() {
+            let _ = time::timeout(LAST_ROWS, self.save(book)).await; // a disk that does not answer holds up no close
+        }
+    }
 }
 
 impl Shell {
@@ -61,7 +84,7 @@ impl Shell {
         if !self.machine.book().has_changed() {
             return;
         }
-        let saved = self.save();
+        let saved = self.keeper.save(self.machine.book_mut());
         self.core.tasks.spawn(async move {
             if let Err(error) = saved.await {
                 warn!(%error, "the address book is not stored");
@@ -71,25 +94,7 @@ impl Shell {
 
     /// Writes what is left when the node closes.
     pub(super) async fn finish(&mut self) {
-        if self.machine.book().has_changed() {
-            let _ = time::timeout(LAST_ROWS, self.save()).await; // a disk that does not answer holds up no close
-        }
-    }
-
-    /// Writes all that has changed; done when it is on the disk, or at once if there is no store.
-    fn save(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
-        let store = self.keeper.store.clone();
-        let mut batches: Vec<Vec<Change>> = Vec::new();
-        while self.machine.book().has_changed() {
-            batches.push(self.machine.book_mut().take_changes(MAX_ROWS));
-        }
-        async move {
-            let Some(store) = store else { return Ok(()) };
-            for rows in batches {
-                store.save(rows).await?;
-            }
-            Ok(())
-        }
+        self.keeper.finish(self.machine.book_mut()).await;
     }
 
     /// What the owner says about peers.
@@ -144,9 +149,47 @@ impl Shell {
         reply: oneshot::Sender<Result<T, E>>,
         then: impl FnOnce(()) -> Result<T, E> + Send + 'static,
     ) {
-        let saved = self.save();
+        let saved = self.keeper.save(self.machine.book_mut());
         self.core.tasks.spawn(async move {
             let _ = reply.send(saved.await.map_err(E::from).and_then(then)); // who asked may have gone
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use byway_proto::{PeerId, book::BookConfig};
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// A book with so many rows to be written, its own among them.
+    fn changed(rows: usize) -> Book {
+        let mut book = Book::new(BookConfig::default(), PeerId::ed25519([0xff; 32]), [1; 32]);
+        for n in 1..rows as u64 {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&n.to_be_bytes());
+            book.ban(PeerId::ed25519(key), UnixTime(2), "");
+        }
+        book
+    }
+
+    #[test]
+    fn rows_are_handed_over_so_many_at_once_and_the_next_once_those_are_on_the_disk() {
+        let (store, mut waiting) = Store::on_dead_disk();
+        let mut book = changed(MAX_ROWS + 1);
+        let mut saved = Box::pin(Keeper::new(Some(store)).save(&mut book));
+        assert!(!book.has_changed(), "what changes from here on is the next one's to write");
+        assert!((&mut saved).now_or_never().is_none());
+        assert_eq!((waiting(), waiting()), (Some(MAX_ROWS), None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_does_not_answer_holds_up_no_close() {
+        let (store, mut waiting) = Store::on_dead_disk();
+        let (keeper, start) = (Keeper::new(Some(store)), time::Instant::now());
+        keeper.finish(&mut changed(2)).await;
+        assert_eq!(waiting(), Some(2));
+        assert!((LAST_ROWS..2 * LAST_ROWS).contains(&start.elapsed()), "{:?}", start.elapsed());
     }
 }
