@@ -34,6 +34,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 
 use self::board::Board;
 use crate::{
+    accept,
     bench::{self as line, Answers, Bench},
     config::{FileConfig, Settings, metrics::MetricsAddr},
     control::{
@@ -199,12 +200,8 @@ async fn take_commands(daemon: Arc<Daemon>, listener: Listener, owner: String) {
             biased;
             _ = daemon.ended() => break,
             Some(_) = commands.join_next() => {}
-            accepted = local::accept(&listener), if commands.len() < MAX_ATTACHED => match accepted {
-                Ok(connection) => drop(commands.spawn(attend::attend(Arc::clone(&daemon), connection, owner.clone()))),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot take a command");
-                    time::sleep(DRAIN_POLL).await; // out of file descriptors, most likely
-                }
+            connection = accept::next("command", || local::accept(&listener)), if commands.len() < MAX_ATTACHED => {
+                commands.spawn(attend::attend(Arc::clone(&daemon), connection, owner.clone()));
             }
         }
     }

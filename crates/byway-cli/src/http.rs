@@ -10,6 +10,8 @@ use tokio::{
     time,
 };
 
+use crate::accept;
+
 /// The size of the file: 64 MiB.
 pub(crate) const FILE_LEN: u64 = 64 << 20;
 
@@ -25,9 +27,6 @@ const MAX_LINES: usize = 100;
 
 /// How long a connection may be idle between two requests.
 const IDLE: Duration = Duration::from_secs(60);
-
-/// How long to wait where the system gives no connection: it is out of file descriptors, most likely.
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const CHUNK: usize = 64 << 10;
 
@@ -63,12 +62,8 @@ pub(crate) async fn serve(listener: TcpListener, seed: u64) {
         tokio::select! {
             biased;
             Some(_) = connections.join_next() => {} // a broken connection is its client's affair
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(answer_all(stream, seed))),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot take a connection");
-                    time::sleep(ACCEPT_PAUSE).await;
-                }
+            (stream, _) = accept::next("connection", || listener.accept()), if connections.len() < MAX_CONNECTIONS => {
+                connections.spawn(answer_all(stream, seed));
             }
         }
     }

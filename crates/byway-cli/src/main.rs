@@ -1,5 +1,6 @@
 //! The command line of Byway: serve here, reach there, relay in between.
 
+mod accept;
 mod args;
 mod bench;
 mod cmd;

@@ -10,10 +10,7 @@ use tokio::{
 };
 
 use super::Daemon;
-use crate::{
-    failure::Failure,
-    http::{self, read_head},
-};
+use crate::{accept, failure::Failure, http::read_head};
 
 /// Requests that are answered at once: a few servers, of which each asks one at a time.
 const MAX_REQUESTS: usize = 8;
@@ -40,15 +37,9 @@ pub(super) async fn run(daemon: Arc<Daemon>, listener: TcpListener) {
             biased;
             _ = daemon.ended() => return,
             Some(_) = requests.join_next() => {} // a broken connection is its client's affair
-            accepted = listener.accept(), if requests.len() < MAX_REQUESTS => match accepted {
-                Ok((stream, _)) => {
-                    let daemon = Arc::clone(&daemon);
-                    requests.spawn(async move { time::timeout(TIMEOUT, answer(stream, &daemon)).await });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot take a request for metrics");
-                    time::sleep(http::ACCEPT_PAUSE).await;
-                }
+            (stream, _) = accept::next("request", || listener.accept()), if requests.len() < MAX_REQUESTS => {
+                let daemon = Arc::clone(&daemon);
+                requests.spawn(async move { time::timeout(TIMEOUT, answer(stream, &daemon)).await });
             }
         }
     }

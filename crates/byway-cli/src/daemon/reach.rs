@@ -28,6 +28,7 @@ use super::{
     tunnel_failure,
 };
 use crate::{
+    accept,
     control::{
         Event,
         event::{Path, Reaching, milliseconds},
@@ -131,13 +132,9 @@ async fn take_connections(
         tokio::select! {
             biased;
             Some(_) = sessions.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok(tcp) if sessions.len() >= MAX_SESSIONS => tcp.reset(),
-                Ok(tcp) => drop(sessions.spawn(Arc::clone(way).session(tcp, linked.clone()))),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot take a connection");
-                    time::sleep(SESSION_RETRY).await; // out of file descriptors, most likely
-                }
+            tcp = accept::next("connection", || listener.accept()) => match sessions.len() {
+                MAX_SESSIONS.. => tcp.reset(),
+                _ => drop(sessions.spawn(Arc::clone(way).session(tcp, linked.clone()))),
             }
         }
         way.entry.update(|reaching| reaching.sessions = sessions.len() as u64);
