@@ -328,3 +328,17 @@ impl TimeSource for Wall {
         self.0.now()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quic_keeps_so_many_bytes_of_datagrams_that_wait_for_the_reader_or_the_line() {
+        let idle = IdleTimeout::try_from(Duration::from_secs(30)).unwrap();
+        let settings = format!("{:?}", transport(idle, Duration::from_secs(10)));
+        let receive = format!("datagram_receive_buffer_size: Some({}),", datagrams::RECEIVE_BUFFER);
+        let send = format!("datagram_send_buffer_size: {},", datagrams::SEND_BUFFER);
+        assert!(settings.contains(&receive) && settings.contains(&send), "{settings}");
+    }
+}
