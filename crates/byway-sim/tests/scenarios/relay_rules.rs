@@ -229,6 +229,31 @@ fn a_relay_that_drains_closes_its_last_links_at_the_deadline() {
 }
 
 #[test]
+fn a_way_that_a_relay_refuses_for_too_many_is_opened_again() {
+    scenario(1, secs(60), |world| async move {
+        let (node, addr) = relay(&world.host("relay"), config(9)).await;
+        let mut limits = RelayConfig::default();
+        limits.max_allocations_per_client = 1;
+        node.set_relay(limits).unwrap();
+        let mut settings = config(1).relay_at(addr.clone());
+        settings.relay_only = true;
+        let mut a = peer(&world.host("a"), settings).await;
+        let (b, c) = (client(&world.host("b"), 2, &addr).await, client(&world.host("c"), 3, &addr).await);
+        for client in [&a, &b, &c] {
+            client.registered().await;
+        }
+        a.node.dial(b.node.ticket()).await.unwrap();
+        a.up().await;
+        let (dialling, ticket) = (a.node.clone(), c.node.ticket());
+        let dial = tokio::spawn(async move { dialling.dial(ticket).await });
+        time::sleep(ms(500)).await;
+        assert!(!dial.is_finished(), "it has one way already");
+        node.set_relay(RelayConfig::default()).unwrap();
+        dial.await.unwrap().unwrap();
+    });
+}
+
+#[test]
 fn clients_over_tls_count_as_the_addresses_behind_them() {
     scenario(1, secs(60), |world| async move {
         let mut settings = config(9);
