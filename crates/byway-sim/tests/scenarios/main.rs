@@ -36,3 +36,4 @@ mod stats;
 mod stripes;
 mod switch;
 mod tcp_relay;
+mod told;

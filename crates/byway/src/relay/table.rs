@@ -400,11 +400,14 @@ pub(crate) async fn run(core: Arc<Core>) {
         let next = relays.plan(&core);
         let registered = relays.registered();
         let mut due = std::mem::take(&mut *relays.dirty());
-        // Without any there is nothing to tell: peers find the old ones dead by themselves, or back.
-        if told != registered && !registered.is_empty() {
+        if told != registered {
             told = registered;
-            core.switch.send(SwitchCommand::TellRelays).await;
-            due.extend(core.switch.links().iter().map(|link| link.peer));
+            // Without any there is nothing to tell: peers find the old ones dead by themselves, or back. Once there is one again,
+            // it is news to those who came meanwhile.
+            if !told.is_empty() {
+                core.switch.send(SwitchCommand::TellRelays).await;
+                due.extend(core.switch.links().iter().map(|link| link.peer));
+            }
         }
         let again = links.review(&core, due).await;
         let wake = next.into_iter().chain(again).min().map(|at| core.mux.clock.at(at.max(core.mux.now() + TURN)));
