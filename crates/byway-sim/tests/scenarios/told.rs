@@ -176,3 +176,26 @@ fn a_lone_relay_that_comes_back_is_told_to_who_became_a_peer_meanwhile() {
         assert_eq!(relays(&b).await, [at.id]);
     });
 }
+
+#[test]
+fn a_relay_that_a_peer_has_left_is_left_as_well_once_the_new_one_carries_the_connection() {
+    scenario(1, secs(200), |world| async move {
+        let (_old, old) = relay(&world.host("old relay"), config(8)).await;
+        let (_new, new) = relay(&world.host("new relay"), config(9)).await;
+        let hidden = |n| {
+            let mut settings = config(n);
+            settings.relay_only = true;
+            settings
+        };
+        let a = peer(&world.host("a"), hidden(1).relay_at(old)).await;
+        let mut b = peer(&world.host("b"), hidden(2)).await;
+        a.registered().await;
+        b.node.dial(a.node.ticket()).await.unwrap();
+        b.up().await;
+        time::sleep(secs(5)).await;
+        a.node.set_relays(std::slice::from_ref(&new)).unwrap();
+        time::sleep(secs(100)).await;
+        assert_eq!((relays(&a).await, relays(&b).await), (vec![new.id], vec![new.id]));
+        assert_eq!(b.node.peers(), [a.id()]);
+    });
+}
