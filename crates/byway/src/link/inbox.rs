@@ -38,6 +38,7 @@ struct Queue {
     bytes: usize,
     /// The memory of what is in it.
     held: Option<Held>,
+    /// Told when there is room again; the readers of the peer's last connection and of its present one may wait for it.
     space: Arc<Notify>,
     /// No reader feeds it any more; it goes once it is empty.
     orphaned: bool,
@@ -176,7 +177,7 @@ impl Inbox {
         }
         out.held = queue.held.as_mut().map(|held| held.split(memory));
         if was_full {
-            queue.space.notify_one();
+            queue.space.notify_waiters(); // of two connections' readers the first may leave room for the other
         }
         if !queue.messages.is_empty() {
             state.ready.push_back(peer);
@@ -216,7 +217,7 @@ impl Inbox {
         let mut state = self.lock();
         state.closed = true;
         for queue in state.peers.values() {
-            queue.space.notify_one();
+            queue.space.notify_waiters();
         }
         drop(state);
         self.readable.notify_one();
@@ -339,6 +340,30 @@ mod tests {
         assert_eq!(budget.status().used, 8 * budget::cost(1));
         inbox.abandon();
         assert_eq!(budget.status().used, 0);
+    }
+
+    /// Two readers of one peer's queue, of its last connection and of its present one, that wait for room; what becomes of
+    /// them when `happen` has happened.
+    async fn two_that_wait(happen: impl FnOnce(&Inbox)) -> [Option<Option<bool>>; 2] {
+        let inbox = Inbox::new(2, 1 << 20);
+        assert_eq!(inbox.deliver(&mut batch(2), &mut held(1)).await, Some(false));
+        let (mut last, mut present) = ((batch(1), held(1)), (batch(1), held(1)));
+        let mut old = Box::pin(inbox.deliver(&mut last.0, &mut last.1));
+        let mut new = Box::pin(inbox.deliver(&mut present.0, &mut present.1));
+        assert!((&mut old).now_or_never().is_none() && (&mut new).now_or_never().is_none());
+        happen(&inbox);
+        [(&mut old).now_or_never(), (&mut new).now_or_never()]
+    }
+
+    #[tokio::test]
+    async fn two_readers_of_one_queue_both_go_on_where_there_is_room_for_both() {
+        let read = |inbox: &Inbox| assert!(inbox.try_take(&mut Hand::default()));
+        assert_eq!(two_that_wait(read).await, [Some(Some(true)); 2]);
+    }
+
+    #[tokio::test]
+    async fn closing_ends_both_readers_of_one_queue() {
+        assert_eq!(two_that_wait(Inbox::close).await, [Some(None); 2]);
     }
 
     #[tokio::test]
