@@ -156,11 +156,18 @@ impl Outbox {
         (state.peer, state.spool) = (rate.map(Bucket::of), Some(Arc::clone(spool)));
     }
 
-    /// Adds a lane; `false` if the link is closed or has [`MAX_LANES`].
+    /// Adds a lane unless it is there, for two senders may open it at once; `false` if it has been ended, or the link is closed or
+    /// has [`MAX_LANES`].
     pub(crate) fn open(&self, key: ChannelKey, new: NewLane) -> bool {
         let NewLane { share, rate, queue, outlet, tally } = new;
         let mut state = self.lock();
-        if state.closed || state.draining || state.lanes.len() >= MAX_LANES || state.schedule.add(key, share).is_err() {
+        if state.closed || state.draining {
+            return false;
+        }
+        if let Some(lane) = state.lanes.get(&key) {
+            return lane.end.is_none();
+        }
+        if state.lanes.len() >= MAX_LANES || state.schedule.add(key, share).is_err() {
             return false;
         }
         let lane = Lane {
@@ -470,6 +477,22 @@ mod tests {
         let (share, queue) = (Share { class: Class::Bulk, weight: 16 }, FrameQueue::new(10_000, 10 << 20).into());
         assert!(outbox.open(key, NewLane { share, rate: None, queue, outlet: Outlet::Uni(Bytes::new()), tally: None }));
         (outbox, key)
+    }
+
+    #[test]
+    fn a_lane_that_two_senders_open_at_once_keeps_what_the_first_one_queued() {
+        let (outbox, key) = outbox(&Spool::new(1 << 20));
+        let open = || {
+            let (share, queue) = (Share { class: Class::Bulk, weight: 1 }, FrameQueue::new(100, 1 << 20).into());
+            outbox.open(key, NewLane { share, rate: None, queue, outlet: Outlet::Uni(Bytes::new()), tally: None })
+        };
+        assert_eq!(outbox.push(key, &Bytes::from_static(b"first")), Pushed::Queued);
+        assert!(open(), "the other one may go on");
+        assert_eq!(outbox.push(key, &Bytes::from_static(b"second")), Pushed::Queued);
+        assert_eq!(outbox.waiting_in(key).0, 2);
+        outbox.end(key, End::Finish);
+        assert!(!open() && outbox.push(key, &Bytes::from_static(b"late")) == Pushed::Closed);
+        assert_eq!(outbox.waiting_in(key).0, 2, "both are still to be sent");
     }
 
     /// How many messages of 4 KiB find room.
