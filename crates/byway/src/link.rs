@@ -10,6 +10,7 @@ pub(crate) mod pace;
 mod patience;
 pub(crate) mod queue;
 pub(crate) mod readers;
+pub(crate) mod remains;
 pub(crate) mod spool;
 pub(crate) mod stripe;
 pub(crate) mod tally;
@@ -30,10 +31,7 @@ use byway_proto::{
 };
 use futures_util::future::join_all;
 use quinn::Connection;
-use tokio::{
-    sync,
-    time::{self, Instant},
-};
+use tokio::time::{self, Instant};
 
 use self::{
     outbox::{CONTROL, Outbox, Pushed},
@@ -77,8 +75,6 @@ pub(crate) struct Link {
     ended: Mutex<Option<Gone>>,
     /// What tells, while the link is drained, whether the peer has received what was sent.
     leaving: Mutex<Vec<BoxFuture<'static, bool>>>,
-    /// Held by the reader that waits for memory: the others come after it.
-    memory: sync::Mutex<()>,
     /// What its readers may take in all.
     receive: OnceLock<Shared>,
 }

@@ -137,6 +137,54 @@ fn a_peer_that_does_not_read_holds_a_close_up_for_the_deadline_and_no_longer() {
     });
 }
 
+/// Sends numbered messages, of which a queue that nobody reads holds 420, and QUIC's window almost as many.
+async fn send_large(tx: &Sender, to: PeerId, count: u64) {
+    for number in 0..count {
+        let mut message = vec![0; 10_000];
+        message[..8].copy_from_slice(&number.to_be_bytes());
+        tx.send_wait(to, message.into()).await.unwrap();
+    }
+    time::sleep(secs(3)).await; // all of it is at the peer
+}
+
+#[test]
+fn a_program_that_is_behind_when_its_peer_leaves_has_ten_seconds_and_keeps_what_its_queue_holds() {
+    [(9, 800), (11, 420)].into_iter().for_each(|(pause, expected)| {
+        scenario(1, secs(60), move |world| async move {
+            let (a, mut b, to) = pair_with(&world, Loss::Random(0.0)).await;
+            send_large(&a.tx[0], to, 800).await;
+            assert!(a.node.disconnect(to, 0, ""));
+            assert!(matches!(b.peers.next().await, Some(PeerEvent::Down { .. })));
+            time::sleep(secs(pause)).await;
+            assert_eq!(count(&mut b.rx[0]).await, expected);
+        });
+    });
+}
+
+#[test]
+fn what_a_peer_leaves_unread_again_and_again_is_kept_of_its_last_connection_alone() {
+    scenario(1, secs(60), |world| async move {
+        let (mut a, mut b, to) = pair_with(&world, Loss::Random(0.0)).await;
+        send_large(&a.tx[0], to, 800).await;
+        assert!(a.node.disconnect(to, 0, ""));
+        assert!(matches!(b.peers.next().await, Some(PeerEvent::Down { .. })));
+        assert!(matches!(a.peers.next().await, Some(PeerEvent::Down { .. })));
+        a.node.dial(b.node.ticket()).await.unwrap();
+        for side in [&mut a, &mut b] {
+            assert!(matches!(side.peers.next().await, Some(PeerEvent::Up { .. })));
+        }
+        send_large(&a.tx[0], to, 100).await;
+        assert!(a.node.disconnect(to, 0, ""));
+        assert!(matches!(b.peers.next().await, Some(PeerEvent::Down { .. })));
+        time::sleep(ms(100)).await;
+        let mut read = Vec::new();
+        while let Ok(Some((_, message))) = time::timeout(secs(1), b.rx[0].recv()).await {
+            read.push(u64::from_be_bytes(message[..8].try_into().unwrap()));
+        }
+        assert_eq!(read, (0..420).chain(0..100).collect::<Vec<u64>>());
+    });
+}
+
 #[test]
 fn where_nothing_is_queued_the_end_does_not_wait() {
     scenario(1, secs(60), |world| async move {

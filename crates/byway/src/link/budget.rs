@@ -22,7 +22,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -75,6 +75,8 @@ struct State {
     peers: BTreeMap<PeerId, usize>,
     /// In the order of their arrival, one of each peer: its readers take turns.
     waiting: VecDeque<Waiter>,
+    /// Of each peer that has readers.
+    turns: BTreeMap<PeerId, Weak<sync::Mutex<()>>>,
 }
 
 #[derive(Debug)]
@@ -129,6 +131,18 @@ impl Budget {
             waits: state.waits,
             ..MemoryStatus::default()
         }
+    }
+
+    /// What the readers of a peer wait in turn by, also those of a connection that has ended and of the next one.
+    pub(crate) fn turn(&self, peer: PeerId) -> Arc<sync::Mutex<()>> {
+        let mut state = self.lock();
+        state.turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = state.turns.get(&peer).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::new(sync::Mutex::new(()));
+        state.turns.insert(peer, Arc::downgrade(&turn));
+        turn
     }
 
     /// Whether the peer's own limit lets it have more.
@@ -388,6 +402,17 @@ mod tests {
         assert!((&mut second).now_or_never().is_none());
         drop(a);
         assert!((&mut second).now_or_never().is_some());
+    }
+
+    #[test]
+    fn the_readers_of_all_connections_of_a_peer_have_one_turn() {
+        let budget = budget(1_000_000, 1_000_000);
+        let turns = [1, 1, 2].map(|n| budget.turn(peer(n)));
+        assert!(Arc::ptr_eq(&turns[0], &turns[1]) && !Arc::ptr_eq(&turns[0], &turns[2]));
+        assert_eq!(budget.lock().turns.len(), 2);
+        drop(turns);
+        let _turn = budget.turn(peer(3));
+        assert_eq!(budget.lock().turns.len(), 1, "those of peers that are gone are forgotten");
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use byway_proto::{
     wire::probe,
 };
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::{sync, time};
+use tokio::time;
 
 use super::{
     Link,
@@ -152,7 +152,6 @@ impl Established {
             withdrawn: BTreeSet::new().into(),
             ended: None.into(),
             leaving: Mutex::default(),
-            memory: sync::Mutex::default(),
             receive: OnceLock::new(),
         };
         let ControlStream { recv, codec, introduced, .. } = control;

@@ -4,7 +4,10 @@ use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use quinn::VarInt;
-use tokio::time::{self, Instant};
+use tokio::{
+    sync,
+    time::{self, Instant},
+};
 
 use super::{
     Link,
@@ -27,6 +30,8 @@ pub(super) struct Messages<'a> {
     pub(super) inbox: &'a Inbox,
     pub(super) frames: Frames,
     pub(super) held: Held,
+    /// Held by the reader of this peer's that waits for memory: the others come after it.
+    pub(super) turn: Arc<sync::Mutex<()>>,
     pub(super) pace: Pace,
     pub(super) tally: Arc<Tally>,
     /// Is told of each message.
@@ -102,7 +107,7 @@ impl Messages<'_> {
 
     async fn take(&mut self, bytes: usize) {
         let (inbox, peer) = (self.inbox, self.link.peer);
-        self.held.take(bytes, || inbox.is_empty_of(peer), &self.link.memory).await;
+        self.held.take(bytes, || inbox.is_empty_of(peer), &self.turn).await;
     }
 
     /// Waits for the next bytes; `false` if there are no more.

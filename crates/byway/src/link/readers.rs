@@ -108,11 +108,18 @@ async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
         inbox,
         frames: Frames::new(channel.max_message),
         held: Held::nothing(&scope.registry.budget, link.peer),
+        turn: scope.registry.budget.turn(link.peer),
         pace: link.pace(channel.share.class, channel.receive_rate),
         tally: protocol.tally(&link, Some(id)),
         told: &|message| protocol.tell_message(link.peer, id, message.len(), Direction::Received),
     };
-    let read = messages.read(&mut Incoming::new(&link.stripes, &link.connection, stream)).await;
+    let mut incoming = Incoming::new(&link.stripes, &link.connection, stream);
+    let read = tokio::select! {
+        biased;
+        // First, for what has come whole before the connection's end is handed over.
+        read = messages.read(&mut incoming) => read,
+        () = scope.registry.remains.are_over(link.peer, &link.connection) => Ok(()),
+    };
     inbox.orphan(link.peer);
     if let Err(gone) = read {
         link.close(gone);

@@ -19,7 +19,8 @@ impl Node {
     /// Ends the connection to a peer, which is told [`Gone::Dismissed`] with this code and reason; of the reason at most
     /// [`MAX_WHY`] bytes. `false` if the peer is not connected. Nothing more is sent to it, but what is queued already, on
     /// channels and on byte streams that were shut down, arrives first, as far as it does within
-    /// [`LinkConfig::flush`](crate::LinkConfig::flush).
+    /// [`LinkConfig::flush`](crate::LinkConfig::flush). A program that is behind there has ten seconds for what its channels'
+    /// queues have no room for.
     pub fn disconnect(&self, peer: PeerId, code: u16, why: &str) -> bool {
         let why = prefix(why, MAX_WHY).to_owned();
         let Some(link) = self.core.switch.link(peer) else { return false };

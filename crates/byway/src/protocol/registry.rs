@@ -35,6 +35,7 @@ use crate::{
         outbox::{End, NewLane, Outlet, Pushed},
         queue::{FrameQueue, Queue},
         readers::UNKNOWN,
+        remains::Remains,
         spool::Spool,
         tally::Refused,
     },
@@ -123,6 +124,8 @@ pub(crate) struct Registry {
     pub(crate) budget: Arc<Budget>,
     /// The memory of what waits to be sent to all peers.
     pub(crate) spool: Arc<Spool>,
+    /// The peers' connections that have ended with something left to hand over.
+    pub(crate) remains: Remains,
     protocols: RwLock<BTreeMap<u32, Arc<Registered>>>,
     /// The last numbers given to a protocol, and to a member's lanes; none is given twice, for streams of what had it may still
     /// be on their way. 0 is the control stream's.
@@ -138,6 +141,7 @@ impl Registry {
         Registry {
             budget: Arc::new(Budget::new(config)),
             spool: Spool::new(config.send_memory),
+            remains: Remains::default(),
             protocols: RwLock::default(),
             last: AtomicU32::default(),
             last_lanes: AtomicU32::default(),
