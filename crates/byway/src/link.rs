@@ -27,7 +27,7 @@ use bytes::Bytes;
 use byway_proto::{
     PeerAddr, PeerId,
     hello::{Agreed, Control, Hello},
-    schedule::{Class, Rate},
+    schedule::ChannelKey,
 };
 use futures_util::future::join_all;
 use quinn::Connection;
@@ -44,7 +44,7 @@ use crate::{
     config::LinkConfig,
     gone::Gone,
     net::{BoxFuture, mux::Clock, track::Track},
-    protocol::{OpenError, STREAM_SHARE},
+    protocol::{Channel, OpenError, STREAM_SHARE},
     stream::{self, ReadHalf, STREAM_QUEUE, Stream},
     watched::Watched,
 };
@@ -109,10 +109,20 @@ impl Link {
         self.receive.get_or_init(|| Shared::new(clock, config.receive_rate));
     }
 
-    /// How fast a reader may take what comes in on a channel of this class and rate.
-    pub(crate) fn pace(&self, class: Class, own: Option<Rate>) -> Pace {
-        let shared = self.receive.get_or_init(|| Shared::new(Clock::start(), None)).clone();
-        Pace::new(class, own, shared, Arc::clone(&self.track))
+    /// How fast a byte stream may be read.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace::new(STREAM_SHARE.class, None, self.shared(), Arc::clone(&self.track))
+    }
+
+    /// How fast a reader may take what comes in on a channel of a protocol, which has our number.
+    pub(crate) fn pace_of(&self, protocol: u32, channel: &Channel) -> Pace {
+        let shared = self.shared();
+        let own = channel.receive_rate.map(|rate| shared.of_channel(ChannelKey(protocol, channel.id), rate));
+        Pace::new(channel.share.class, own, shared, Arc::clone(&self.track))
+    }
+
+    fn shared(&self) -> Shared {
+        self.receive.get_or_init(|| Shared::new(Clock::start(), None)).clone()
     }
 
     /// Queues a message on the control stream; `false` if the peer has not read for so long that there is no room.
@@ -164,7 +174,7 @@ impl Link {
         queue.push_raw(&header);
         let key = self.outbox.open_stream(queue, send, Arc::clone(&tally)).ok_or(OpenError::TooMany(self.peer))?;
         tally.sent(1, 0);
-        let read = ReadHalf::new(recv, self.pace(STREAM_SHARE.class, None), tally);
+        let read = ReadHalf::new(recv, self.pace(), tally);
         Ok(Stream::new((Arc::clone(&self.outbox), key), read, received))
     }
 }

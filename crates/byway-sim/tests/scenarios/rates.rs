@@ -126,6 +126,48 @@ fn a_channel_is_taken_at_its_rate_and_nothing_of_it_is_lost() {
 }
 
 #[test]
+fn a_channel_that_is_opened_anew_has_no_burst_anew() {
+    scenario(1, secs(60), |world| async move {
+        let channels = [[Channel::new(1)], [receiving(100_000)]];
+        let (mut a, mut b, to) = pair(&world, Default::default(), channels).await;
+        let start = Instant::now();
+        for _ in 0..20 {
+            for _ in 0..30 {
+                assert_eq!(a.tx[0].send(&To::Peer(to), Bytes::from(vec![0; MESSAGE])).queued, 1);
+            }
+            for _ in 0..30 {
+                b.rx[0].recv().await.unwrap();
+            }
+            assert!(a.node.unregister("one"));
+            let mut one = Protocol::new("one", 1..=1);
+            let (tx, rx) = one.channel(Channel::new(1));
+            (a.tx, a.rx, a.peers) = ([tx], [rx], a.node.register(one).unwrap());
+            a.peers.next().await.unwrap();
+        }
+        let took = start.elapsed().as_secs_f64();
+        assert!((5.5..9.0).contains(&took), "{took} s instead of (600 messages - the burst of 32 KiB) / 100 kB/s");
+    });
+}
+
+#[test]
+fn byte_streams_that_are_short_and_many_keep_the_peers_rate_together() {
+    scenario(1, secs(60), |world| async move {
+        let configs = [LinkConfig::default(), of_peer(None, Some(5_000))];
+        let (a, mut b, to) = pair(&world, configs, [[Channel::new(1)], [Channel::new(1)]]).await;
+        let start = Instant::now();
+        for _ in 0..100 {
+            let mut written = a.peers.open(to).await.unwrap();
+            written.write_all(&[0; 1_000]).await.unwrap();
+            written.shutdown().await.unwrap();
+            let (_, mut read) = b.streams.accept().await.unwrap();
+            assert_eq!(read.read_to_end(&mut Vec::new()).await.unwrap(), 1_000);
+        }
+        let took = start.elapsed().as_secs_f64();
+        assert!((13.0..17.0).contains(&took), "{took} s instead of (100,000 bytes - the burst of 32 KiB) / 5 kB/s");
+    });
+}
+
+#[test]
 fn the_same_rate_on_both_sides_is_reached() {
     scenario(1, secs(60), |world| async move {
         let channels = || [Channel::new(1).rate(Rate::new(500_000))];

@@ -237,7 +237,7 @@ impl<'a> Incoming<'a> {
         }
         let fed = self.fed.entry((protocol.id, id)).or_insert_with(|| Fed {
             tally: protocol.tally(self.link, Some(id)),
-            pace: self.link.pace(channel.share.class, channel.receive_rate),
+            pace: self.link.pace_of(protocol.id, channel),
         });
         if fed.pace.until().is_some() {
             fed.tally.refused(Refused::OverRate);

@@ -1,16 +1,21 @@
 //! How fast a link's readers take what comes in: each channel by its own rate, all together by the peer's.
 //!
+//! A peer may open a channel many times, at once or one after the other: all its readers have the channel's rate together, and each
+//! begins behind what was taken before it.
+//!
 //! A reader that has to wait takes nothing from QUIC, so the stream's window closes and the sender waits: nothing is lost.
 //! A datagram cannot wait; one that comes too early is dropped and counted.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use byway_proto::{
     Instant,
-    schedule::{Bucket, Class, Rate},
+    hello::MAX_DECLARED,
+    schedule::{Bucket, ChannelKey, Class, Rate},
 };
 use tokio::time;
 
@@ -23,20 +28,38 @@ pub(crate) const LEAST_READ: u64 = 1_200;
 /// eighth of a stream's window, and the peer would think that nobody does.
 const SIGN_EVERY: Duration = Duration::from_secs(5);
 
-/// What all readers of one link may take together.
+/// Channels whose rates a link remembers: as many as there are at once. Only a program that registers its own protocols anew faster
+/// than their bursts come back has more.
+const MAX_RATED: usize = MAX_DECLARED;
+
+/// A bucket from which several readers take.
+type Common = Arc<Mutex<Bucket>>;
+
+/// What all readers of one link may take together, and all readers of each channel.
 #[derive(Debug, Clone)]
 pub(crate) struct Shared {
     clock: Clock,
-    bucket: Option<Arc<Mutex<Bucket>>>,
+    bucket: Option<Common>,
+    /// By our number of the protocol and the channel's number, those with a rate of their own.
+    channels: Arc<Mutex<BTreeMap<ChannelKey, Common>>>,
 }
 
 impl Shared {
     pub(crate) fn new(clock: Clock, rate: Option<Rate>) -> Self {
-        Shared { clock, bucket: rate.map(|rate| Arc::new(Mutex::new(receiving(rate)))) }
+        Shared { clock, bucket: rate.map(receiving), channels: Arc::default() }
     }
 
-    fn lock(&self) -> Option<MutexGuard<'_, Bucket>> {
-        self.bucket.as_ref().map(|bucket| bucket.lock().unwrap_or_else(PoisonError::into_inner))
+    /// What the readers of a channel with this rate may take together.
+    pub(super) fn of_channel(&self, key: ChannelKey, rate: Rate) -> Common {
+        let mut channels = lock(&self.channels);
+        if channels.len() >= MAX_RATED && !channels.contains_key(&key) {
+            let now = self.clock.now();
+            channels.retain(|_, bucket| Arc::strong_count(bucket) > 1 || !is_full(&lock(bucket), now));
+            if channels.len() >= MAX_RATED {
+                channels.pop_first(); // the protocol that was registered first
+            }
+        }
+        Arc::clone(channels.entry(key).or_insert_with(|| receiving(rate)))
     }
 }
 
@@ -46,7 +69,7 @@ impl Shared {
 /// readers of one peer take turns.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    own: Option<Bucket>,
+    own: Option<Common>,
     shared: Shared,
     /// It counts for the peer's rate, but does not wait for it.
     is_control: bool,
@@ -59,10 +82,12 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// A reader of a channel of this class with this rate of its own.
-    pub(crate) fn new(class: Class, own: Option<Rate>, shared: Shared, track: Arc<Track>) -> Self {
+    /// A reader of a channel of this class, which may have a rate of its own.
+    pub(super) fn new(class: Class, own: Option<Common>, shared: Shared, track: Arc<Track>) -> Self {
         let (is_control, signed) = (class == Class::Control, time::Instant::now());
-        Pace { own: own.map(receiving), shared, is_control, until: Instant::START, turn: 0, track, signed }
+        let mut pace = Pace { own, shared, is_control, until: Instant::START, turn: 0, track, signed };
+        pace.spend(0); // what was taken before has to be paid by whoever comes next
+        pace
     }
 
     /// Whether any rate holds for it; for most readers none does, and no clock is read for them.
@@ -119,16 +144,44 @@ impl Pace {
             return;
         }
         let now = self.shared.clock.now();
-        let spend = |bucket: &mut Bucket| {
+        let spend = |bucket: &Common| {
+            let mut bucket = lock(bucket);
             bucket.spend(bytes as u64, now);
             bucket.ready_at(bucket.least(LEAST_READ), now)
         };
-        let shared = self.shared.lock().map(|mut bucket| spend(&mut bucket)).filter(|_| !self.is_control);
-        self.until = self.own.as_mut().map(spend).into_iter().chain(shared).fold(now, Instant::max);
+        let shared = self.shared.bucket.as_ref().map(spend).filter(|_| !self.is_control);
+        self.until = self.own.as_ref().map(spend).into_iter().chain(shared).fold(now, Instant::max);
     }
 }
 
 /// The network may bunch what left evenly: twice the burst keeps it from being too fast for the same rate.
-fn receiving(rate: Rate) -> Bucket {
-    Bucket::new(rate.bytes_per_second, rate.burst.saturating_mul(2), Instant::START)
+fn receiving(rate: Rate) -> Common {
+    Arc::new(Mutex::new(Bucket::new(rate.bytes_per_second, rate.burst.saturating_mul(2), Instant::START)))
+}
+
+fn is_full(bucket: &Bucket, now: Instant) -> bool {
+    bucket.available(now) >= bucket.least(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn all_readers_of_a_channel_have_one_rate_which_is_forgotten_no_sooner_than_it_is_full_again() {
+        let (shared, rate) = (Shared::new(Clock::start(), None), Rate::new(1_000).burst(1_000));
+        let of = |protocol| shared.of_channel(ChannelKey(protocol, 1), rate);
+        let [first, second] = [of(1), of(1)];
+        assert!(Arc::ptr_eq(&first, &second) && !Arc::ptr_eq(&first, &of(2)));
+        lock(&first).spend(2_000, shared.clock.now());
+        drop((first, second));
+        (2..=MAX_RATED as u32).for_each(|protocol| drop(of(protocol)));
+        drop(of(u32::MAX));
+        assert_eq!(lock(&shared.channels).len(), 2, "the others are as new ones would be");
+        assert_eq!(lock(&of(1)).available(shared.clock.now()), 0, "a peer that comes back has to wait");
+    }
 }

@@ -19,7 +19,7 @@ use crate::{
     event::Direction,
     link::queue::FrameQueue,
     net::mux::Mux,
-    protocol::{Delivery, Registered, Registry, STREAM_SHARE},
+    protocol::{Delivery, Registered, Registry},
     quic::endpoint::CONNECTION_WINDOW,
     stream::{self, ReadHalf, STREAM_QUEUE, Stream},
     tasks::Tasks,
@@ -109,7 +109,7 @@ async fn channel(link: Arc<Link>, mut stream: RecvStream, scope: Scope) {
         frames: Frames::new(channel.max_message),
         held: Held::nothing(&scope.registry.budget, link.peer),
         turn: scope.registry.budget.turn(link.peer),
-        pace: link.pace(channel.share.class, channel.receive_rate),
+        pace: link.pace_of(protocol.id, channel),
         tally: protocol.tally(&link, Some(id)),
         told: &|message| protocol.tell_message(link.peer, id, message.len(), Direction::Received),
     };
@@ -157,7 +157,7 @@ async fn byte_stream(link: Arc<Link>, mut send: SendStream, mut recv: RecvStream
     let tally = protocol.tally(&link, None);
     if let Some(key) = link.outbox.open_stream(queue, send, Arc::clone(&tally)) {
         tally.received(1, 0);
-        let read = ReadHalf::new(recv, link.pace(STREAM_SHARE.class, None), tally);
+        let read = ReadHalf::new(recv, link.pace(), tally);
         place.send((link.peer, Stream::new((Arc::clone(&link.outbox), key), read, received)));
     }
 }
