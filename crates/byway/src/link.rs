@@ -19,7 +19,7 @@ pub(crate) mod writer;
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -75,6 +75,8 @@ pub(crate) struct Link {
     ended: Mutex<Option<Gone>>,
     /// What tells, while the link is drained, whether the peer has received what was sent.
     leaving: Mutex<Vec<BoxFuture<'static, bool>>>,
+    /// Readers of its channels that wait for the program, or for memory.
+    behind: AtomicUsize,
     /// What its readers may take in all.
     receive: OnceLock<Shared>,
 }

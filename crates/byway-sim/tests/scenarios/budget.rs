@@ -238,6 +238,22 @@ fn who_takes_a_message_slowly_by_a_rate_of_its_own_blames_nobody_for_it() {
 }
 
 #[test]
+fn a_peer_whose_program_leaves_all_memory_to_what_it_does_not_read_is_given_up() {
+    scenario(1, secs(300), |world| async move {
+        let endless = |channel: &mut Channel| (channel.queue, channel.queue_bytes) = (1 << 20, 1 << 30);
+        let mut short = config(2);
+        short.link.peer_memory = 24 * MIB;
+        let mut a = side(&world.host("a"), config(1), |_| {}).await;
+        let b = side(&world.host("b"), short, endless).await;
+        let to = a.dial(&b).await;
+        let tx = a.tx[1].clone();
+        tokio::spawn(async move { while tx.send_wait(to, Bytes::from(vec![1; 100_000])).await.is_ok() {} });
+        assert_eq!(a.down().await, Gone::Unread);
+        assert!(b.node.status().await.memory.waits > 0);
+    });
+}
+
+#[test]
 fn a_channel_whose_queue_may_take_all_memory_stops_no_other_channel_while_nobody_reads_it() {
     // Messages that come in pieces, and messages of which many come at once.
     [100_000, 1_000].into_iter().for_each(nobody_reads);

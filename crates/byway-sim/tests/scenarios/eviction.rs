@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use byway::{Channel, Config, Gone, Node, PeerEvent, PeerId, Peers, Protocol, Receiver, Sender, To};
+use byway::{Channel, Config, Gone, Node, PeerEvent, PeerId, Peers, Protocol, Receiver, Sender, Stream, Streams, To};
 use byway_sim::{Host, Loss, World};
-use tokio::time::{self, Instant};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{self, Instant},
+};
 
 use crate::common::{config, ms, scenario, secs};
 
@@ -13,20 +16,22 @@ use crate::common::{config, ms, scenario, secs};
 const DEADLINE: Duration = Duration::from_secs(120);
 const LATE: Duration = Duration::from_secs(8);
 
-/// A node with two channels of one protocol.
+/// A node with two channels and byte streams of one protocol.
 struct Side {
     node: Node,
     tx: [Sender; 2],
     rx: [Receiver; 2],
     peers: Peers,
+    streams: Streams,
 }
 
 async fn side(host: &Host, config: Config) -> Side {
     let node = Node::bind_on(host.net(), config).await.unwrap();
     let mut one = Protocol::new("one", 1..=1);
     let [first, second] = [1, 2].map(|id| one.channel(Channel::new(id)));
+    let streams = one.streams();
     let peers = node.register(one).unwrap();
-    Side { node, tx: [first.0, second.0], rx: [first.1, second.1], peers }
+    Side { node, tx: [first.0, second.0], rx: [first.1, second.1], peers, streams }
 }
 
 impl Side {
@@ -91,6 +96,53 @@ fn a_channel_that_nobody_reads_beside_one_that_is_read_costs_no_connection() {
             assert!(b.rx[1].recv().await.is_some());
         }
         assert_eq!(a.node.peers(), [to]);
+    });
+}
+
+/// A byte stream that is written until nothing moves, for its other end is held and not read.
+async fn pause(a: &Side, b: &mut Side, to: PeerId) -> (Stream, Stream) {
+    let mut written = a.peers.open(to).await.unwrap();
+    let endless = async { while written.write_all(&[7; 10_000]).await.is_ok() {} };
+    assert!(time::timeout(secs(5), endless).await.is_err());
+    (written, b.streams.accept().await.unwrap().1)
+}
+
+#[test]
+fn a_byte_stream_that_is_paused_for_an_hour_costs_neither_connection_nor_packets_and_goes_on() {
+    scenario(1, secs(8_000), |world| async move {
+        let host = world.host("a");
+        let (a, mut b, to) = pair_on(&host, &world.host("b"), config(1)).await;
+        let hour = async || {
+            time::sleep(secs(60)).await;
+            let before = host.traffic().sent;
+            time::sleep(secs(3_600)).await;
+            host.traffic().sent - before
+        };
+        let idle = hour().await;
+        let (_written, mut read) = pause(&a, &mut b, to).await;
+        let paused = hour().await;
+        assert_eq!(a.node.peers(), [to]);
+        assert!(paused < idle + 400, "{paused} packets, {idle} in an idle hour: the peer is asked every five seconds");
+        // More than the stream's window: it comes out of the queue at the sender, too.
+        let mut bytes = vec![0; (4 << 20) + 200_000];
+        time::timeout(secs(30), read.read_exact(&mut bytes)).await.expect("it does not go on").unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 7));
+    });
+}
+
+#[test]
+fn byte_streams_whose_pause_keeps_channels_waiting_cost_no_connection() {
+    scenario(1, secs(1_000), |world| async move {
+        let (a, mut b, to) = pair(&world, config(1)).await;
+        let mut paused = Vec::new();
+        for _ in 0..9 {
+            paused.push(pause(&a, &mut b, to).await);
+        }
+        assert_eq!(a.tx[0].send(&To::Peer(to), Bytes::from(vec![1; 100_000])).queued, 1);
+        assert!(time::timeout(secs(600), b.rx[0].recv()).await.is_err(), "the connection's window has room");
+        assert_eq!(a.node.peers(), [to]);
+        drop(paused);
+        time::timeout(secs(30), b.rx[0].recv()).await.expect("the channel does not go on").unwrap();
     });
 }
 

@@ -149,10 +149,10 @@ async fn send_large(tx: &Sender, to: PeerId, count: u64) {
 
 #[test]
 fn a_program_that_is_behind_when_its_peer_leaves_has_ten_seconds_and_keeps_what_its_queue_holds() {
-    [(9, 800), (11, 420)].into_iter().for_each(|(pause, expected)| {
+    [(9, 750), (11, 420)].into_iter().for_each(|(pause, expected)| {
         scenario(1, secs(60), move |world| async move {
             let (a, mut b, to) = pair_with(&world, Loss::Random(0.0)).await;
-            send_large(&a.tx[0], to, 800).await;
+            send_large(&a.tx[0], to, 750).await;
             assert!(a.node.disconnect(to, 0, ""));
             assert!(matches!(b.peers.next().await, Some(PeerEvent::Down { .. })));
             time::sleep(secs(pause)).await;
@@ -165,7 +165,7 @@ fn a_program_that_is_behind_when_its_peer_leaves_has_ten_seconds_and_keeps_what_
 fn what_a_peer_leaves_unread_again_and_again_is_kept_of_its_last_connection_alone() {
     scenario(1, secs(60), |world| async move {
         let (mut a, mut b, to) = pair_with(&world, Loss::Random(0.0)).await;
-        send_large(&a.tx[0], to, 800).await;
+        send_large(&a.tx[0], to, 750).await;
         assert!(a.node.disconnect(to, 0, ""));
         assert!(matches!(b.peers.next().await, Some(PeerEvent::Down { .. })));
         assert!(matches!(a.peers.next().await, Some(PeerEvent::Down { .. })));

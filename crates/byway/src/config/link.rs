@@ -71,7 +71,8 @@ pub struct LinkConfig {
     pub unfinished_after: Duration,
     /// How long a peer may take nothing of what waits for it before its connection is ended with
     /// [`Gone::Unread`](crate::Gone::Unread): 10 s to 1 h, or never if `None`. Time in which no way to it answers does not
-    /// count, and a channel that nobody reads does not either as long as anything else goes on. A program that takes fewer
+    /// count, and a channel that nobody reads does not either as long as anything else goes on. Byte streams that are paused never
+    /// count, whatever they keep waiting. A program that takes fewer
     /// than 32 messages in this time looks like one that takes none.
     pub evict_after: Option<Duration>,
     /// How long the end of a connection waits for what is queued ([`Node::disconnect`](crate::Node::disconnect)); at most

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
 };
 
@@ -39,7 +39,8 @@ pub(crate) const SEND_BUFFER: usize = 16 << 10;
 /// Room in that buffer when nothing is in it: QUIC takes off what the record of one more datagram needs.
 pub(crate) const EMPTY_BUFFER: usize = SEND_BUFFER - 64;
 
-/// A datagram of no protocol, which is read by nobody: QUIC acknowledges it even where no stream has room for a byte.
+/// A datagram of no protocol, by which a peer for which nothing moves asks: QUIC acknowledges it even where no stream has room for
+/// a byte, and the node answers by a sign that it reads, unless its channels' readers wait.
 const NOTHING: u8 = 0;
 
 /// Bytes of datagrams that QUIC keeps until the link's reader takes them: what a line of 1 Gbit/s brings within 2 ms. It
@@ -60,7 +61,7 @@ pub(crate) fn header(protocol: u32, channel: u32) -> Bytes {
     header.freeze()
 }
 
-/// Sends what the peer acknowledges and nobody reads, unless datagrams are on their way anyhow.
+/// Sends what the peer acknowledges and no protocol reads, unless datagrams are on their way anyhow.
 pub(super) fn ask(connection: &Connection) {
     if connection.datagram_send_buffer_space() >= EMPTY_BUFFER {
         let _ = connection.send_datagram(Bytes::from_static(&[NOTHING])); // a peer that takes none says nothing by it
@@ -185,6 +186,8 @@ pub(super) struct Incoming<'a> {
     /// Protocols and channels, by our numbers, that this peer has sent to.
     fed: BTreeMap<(u32, u32), Fed>,
     held: Held,
+    /// By which the peer is told that this side reads.
+    pace: Pace,
 }
 
 /// A channel of datagrams: what it has carried, and how fast it takes more.
@@ -195,7 +198,8 @@ struct Fed {
 
 impl<'a> Incoming<'a> {
     pub(super) fn new(link: &'a Link, scope: &'a Scope) -> Self {
-        Incoming { link, scope, fed: BTreeMap::new(), held: Held::nothing(&scope.registry.budget, link.peer) }
+        let held = Held::nothing(&scope.registry.budget, link.peer);
+        Incoming { link, scope, fed: BTreeMap::new(), held, pace: link.pace() }
     }
 
     /// Takes a datagram, and those that are there behind it, to their channels; an error says what the peer did wrong.
@@ -219,6 +223,7 @@ impl<'a> Incoming<'a> {
 
     fn deliver(&mut self, mut message: Bytes) -> Result<(), Gone> {
         if message[..] == [NOTHING] {
+            self.asked();
             return Ok(());
         }
         let len = message.len();
@@ -254,6 +259,14 @@ impl<'a> Incoming<'a> {
             self.scope.mux.counters.count(Dropped::ChannelFull);
         }
         Ok(())
+    }
+
+    /// Answers a peer for which nothing moves. If no channel's reader waits here, what stands still is byte streams, which their users
+    /// may pause for hours: the peer has to see that this side reads.
+    fn asked(&mut self) {
+        if self.link.behind.load(Relaxed) == 0 {
+            self.pace.sign();
+        }
     }
 
     /// What the header names: our protocol, and a channel's number.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -152,6 +152,7 @@ impl Established {
             withdrawn: BTreeSet::new().into(),
             ended: None.into(),
             leaving: Mutex::default(),
+            behind: AtomicUsize::new(0),
             receive: OnceLock::new(),
         };
         let ControlStream { recv, codec, introduced, .. } = control;

@@ -1,6 +1,14 @@
 //! One channel's stream, read into its inbox message by message.
 
-use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use quinn::VarInt;
@@ -92,7 +100,10 @@ impl Messages<'_> {
             }
             let mut some =
                 if count == batch.len() { std::mem::take(&mut batch) } else { batch.drain(..count).collect() };
-            let Some(waited) = self.inbox.deliver(&mut some, &mut self.held).await else { return false };
+            let behind = Behind::new(self.link);
+            let delivered = self.inbox.deliver(&mut some, &mut self.held).await;
+            drop(behind);
+            let Some(waited) = delivered else { return false };
             if waited {
                 self.pace.sign(); // its program takes something, if slowly
             }
@@ -107,6 +118,7 @@ impl Messages<'_> {
 
     async fn take(&mut self, bytes: usize) {
         let (inbox, peer) = (self.inbox, self.link.peer);
+        let _behind = Behind::new(self.link);
         self.held.take(bytes, || inbox.is_empty_of(peer), &self.turn).await;
     }
 
@@ -137,6 +149,22 @@ impl Messages<'_> {
         self.pace.take(bytes.len());
         self.frames.chunk = bytes;
         Ok(true)
+    }
+}
+
+/// A reader that may have to wait for the program, or for memory.
+struct Behind<'a>(&'a AtomicUsize);
+
+impl<'a> Behind<'a> {
+    fn new(link: &'a Link) -> Self {
+        link.behind.fetch_add(1, Relaxed);
+        Behind(&link.behind)
+    }
+}
+
+impl Drop for Behind<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -24,7 +24,7 @@ use crate::net::{mux::Clock, track::Track};
 /// Bytes for which a reader waits, and which it takes then: fewer would be a wake-up for each piece of a packet.
 pub(crate) const LEAST_READ: u64 = 1_200;
 
-/// How often a reader that is slow for a rate's or its program's sake shows the peer that it reads: QUIC itself says so only after an
+/// How often a reader that is slow for a rate's or its program's sake, or a node that is asked, shows the peer that it reads: QUIC itself says so only after an
 /// eighth of a stream's window, and the peer would think that nobody does.
 const SIGN_EVERY: Duration = Duration::from_secs(5);
 

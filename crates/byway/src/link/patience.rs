@@ -2,7 +2,9 @@
 //!
 //! What counts is time in which the peer's QUIC answered: an outage is no reluctance. What ends the count is a byte that QUIC
 //! took of anything, or a sign that the peer reads ([`super::readers`]): a slow program is no reluctance either, and one
-//! channel that nobody reads is none as long as others go on. The end of an outage begins the count anew, for the peer's first word
+//! channel that nobody reads is none as long as others go on. A byte stream may be paused for hours, as TCP may: it does not count, for
+//! it holds no more than its own short queue. If byte streams alone keep channels waiting, for they hold the connection's window, the
+//! peer says when asked that it reads ([`super::datagrams`]). The end of an outage begins the count anew, for the peer's first word
 //! then is a window grown by a byte.
 
 use std::time::Duration;

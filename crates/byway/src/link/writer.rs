@@ -17,7 +17,7 @@ use tokio::time::{self, Instant, Sleep};
 use super::{
     Link,
     datagrams::{self, Outgoing},
-    outbox::{End, Next, Outbox, Outlet, Turn},
+    outbox::{End, Next, Outbox, Outlet, STREAMS, Turn},
     patience::{Patience, Shown, Verdict},
     stripe::{self, Stripes},
 };
@@ -167,7 +167,8 @@ impl Writer {
     /// Whether the peer takes what waits for it.
     fn look(&mut self) -> Verdict {
         let moved = std::mem::take(&mut self.moved);
-        if self.blocked.is_empty() {
+        // A byte stream may be paused as long as its user likes.
+        if self.blocked.iter().all(|key| key.0 == STREAMS) {
             self.patience.renew();
             return Verdict::Fine;
         }
