@@ -1,6 +1,7 @@
 //! The one task that knows which peers are connected: it carries out what the machine of `byway_proto::switch` decides,
 //! and tells the protocols who comes and goes.
 
+mod command;
 mod control;
 mod deeds;
 pub(crate) mod exchange;
@@ -18,17 +19,18 @@ use std::{
 };
 
 use byway_proto::{
-    Instant, PeerId, Rng, UnixTime,
-    book::{Book, Contact, Record},
+    Instant, PeerId, Rng,
+    book::{Book, Contact},
     gate::{ACCEPT_QUEUE, HANDSHAKE_TOTAL},
     hello::Control,
-    switch::{By, DialFailure, DialId, FILTER_DEADLINE, Input, KnockId, LinkId, NotDialing, Switch, Up},
+    switch::{By, DialFailure, DialId, FILTER_DEADLINE, Input, KnockId, LinkId, Switch, Up},
 };
 use tokio::{
     sync::{mpsc, oneshot},
     time,
 };
 
+pub(crate) use self::command::{Command, Failure, Knock};
 use self::keeper::Keeper;
 pub use self::{
     filter::{Candidate, Filter, Origin, SourceFilter},
@@ -42,9 +44,7 @@ use crate::{
         Link,
         establish::{Established, Introduced},
     },
-    net::routes::Via,
-    protocol::OnFailure,
-    store::{Store, StoreError},
+    store::Store,
 };
 
 /// Requests that may wait; whoever sends the next one waits.
@@ -58,114 +58,6 @@ const MAX_WAITERS: usize = 64;
 
 /// A control message, and the link it came by.
 pub(crate) type FromLink = (Arc<Link>, Control);
-
-/// A stranger with a proven key.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Knock {
-    pub(crate) peer: PeerId,
-    /// The instance in its hello.
-    pub(crate) instance: u64,
-    /// By which way it came.
-    pub(crate) via: Option<Via>,
-}
-
-/// What the switch is asked.
-pub(crate) enum Command {
-    Dial {
-        target: Target,
-        reply: oneshot::Sender<Result<PeerId, DialError>>,
-    },
-    /// A dial's peer has answered and proven its key; may the dial go on?
-    Handshaken {
-        dial: DialId,
-        reply: oneshot::Sender<bool>,
-    },
-    /// A dial has come to nothing.
-    DialFailed {
-        dial: DialId,
-        error: DialError,
-    },
-    /// May an incoming connection go on?
-    Vet {
-        knock: Knock,
-        reply: oneshot::Sender<Result<KnockId, Gone>>,
-    },
-    /// An incoming connection that might go on has come to nothing.
-    KnockOver(KnockId),
-    Filtered {
-        knock: KnockId,
-        verdict: Result<(), String>,
-    },
-    /// A link goes by another route.
-    Moved(Arc<Link>),
-    /// A link's connection has ended.
-    Ended {
-        link: Arc<Link>,
-        reason: Gone,
-    },
-    /// A protocol's task for a peer failed.
-    Failed(Failure),
-    /// The node's protocols or addresses have changed.
-    Announce,
-    /// The node is registered at other relays.
-    TellRelays,
-    /// A relay says that a peer registered with this instance.
-    Anew {
-        peer: PeerId,
-        instance: u64,
-    },
-    /// Keep a peer out; the answer comes when that is on the disk.
-    Ban {
-        peer: PeerId,
-        until: UnixTime,
-        why: String,
-        reply: oneshot::Sender<Result<(), StoreError>>,
-    },
-    Unban {
-        peer: PeerId,
-        reply: oneshot::Sender<Result<bool, StoreError>>,
-    },
-    /// Take the owner's word for where a peer is.
-    AddPeer {
-        contact: Contact,
-        reply: oneshot::Sender<Result<(), AddPeerError>>,
-    },
-    /// Take rows over that were exported elsewhere; tells how many were.
-    Import {
-        records: Vec<Record>,
-        reply: oneshot::Sender<Result<usize, StoreError>>,
-    },
-    /// What a peer that asks is told of others.
-    Tell {
-        asker: PeerId,
-        reply: oneshot::Sender<Vec<Contact>>,
-    },
-    /// What a peer says of itself and others; the answer is how many peers are known now.
-    Heard {
-        peer: PeerId,
-        contacts: Vec<Contact>,
-        reply: oneshot::Sender<usize>,
-    },
-    /// All that is known of peers.
-    Records {
-        reply: oneshot::Sender<Vec<Record>>,
-    },
-    Disconnect {
-        peer: PeerId,
-    },
-    WhyNot {
-        peer: PeerId,
-        reply: oneshot::Sender<NotDialing>,
-    },
-}
-
-/// A protocol's task for a link's peer failed.
-pub(crate) struct Failure {
-    pub(crate) link: Arc<Link>,
-    pub(crate) protocol: u32,
-    pub(crate) why: String,
-    pub(crate) on_failure: OnFailure,
-}
 
 /// Reaches the switch from any task.
 #[derive(Debug, Clone)]
