@@ -28,7 +28,7 @@ pub use choose::{MAX_TELL, Side, Wanted};
 pub use contact::{Contact, MAX_CLAIM_ADDRS, MAX_CLAIM_RELAYS};
 pub use group::{Group, ParseGroupError};
 pub(crate) use record::ContactRow;
-pub use record::{Change, ClaimRecord, Head, Record};
+pub use record::{Change, ClaimRecord, Head, MAX_CHANGED, Record};
 pub use table::BUCKET;
 use table::{Places, Slot, Table};
 
@@ -106,7 +106,7 @@ pub struct Book {
     old: Table,
     bans: BTreeMap<PeerId, Ban>,
     anchors: Vec<PeerId>,
-    /// Peers whose row has changed since it was taken; no more than there are entries and bans, and those just removed.
+    /// Peers whose row has changed since it was taken, at most [`MAX_CHANGED`].
     changed: BTreeSet<PeerId>,
     head_changed: bool,
 }
@@ -194,8 +194,9 @@ impl Book {
             }
             if let Some(claim) = entry.claims.iter_mut().find(|claim| claim.source == source && claim.group == group) {
                 if claim.contact != contact {
-                    self.changed.insert(contact.peer);
+                    let peer = contact.peer;
                     claim.contact = contact;
+                    self.touch(peer);
                 }
                 return Ok(());
             }
@@ -231,9 +232,9 @@ impl Book {
     pub fn attempted(&mut self, peer: PeerId, now: UnixTime) {
         let Some(entry) = self.entries.get_mut(&peer) else { return };
         entry.attempts = entry.attempts.saturating_add(1);
-        self.changed.insert(peer);
         let is_over = entry.proven.is_some() && entry.is_bad(now);
         entry.tried = Some(now);
+        self.touch(peer);
         if is_over {
             self.forget(peer);
         }
@@ -244,13 +245,13 @@ impl Book {
     pub fn misplaced(&mut self, peer: PeerId, now: UnixTime) {
         let Some(entry) = self.entries.get_mut(&peer).filter(|entry| entry.proven.is_none()) else { return };
         (entry.attempts, entry.tried) = (entry.attempts.max(MISPLACED), Some(now));
-        self.changed.insert(peer);
+        self.touch(peer);
     }
 
     /// Forgets a peer, but not its ban.
     pub fn forget(&mut self, peer: PeerId) {
         let Some(entry) = self.entries.remove(&peer) else { return };
-        self.changed.insert(peer);
+        self.touch(peer);
         for claim in &entry.claims {
             self.new.remove(self.places.new_bucket(&claim.slot()), claim.slot());
         }
@@ -268,14 +269,14 @@ impl Book {
         let before = self.bans.get(&peer).and_then(|ban| ban.contact.clone());
         self.forget(peer);
         let let_go = ban::speak(&mut self.bans, peer, Ban::new(until, why, known.or(before)));
-        self.changed.extend(let_go.into_iter().chain([peer]));
+        let_go.into_iter().chain([peer]).for_each(|peer| self.touch(peer));
         true
     }
 
     /// Ends a ban; what was known of the peer before is known again.
     pub fn unban(&mut self, peer: PeerId, now: UnixTime) -> bool {
         let Some(ban) = self.bans.remove(&peer) else { return false };
-        self.changed.insert(peer);
+        self.touch(peer);
         if let Some(contact) = ban.contact {
             let group = contact.group().unwrap_or(Group::LOCAL);
             let _ = self.claim(Claim { source: group, group, contact }, now); // its places may be taken
@@ -380,7 +381,7 @@ impl Book {
             self.withdraw(spare);
             self.new.insert(bucket, slot);
         }
-        self.changed.insert(slot.peer);
+        self.touch(slot.peer);
         self.entries.entry(slot.peer).or_insert_with(|| Entry::new(now)).claims.push(claim);
         Ok(())
     }
@@ -388,7 +389,7 @@ impl Book {
     /// Takes one claim back; a peer of which nothing else is known is forgotten.
     fn withdraw(&mut self, slot: Slot) {
         self.new.remove(self.places.new_bucket(&slot), slot);
-        self.changed.insert(slot.peer);
+        self.touch(slot.peer);
         let Some(entry) = self.entries.get_mut(&slot.peer) else { return };
         entry.claims.retain(|claim| claim.slot() != slot);
         if entry.claims.is_empty() && entry.proven.is_none() {
@@ -412,7 +413,7 @@ impl Book {
             self.old.insert(bucket, slot);
         }
         entry.proven = Some(proven);
-        self.changed.insert(peer);
+        self.touch(peer);
         self.entries.insert(peer, entry);
     }
 

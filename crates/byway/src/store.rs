@@ -54,12 +54,37 @@ pub enum StoreError {
     /// Writing failed.
     #[error("cannot write to the store: {0}; check that the disk is neither full nor failing")]
     Write(String),
+    /// As many callers wait for the disk as may.
+    #[error("too many wait for the disk; what was asked is in force, and is stored with what they wait for")]
+    Busy,
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
 }
 
-/// Writes to an open store; the last handle closes it.
+/// Writes to an open store; the last handle closes it. A node does all this itself
+/// ([`Config::store`](crate::Config::store)).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use byway::book::{Book, BookConfig, Contact};
+/// use byway::{HostAddr, Identity, WallClock, store::Store};
+///
+/// # let dir = std::env::temp_dir().join(format!("byway-doc-store-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// # let path = dir.join("book.rows");
+/// let now = WallClock::default().unix();
+/// let (store, opened) = Store::open(&path, now)?;
+/// assert!(opened.records.is_empty(), "the next time they are there");
+/// let mut book = Book::new(BookConfig::default(), Identity::generate().id(), [7; 32]);
+/// let home: HostAddr = "home.example:4433".parse()?;
+/// book.add(Contact { addrs: vec![home], ..Contact::new(Identity::generate().id()) }, now)?;
+/// store.save(book.take_changes(100)).await?; // it is on the disk
+/// # std::fs::remove_dir_all(dir)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Store {
     jobs: mpsc::Sender<Job>,
@@ -81,11 +106,12 @@ pub struct Opened {
     pub aside: Option<PathBuf>,
 }
 
+/// What is to be written at once, and who is told of it.
 #[derive(Debug)]
-struct Job {
-    rows: Vec<Change>,
+pub(crate) struct Job {
+    pub(crate) rows: Vec<Change>,
     nat: Option<Vec<u8>>,
-    done: oneshot::Sender<Result<(), StoreError>>,
+    pub(crate) done: oneshot::Sender<Result<(), StoreError>>,
 }
 
 impl Store {
@@ -168,20 +194,19 @@ fn row(change: &Change) -> Option<Row> {
 }
 
 #[cfg(test)]
-impl Store {
-    /// A store on a disk that does not answer, and how many rows the next caller has that waits for it, who is let go.
-    pub(crate) fn on_dead_disk() -> (Store, impl FnMut() -> Option<usize>) {
-        let (jobs, mut waiting) = mpsc::channel::<Job>(QUEUE);
-        (Store { jobs }, move || waiting.try_recv().ok().map(|job| job.rows.len()))
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use byway_proto::PeerId;
     use futures_util::FutureExt;
 
     use super::*;
+
+    impl Store {
+        /// A store whose disk is whoever takes the jobs.
+        pub(crate) fn by_hand() -> (Store, mpsc::Receiver<Job>) {
+            let (jobs, waiting) = mpsc::channel(QUEUE);
+            (Store { jobs }, waiting)
+        }
+    }
 
     #[test]
     fn what_was_learned_about_networks_is_not_asked_for_while_many_wait() {
@@ -241,11 +266,11 @@ mod tests {
         let (store, _) = Store::open(&dir.join("rows"), UnixTime(1)).unwrap();
         assert_eq!(store.jobs.max_capacity(), QUEUE);
         drop(store);
-        let (store, mut waiting) = Store::on_dead_disk();
+        let (store, mut waiting) = Store::by_hand();
         let mut saves: Vec<_> = (0..=QUEUE).map(|_| Box::pin(store.save(Vec::new()))).collect();
         assert!(saves.iter_mut().all(|save| save.now_or_never().is_none()));
         assert_eq!(store.jobs.capacity(), 0);
-        assert_eq!(std::iter::from_fn(&mut waiting).count(), QUEUE, "the last one has handed nothing over");
+        assert_eq!(std::iter::from_fn(|| waiting.try_recv().ok()).count(), QUEUE, "the last one has handed nothing over");
         let _ = std::fs::remove_dir_all(dir); // the writer may be closing the file still
     }
 }

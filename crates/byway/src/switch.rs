@@ -195,7 +195,7 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
     shell.feed(Input::Timeout);
     loop {
         let due = shell.machine.poll_timeout().map(|(at, _)| core.mux.clock.at(at));
-        let flush = shell.flush_at();
+        let flush = shell.keeper.due();
         tokio::select! {
             biased;
             () = core.tasks.stopped() => break,
@@ -203,7 +203,10 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
                 shell.set_clock();
                 shell.feed(Input::Timeout);
             }
-            () = time::sleep_until(flush.unwrap_or_else(time::Instant::now)), if flush.is_some() => shell.flush(),
+            () = time::sleep_until(flush.unwrap_or_else(time::Instant::now)), if flush.is_some() => {
+                shell.keeper.flush(shell.machine.book_mut());
+            }
+            written = shell.keeper.written() => shell.keeper.settle(written, shell.machine.book_mut()),
             () = &mut changed => {
                 changed = core.net.changed();
                 core.relays.network_changed(core.mux.now());
@@ -222,7 +225,7 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
     drop(changed);
     shell.feed(Input::Stop);
     core.registry.close();
-    shell.finish().await;
+    shell.keeper.finish(shell.machine.book_mut()).await;
 }
 
 impl Shell {

@@ -8,12 +8,15 @@ use alloc::{
 
 use prost::Message;
 
-use super::{Ban, Book, Claim, Contact, Entry, Group, MAX_CLAIMS, ban};
+use super::{BUCKET, Ban, Book, Claim, Contact, Entry, Group, MAX_BANS, MAX_CLAIMS, NEW_BUCKETS, OLD_BUCKETS, ban};
 use crate::{
     PeerAddr, PeerId, UnixTime,
     addr::{HostAddr, MAX_ADDRS, decode_host_addr, encode_host_addr},
     hello::MAX_TOLD_RELAYS,
 };
+
+/// Rows that may wait to be taken: those of all peers and bans that fit a book, and as many of peers that have gone.
+pub const MAX_CHANGED: usize = 2 * ((NEW_BUCKETS + OLD_BUCKETS) * BUCKET + MAX_BANS);
 
 /// What belongs to the book as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,18 +123,39 @@ impl Book {
         changes
     }
 
+    /// Takes rows back that were taken and could not be stored; what they are by then is taken again.
+    pub fn put_back(&mut self, rows: impl IntoIterator<Item = Change>) {
+        for row in rows {
+            match row {
+                Change::Head(_) => self.head_changed = true,
+                Change::Peer(record) => self.touch(record.peer),
+                Change::Gone(peer) => self.touch(peer),
+            }
+        }
+    }
+
+    /// Notes that a peer's row has changed. Where nobody takes rows, those of peers that have gone give way: at worst such a peer
+    /// is known again after a restart.
+    pub(super) fn touch(&mut self, peer: PeerId) {
+        if self.changed.len() >= MAX_CHANGED {
+            let Book { changed, entries, bans, .. } = self;
+            changed.retain(|peer| entries.contains_key(peer) || bans.contains_key(peer));
+        }
+        self.changed.insert(peer);
+    }
+
     /// Takes a row over that was stored, or exported elsewhere; `false` if it cannot stand in this book or finds no place.
     pub fn restore(&mut self, record: Record, now: UnixTime) -> bool {
         let peer = record.peer;
         let is_hidden = self.config.hidden.contains(&peer) && record.ban.is_none();
-        self.changed.insert(peer); // what finds no place here has none in the store either
+        self.touch(peer); // what finds no place here has none in the store either
         if peer == self.own_id || is_hidden || !record.is_sound() {
             return false;
         }
         self.forget(peer);
         if let Some(ban) = record.ban {
             let let_go = ban::speak(&mut self.bans, peer, ban);
-            self.changed.extend(let_go.into_iter().chain([peer]));
+            let_go.into_iter().chain([peer]).for_each(|peer| self.touch(peer));
             return true;
         }
         match record.proven {
@@ -146,7 +170,7 @@ impl Book {
         let Some(entry) = self.entries.get_mut(&peer) else { return false };
         (entry.attempts, entry.tried, entry.good) = (record.attempts, record.tried, record.good);
         entry.added = record.added;
-        self.changed.insert(peer);
+        self.touch(peer);
         true
     }
 }

@@ -251,6 +251,41 @@ fn changes_are_rows_that_rebuild_the_book() {
     assert_eq!(rows.into_values().collect::<Vec<_>>(), book.records().collect::<Vec<_>>());
 }
 
+#[test]
+fn rows_that_could_not_be_stored_are_taken_again_as_they_are_by_then() {
+    let mut book = book();
+    reach(&mut book, 1, 60, 1);
+    reach(&mut book, 2, 60, 2);
+    let taken = book.take_changes(10);
+    book.ban(peer(1), UnixTime::NEVER, "meanwhile");
+    book.put_back(taken);
+    let expected = [
+        Change::Head(book.head()),
+        Change::Peer(book.record(peer(1)).unwrap().into()),
+        Change::Peer(book.record(peer(2)).unwrap().into()),
+    ];
+    assert_eq!(book.take_changes(10), expected);
+    book.forget(peer(2));
+    let gone = book.take_changes(10);
+    book.put_back(gone);
+    assert_eq!(book.take_changes(10), [Change::Gone(peer(2))]);
+    assert!(!book.has_changed());
+}
+
+#[test]
+fn where_nobody_takes_rows_those_of_peers_that_have_gone_give_way() {
+    let mut book = book();
+    reach(&mut book, 1, 60, 1);
+    book.ban(peer(2), UnixTime::NEVER, "by hand");
+    for n in 10..MAX_CHANGED as u32 + 100 {
+        reach(&mut book, n, 60, 2);
+        book.forget(peer(n));
+        assert!(book.changed.len() <= MAX_CHANGED);
+    }
+    assert!(book.changed.contains(&peer(1)) && book.changed.contains(&peer(2)));
+    assert!(book.changed.len() < 1_000, "{}", book.changed.len());
+}
+
 /// Four prefixes with addresses without end, which speak first and loudest, against 2,000 honest peers of 300 prefixes. A node
 /// with 32 slots runs for four days; honest peers stay for four hours in the mean, the attacker's for ever.
 #[test]

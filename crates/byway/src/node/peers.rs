@@ -34,7 +34,8 @@ impl Node {
     }
 
     /// Keeps a peer out until `until` ([`UnixTime::NEVER`] for good) and closes its connection; known or not, connected or not.
-    /// Returns when the ban is on the disk, if there is a [`Config::store`](crate::Config::store).
+    /// Returns when the ban is on the disk, if there is a [`Config::store`](crate::Config::store). After an error it holds all the same, and is
+    /// tried again to be stored as long as the node runs.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

@@ -100,7 +100,7 @@ impl Shell {
         }
     }
 
-    async fn candidates(&self, link: &Arc<Link>, candidates: Candidates) {
+    async fn candidates(&mut self, link: &Arc<Link>, candidates: Candidates) {
         let loopback = link.track.knows_this_machine();
         let addrs = candidates.addrs.into_iter().filter(|addr| self.core.may_probe(*addr, loopback)).collect();
         self.core.agent.send(AgentCommand::Candidates { alias: link.track.alias(), addrs }).await;
