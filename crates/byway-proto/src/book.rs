@@ -12,6 +12,7 @@ mod ban;
 mod choose;
 mod contact;
 mod group;
+mod import;
 mod record;
 mod table;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use ban::{Ban, MAX_BAN_REASON, MAX_BANS};
 pub use choose::{MAX_TELL, Side, Wanted};
 pub use contact::{Contact, MAX_CLAIM_ADDRS, MAX_CLAIM_RELAYS};
 pub use group::{Group, ParseGroupError};
+pub use import::Import;
 pub(crate) use record::ContactRow;
 pub use record::{Change, ClaimRecord, Head, MAX_CHANGED, Record};
 pub use table::BUCKET;
@@ -90,7 +92,7 @@ const MISPLACED: u32 = 8;
 pub struct BookConfig {
     /// Takes and tells addresses that no router of the internet knows: for a network that is private as a whole.
     pub local: bool,
-    /// Peers that are neither kept nor told nor exported.
+    /// Peers that are neither kept nor told nor exported; bans on them are kept.
     pub hidden: BTreeSet<PeerId>,
 }
 
@@ -273,11 +275,11 @@ impl Book {
         true
     }
 
-    /// Ends a ban; what was known of the peer before is known again.
+    /// Ends a ban; what was known of the peer before is known again, unless it is private.
     pub fn unban(&mut self, peer: PeerId, now: UnixTime) -> bool {
         let Some(ban) = self.bans.remove(&peer) else { return false };
         self.touch(peer);
-        if let Some(contact) = ban.contact {
+        if let Some(contact) = ban.contact.filter(|_| self.check(peer).is_ok()) {
             let group = contact.group().unwrap_or(Group::LOCAL);
             let _ = self.claim(Claim { source: group, group, contact }, now); // its places may be taken
         }
@@ -301,6 +303,9 @@ impl Book {
     pub fn hide(&mut self, peer: PeerId) {
         self.forget(peer);
         self.config.hidden.insert(peer);
+        if self.bans.get_mut(&peer).is_some_and(|ban| ban.contact.take().is_some()) {
+            self.touch(peer);
+        }
     }
 
     /// The node's own addresses, the first [`MAX_OWN`]: whoever names one as a peer's is not believed.

@@ -12,6 +12,7 @@
 
 mod config;
 mod event;
+mod import;
 mod knocks;
 mod schedule;
 mod seats;
@@ -27,6 +28,7 @@ use core::time::Duration;
 
 pub use config::{MAX_SPECIAL, SwitchConfig, SwitchConfigError};
 pub use event::{By, Cause, Close, DialFailure, DialId, Input, KnockId, LinkId, Output, Up};
+pub use import::Imported;
 pub use knocks::{FILTER_DEADLINE, MAX_KNOCKS};
 pub use schedule::{CHOICES_AT_ONCE, FEELER_EVERY, MAX_RECONNECT, RECONNECT};
 pub use seats::Class;
@@ -355,9 +357,13 @@ impl Switch {
     }
 
     fn ban(&mut self, peer: PeerId, until: UnixTime, why: &str, now: Instant) {
-        if !self.book.ban(peer, until, why) {
-            return;
+        if self.book.ban(peer, until, why) {
+            self.shut_out(peer, until, now);
         }
+    }
+
+    /// Ends the dial and the link of a peer that is banned by now.
+    fn shut_out(&mut self, peer: PeerId, until: UnixTime, now: Instant) {
         if let Some(dial) = self.dials.remove(&peer) {
             self.seats.free(dial.seat);
             self.outputs.push_back(Output::NotDialled { peer, why: NotDialing::Banned { until } });

@@ -69,7 +69,7 @@ pub use byway_proto::{
     paths::PathsConfig,
     relay::{Access, RelayConfig, RelayConfigError, homes::MAX_RELAYS},
     schedule::{Class, Rate, RateError, Share},
-    switch::{NotDialing, SwitchConfig, SwitchConfigError},
+    switch::{Imported, NotDialing, SwitchConfig, SwitchConfigError},
 };
 
 pub use self::{

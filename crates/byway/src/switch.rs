@@ -289,7 +289,8 @@ impl Shell {
             | Command::Import { .. }
             | Command::Tell { .. }
             | Command::Heard { .. }
-            | Command::Records { .. }) => self.keep(command),
+            | Command::Records { .. }
+            | Command::Exports { .. }) => self.keep(command),
             Command::Disconnect { peer } => self.feed(Input::Disconnect { peer }),
             Command::WhyNot { peer, reply } => {
                 let _ = reply.send(self.machine.why_not_dialing(peer, self.core.mux.now())); // who asked may have gone

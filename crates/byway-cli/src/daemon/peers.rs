@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use byway::{PeerAddr, PeerId, UnixTime, book::Record};
+use byway::{Imported, PeerAddr, PeerId, UnixTime, book::Record};
 
 use super::{Daemon, attend::Report};
 use crate::{
@@ -18,12 +18,12 @@ pub(super) async fn run(daemon: Arc<Daemon>, ask: PeersAsk, report: Report) -> R
     let node = &daemon.node;
     let id = |text: &str| text.parse::<PeerId>().map_err(Failure::usage);
     let what = match ask {
-        PeersAsk::List | PeersAsk::Export => {
-            let peers = node.known_peers().await.iter().map(Known::from).collect();
-            report.tell(match ask {
-                PeersAsk::List => Event::PeerList { peers },
-                _ => Event::PeerBook { peers },
-            });
+        PeersAsk::List => {
+            report.tell(Event::PeerList { peers: rows(&node.known_peers().await) });
+            return Ok(());
+        }
+        PeersAsk::Export => {
+            report.tell(Event::PeerBook { peers: rows(&node.export_peers().await) });
             return Ok(());
         }
         PeersAsk::Add { peer } => {
@@ -52,10 +52,40 @@ pub(super) async fn run(daemon: Arc<Daemon>, ask: PeersAsk, report: Report) -> R
             let total = peers.len();
             let records: Result<Vec<Record>, String> = peers.iter().map(Known::read).collect();
             let records = records.map_err(|why| Failure::usage(format!("{why}; nothing was imported")))?;
-            let taken = node.import_peers(records).await.map_err(Failure::here)?;
-            format!("{taken} of {total} peers were imported; the others are this node, private, or found no place")
+            imported(&node.import_peers(records).await.map_err(Failure::here)?, total)
         }
     };
     report.tell(Event::PeersChanged { message: what });
     Ok(())
+}
+
+fn rows(records: &[Record]) -> Vec<Known> {
+    records.iter().map(Known::from).collect()
+}
+
+/// What came of an import of `total` rows.
+fn imported(imported: &Imported, total: usize) -> String {
+    let rest = [
+        (imported.banned, "banned now, as they are there"),
+        (imported.stay_banned, "banned here, which holds"),
+        (imported.refused, "this node, private, or without a place"),
+    ];
+    let rest = rest.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("; {what}: {count}"));
+    format!("{} of {total} peers were imported{}", imported.known, rest.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_import_tells_what_it_did_with_bans() {
+        let mut came = Imported::default();
+        (came.known, came.banned) = (5, 0);
+        assert_eq!(imported(&came, 5), "5 of 5 peers were imported");
+        (came.banned, came.stay_banned, came.refused) = (2, 1, 3);
+        let expected = "5 of 11 peers were imported; banned now, as they are there: 2; banned here, which holds: 1; \
+                        this node, private, or without a place: 3";
+        assert_eq!(imported(&came, 11), expected);
+    }
 }

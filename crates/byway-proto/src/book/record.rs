@@ -144,16 +144,23 @@ impl Book {
         self.changed.insert(peer);
     }
 
-    /// Takes a row over that was stored, or exported elsewhere; `false` if it cannot stand in this book or finds no place.
+    /// The rows for another node's [`Book::import`]: all but those of private peers, banned or not.
+    pub fn exports(&self) -> impl Iterator<Item = Record> {
+        self.records().filter(|record| !self.config.hidden.contains(&record.peer))
+    }
+
+    /// Takes a row over that was stored, with its ban, whenever that ends; `false` if it cannot stand in this book or finds no place.
     pub fn restore(&mut self, record: Record, now: UnixTime) -> bool {
         let peer = record.peer;
-        let is_hidden = self.config.hidden.contains(&peer) && record.ban.is_none();
+        let is_hidden = self.config.hidden.contains(&peer);
+        let is_kept_out = record.ban.is_none() && (is_hidden || self.bans.contains_key(&peer));
         self.touch(peer); // what finds no place here has none in the store either
-        if peer == self.own_id || is_hidden || !record.is_sound() {
+        if peer == self.own_id || is_kept_out || !record.is_sound() {
             return false;
         }
         self.forget(peer);
-        if let Some(ban) = record.ban {
+        if let Some(mut ban) = record.ban {
+            ban.contact = ban.contact.filter(|_| !is_hidden);
             let let_go = ban::speak(&mut self.bans, peer, ban);
             let_go.into_iter().chain([peer]).for_each(|peer| self.touch(peer));
             return true;
@@ -177,7 +184,7 @@ impl Book {
 
 impl Record {
     /// Whether the row is about one peer, and within the limits.
-    fn is_sound(&self) -> bool {
+    pub(super) fn is_sound(&self) -> bool {
         let claims = self.claims.iter().map(|claim| &claim.contact);
         let ban = self.ban.iter().filter_map(|ban| ban.contact.as_ref());
         let mut contacts = self.proven.iter().map(|(contact, _)| contact).chain(claims).chain(ban);

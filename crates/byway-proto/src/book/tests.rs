@@ -74,6 +74,78 @@ fn a_peer_whose_ban_ends_is_known_again() {
 }
 
 #[test]
+fn of_two_bans_the_one_that_ends_later_holds_and_no_import_lets_in_who_is_banned() {
+    let row = |until: Option<UnixTime>| {
+        let mut other = book();
+        reach(&mut other, 1, 66, 6);
+        until.map(|until| other.ban(peer(1), until, "there"));
+        other.record(peer(1)).unwrap()
+    };
+    let mut ours = book();
+    reach(&mut ours, 1, 198, 51);
+    ours.ban(peer(1), NOW + DAY, "here");
+    for until in [None, Some(NOW), Some(NOW + DAY)] {
+        assert_eq!(ours.import(row(until), NOW), Import::StaysBanned, "{until:?}");
+        assert_eq!(ours.banned(peer(1), NOW).unwrap().why, "here");
+        assert!(ours.is_empty() && ours.tell(peer(9), NOW, &mut Rng::new(&[0; 32], "")).is_empty());
+    }
+    assert!(!ours.restore(row(None), NOW) && ours.is_empty());
+    let longer = Import::Banned { until: NOW + 2 * DAY };
+    assert_eq!(ours.import(row(Some(NOW + 2 * DAY)), NOW), longer);
+    assert_eq!(ours.banned(peer(1), NOW).unwrap().why, "there");
+    ours.expire(NOW + 2 * DAY);
+    assert_eq!(ours.contact(peer(1)), Some(at(1, 198, 51)), "what was known here is known again");
+    // A ban that is over counts for nothing, whether this book or the row has it.
+    ours.ban(peer(1), NOW + DAY, "here");
+    assert_eq!(ours.import(row(None), NOW + DAY), Import::Known);
+    let mut over = row(None);
+    over.ban = Some(Ban::new(NOW, "there", None));
+    assert_eq!(ours.import(over, NOW), Import::Known);
+    assert_eq!(ours.contact(peer(1)), Some(at(1, 66, 6)));
+}
+
+#[test]
+fn a_full_list_of_bans_gives_way_to_an_imported_one_only_if_that_ends_later() {
+    let mut book = book();
+    for n in 0..MAX_BANS as u32 {
+        book.ban(peer(n), NOW + DAY, "here");
+    }
+    let mut import = |n: u32, until: UnixTime| {
+        let mut other = self::book();
+        other.ban(peer(n), until, "there");
+        book.import(other.record(peer(n)).unwrap(), NOW)
+    };
+    assert_eq!(import(5_000, NOW + DAY), Import::Refused);
+    assert_eq!(import(5_001, UnixTime::NEVER), Import::Banned { until: UnixTime::NEVER });
+    assert_eq!(book.records().count(), MAX_BANS);
+}
+
+#[test]
+fn a_private_peer_is_in_no_book_while_it_is_banned_nor_when_that_ends() {
+    let hidden = || Book::new(BookConfig { hidden: [peer(1)].into(), local: false }, peer(u32::MAX), [3; 32]);
+    let mut other = book();
+    reach(&mut other, 1, 198, 51);
+    other.ban(peer(1), NOW + DAY, "there");
+    let row = other.record(peer(1)).unwrap();
+    let mut restored = hidden();
+    assert!(restored.restore(row.clone(), NOW));
+    let mut imported = hidden();
+    assert_eq!(imported.import(row, NOW), Import::Banned { until: NOW + DAY });
+    let mut late = other; // it was banned before it was private
+    late.hide(peer(1));
+    for mut book in [restored, imported, late] {
+        assert!(book.banned(peer(1), NOW).is_some_and(|ban| ban.contact.is_none()));
+        assert!(book.records().count() == 1 && book.exports().next().is_none());
+        book.expire(NOW + DAY);
+        assert!(book.is_empty() && book.records().next().is_none());
+    }
+    // Whatever a ban holds, its end puts no private peer into a table.
+    let mut book = hidden();
+    book.bans.insert(peer(1), Ban::new(NOW, "by hand", Some(at(1, 198, 51))));
+    assert!(book.unban(peer(1), NOW) && book.is_empty());
+}
+
+#[test]
 fn a_peer_that_was_never_heard_of_can_be_banned() {
     let mut book = book();
     book.ban(peer(1), UnixTime::NEVER, "by hand");

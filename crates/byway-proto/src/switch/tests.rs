@@ -106,6 +106,31 @@ fn a_banned_peer_is_neither_let_in_nor_dialled_until_the_ban_ends() {
 }
 
 #[test]
+fn an_imported_ban_ends_the_link_and_the_dial_of_its_peer() {
+    let mut other = Book::new(BookConfig::default(), peer(600), [1; 32]);
+    (1..4).for_each(|n| other.add(contact(n), UnixTime(1_000)).unwrap());
+    (1..3).for_each(|n| assert!(other.ban(peer(n), UnixTime::NEVER, "spam")));
+    let mut rig = Rig::new(|_| {});
+    let link = rig.enter(1, at(0)).unwrap();
+    rig.begin(2, at(0));
+    let here = Input::Ban { peer: peer(3), until: UnixTime(2_000), why: "here".into() };
+    rig.feed(here, at(0));
+    let mut rows: Vec<_> = other.exports().collect();
+    rows.push(other.record(peer(1)).unwrap());
+    let imported = rig.switch.import(rows, at(0));
+    assert_eq!(imported, Imported { banned: 2, stay_banned: 2, ..Imported::default() });
+    let (why, until) = (Close::Banned, UnixTime::NEVER);
+    let expected = [
+        Output::Close { link, why: why.clone() },
+        Output::Removed { link, why: Some(why.clone()) },
+        Output::NotDialled { peer: peer(2), why: NotDialing::Banned { until } },
+    ];
+    assert_eq!(rig.feed(Input::Timeout, at(0)), expected);
+    assert_eq!(rig.knock(1, 7, at(1)), [Output::TurnAway { knock: KnockId(7), why }]);
+    assert_eq!(rig.switch.import([other.record(peer(3)).unwrap()].into(), at(1_000)).known, 1, "its ban is over");
+}
+
+#[test]
 fn a_peer_banned_while_its_dial_is_under_way_never_comes_up() {
     let mut rig = Rig::new(|_| {});
     let dial = rig.begin(1, at(0));

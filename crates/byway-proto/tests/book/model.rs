@@ -10,8 +10,8 @@ use byway_proto::{
     PeerId, Rng, UnixTime,
     addr::HostAddr,
     book::{
-        BUCKET, Book, BookConfig, Change, Contact, GROUP_BUCKETS, GROUP_CLAIMS, Group, MAX_TELL, NEW_BUCKETS,
-        OLD_BUCKETS, Record, Side, Wanted,
+        BUCKET, Ban, Book, BookConfig, Change, ClaimRecord, Contact, GROUP_BUCKETS, GROUP_CLAIMS, Group, Import,
+        MAX_TELL, NEW_BUCKETS, OLD_BUCKETS, Record, Side, Wanted,
     },
 };
 
@@ -50,7 +50,7 @@ impl Model {
     fn step(&mut self, what: u8, peer: PeerId, a: u8, b: u8) {
         let (contact, now) = (contact(peer, a, b), self.now);
         let group = contact.group().expect("it has an address");
-        match what % 10 {
+        match what % 11 {
             0..=2 => drop(self.book.insert(&contact, Group::of(Ipv4Addr::new(30, b, 0, 1).into()), now)),
             3 => self.book.good(contact, group, now),
             4 => self.book.attempted(peer, now),
@@ -70,9 +70,43 @@ impl Model {
                 self.bans.retain(|_, until| self.now < *until);
             }
             8 => self.choose(a, b),
+            9 => self.import(contact, a, b),
             _ => {
                 let _ = self.book.add(contact, now);
             }
+        }
+    }
+
+    /// Takes over a row that another node might export.
+    fn import(&mut self, contact: Contact, a: u8, b: u8) {
+        let (peer, now) = (contact.peer, self.now);
+        let group = contact.group().expect("it has an address");
+        let until = now + Duration::from_secs(60) * u32::from(b % 8);
+        let is_banned = a.is_multiple_of(2);
+        let is_proven = a.is_multiple_of(3);
+        let claims = [9, 10].map(|n| ClaimRecord { source: self::group(n), contact: contact.clone() });
+        let record = Record {
+            peer,
+            proven: is_proven.then(|| (contact.clone(), group)),
+            claims: if is_proven { Vec::new() } else { claims.into() },
+            attempts: u32::from(b),
+            tried: b.is_multiple_of(3).then_some(now),
+            good: b.is_multiple_of(5).then_some(now),
+            added: now,
+            ban: is_banned.then(|| Ban { until, why: "elsewhere".into(), contact: Some(contact) }),
+        };
+        let ours = self.bans.get(&peer).copied().filter(|until| now < *until);
+        let theirs = is_banned.then_some(until).filter(|until| now < *until);
+        let became = self.book.import(record, now);
+        if peer == self::peer(255) {
+            return assert_eq!(became, Import::Refused);
+        }
+        self.bans.remove(&peer);
+        self.bans.extend(ours.max(theirs).map(|until| (peer, until)));
+        match became {
+            Import::Banned { until } => assert!(theirs == Some(until) && ours < theirs),
+            Import::StaysBanned => assert!(ours.is_some() && ours >= theirs),
+            _ => assert_eq!((ours, theirs), (None, None)),
         }
     }
 
@@ -105,6 +139,7 @@ impl Model {
         let (mut claimed, mut proven) = (BTreeMap::<Group, usize>::new(), BTreeMap::<Group, usize>::new());
         for record in self.book.records() {
             assert!(record.peer != peer(255) && (record.peer != hidden || record.ban.is_some()));
+            assert!(record.peer != hidden || record.ban.as_ref().is_none_or(|ban| ban.contact.is_none()));
             assert_eq!(record.ban.is_some(), self.bans.contains_key(&record.peer));
             assert!(record.ban.is_none() || record.proven.is_none() && record.claims.is_empty());
             let group = |contact: &Contact| contact.group().expect("it has an address");

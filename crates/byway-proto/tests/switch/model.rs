@@ -10,7 +10,7 @@ use std::{
 
 use byway_proto::{
     Instant, PeerAddr, PeerId, UnixTime,
-    book::{Book, BookConfig, Contact, Group},
+    book::{Ban, Book, BookConfig, ClaimRecord, Contact, Group, Record},
     gate::HANDSHAKE_TOTAL,
     switch::{By, Class, Close, DialFailure, DialId, Input, KnockId, LinkId, Output, Switch, SwitchConfig, Up},
 };
@@ -90,7 +90,7 @@ pub(crate) fn run(bytes: &[u8]) {
 
 impl Model {
     fn step(&mut self, what: u8, n: u8, a: u8) {
-        match what % 14 {
+        match what % 15 {
             0 => self.feed(Input::Dial { contact: contact(n % 110) }),
             1 if !self.dials.is_empty() => {
                 let (dial, peer) = self.dials.swap_remove(usize::from(n) % self.dials.len());
@@ -132,8 +132,32 @@ impl Model {
                 self.feed(Input::Unban { peer: peer(n % 110) });
             }
             12 => self.feed(Input::Heard { from: group(a), contacts: (0..n % 8).map(|it| contact(it * 13)).collect() }),
+            13 => self.import(n % 110, a),
             _ => self.wait(Duration::from_millis(u64::from(n) * u64::from(a))),
         }
+    }
+
+    /// Takes over a row that another node might export.
+    fn import(&mut self, n: u8, a: u8) {
+        let (peer, now) = (peer(n), self.switch.unix(self.now));
+        let until = now + Duration::from_secs(u64::from(a / 2));
+        let record = Record {
+            peer,
+            proven: None,
+            claims: vec![ClaimRecord { source: group(a), contact: contact(n) }],
+            attempts: 0,
+            tried: None,
+            good: None,
+            added: now,
+            ban: a.is_multiple_of(2).then(|| Ban { until, why: "elsewhere".into(), contact: None }),
+        };
+        let theirs = record.ban.as_ref().map(|ban| ban.until).filter(|until| now < *until);
+        let expected = self.bans.get(&peer).copied().max(theirs);
+        if peer != self::peer(OWN) {
+            self.bans.extend(expected.map(|until| (peer, until)));
+        }
+        self.switch.import(vec![record], self.now);
+        self.feed(Input::Timeout); // what it says is carried out
     }
 
     fn fail(&mut self, n: u8, a: u8) {

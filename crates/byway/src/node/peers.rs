@@ -3,7 +3,7 @@
 use byway_proto::{
     PeerId, Rng, UnixTime,
     book::{Book, BookConfig, Contact, Record},
-    switch::NotDialing,
+    switch::{Imported, NotDialing},
     text::prefix,
 };
 
@@ -70,13 +70,34 @@ impl Node {
         added.await.unwrap_or(Err(AddPeerError::Closed))
     }
 
-    /// All that the address book knows, bans included, in the order of the peers' ids; private peers are in no book.
+    /// All that the address book knows, bans included, in the order of the peers' ids; of private peers it has their bans alone.
     pub async fn known_peers(&self) -> Vec<Record> {
         self.core.switch.ask(|reply| Command::Records { reply }).await.unwrap_or_default()
     }
 
-    /// Takes over what another node's address book knew; tells how many rows found a place.
-    pub async fn import_peers(&self, records: Vec<Record>) -> Result<usize, StoreError> {
+    /// What [`Node::import_peers`] of another node may take over: all that the address book knows, but nothing of private peers.
+    pub async fn export_peers(&self) -> Vec<Record> {
+        self.core.switch.ask(|reply| Command::Exports { reply }).await.unwrap_or_default()
+    }
+
+    /// Takes over what another node's address book knew. Of two bans of a peer the one that ends later holds; whoever is banned here stays
+    /// so, and a peer that is banned by a row is disconnected as by [`Node::ban`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+    /// use byway::{Config, Identity, Node, UnixTime};
+    ///
+    /// let (old, new) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+    /// let peer = Identity::generate().id();
+    /// old.ban(peer, UnixTime::NEVER, "spam").await?;
+    /// let imported = new.import_peers(old.export_peers().await).await?;
+    /// assert_eq!((imported.known, imported.banned), (0, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn import_peers(&self, records: Vec<Record>) -> Result<Imported, StoreError> {
         let imported = self.core.switch.ask(|reply| Command::Import { records, reply });
         imported.await.unwrap_or(Err(StoreError::Closed))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use byway_proto::{
     PeerId, UnixTime,
     book::{Contact, Record},
-    switch::{DialId, KnockId, NotDialing},
+    switch::{DialId, Imported, KnockId, NotDialing},
 };
 use tokio::sync::oneshot;
 
@@ -90,10 +90,10 @@ pub(crate) enum Command {
         contact: Contact,
         reply: oneshot::Sender<Result<(), AddPeerError>>,
     },
-    /// Take rows over that were exported elsewhere; tells how many were.
+    /// Take rows over that were exported elsewhere.
     Import {
         records: Vec<Record>,
-        reply: oneshot::Sender<Result<usize, StoreError>>,
+        reply: oneshot::Sender<Result<Imported, StoreError>>,
     },
     /// What a peer that asks is told of others.
     Tell {
@@ -108,6 +108,10 @@ pub(crate) enum Command {
     },
     /// All that is known of peers.
     Records {
+        reply: oneshot::Sender<Vec<Record>>,
+    },
+    /// What another node may take over of it.
+    Exports {
         reply: oneshot::Sender<Vec<Record>>,
     },
     Disconnect {

@@ -192,9 +192,9 @@ impl Shell {
             }
             Command::AddPeer { contact, reply } => self.add(contact, now, reply),
             Command::Import { records, reply } => {
-                let book = self.machine.book_mut();
-                let taken = records.into_iter().filter(|record| book.restore(record.clone(), now)).count();
-                self.saved(reply, move |()| Ok(taken));
+                let imported = self.machine.import(records, self.core.mux.now());
+                self.feed(Input::Timeout); // whoever is banned by it is sent away
+                self.saved(reply, move |()| Ok(imported));
             }
             Command::Tell { asker, reply } => {
                 let _ = reply.send(self.machine.book().tell(asker, now, &mut self.rng)); // who asked may have gone
@@ -210,6 +210,9 @@ impl Shell {
             Command::Records { reply } => {
                 let records: Vec<Record> = self.machine.book().records().collect();
                 let _ = reply.send(records); // who asked may have gone
+            }
+            Command::Exports { reply } => {
+                let _ = reply.send(self.machine.book().exports().collect()); // who asked may have gone
             }
             _ => {}
         }

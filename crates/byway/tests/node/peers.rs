@@ -141,7 +141,32 @@ async fn the_owner_writes_peers_into_the_book_and_takes_them_along() {
     assert!(a.add_peer(Contact::new(a.id())).await.is_err(), "not itself");
     let known = a.known_peers().await;
     assert_eq!(known[0].proven.as_ref().map(|(known, _)| known.clone()), Some(Contact::from(contact)));
-    assert_eq!(b.import_peers(known.clone()).await.unwrap(), 1);
+    assert_eq!(b.import_peers(a.export_peers().await).await.unwrap().known, 1);
     assert_eq!(b.known_peers().await, known);
     assert_eq!(b.why_not_dialing(known[0].peer).await, Some(NotDialing::NoDiscovery));
+}
+
+#[tokio::test]
+async fn a_peer_that_an_import_bans_is_sent_away_and_a_private_one_is_not_exported() {
+    let mut settings = config(3, V4);
+    let private = config(4, V4).identity.id();
+    settings.peers.private = [private].into();
+    let other = Node::bind(settings).await.unwrap();
+    let mut a = Peer::bind(config(1, V4)).await;
+    let mut b = Peer::bind(config(2, V4)).await;
+    for peer in [b.id(), private] {
+        other.ban(peer, UnixTime::NEVER, "there").await.unwrap();
+    }
+    assert_eq!(other.known_peers().await.len(), 2);
+    let rows = other.export_peers().await;
+    assert!(rows.iter().map(|row| row.peer).eq([b.id()]), "{rows:?}");
+    a.node.dial(b.node.ticket()).await.unwrap();
+    a.up().await;
+    b.up().await;
+    let imported = a.node.import_peers(rows).await.unwrap();
+    assert_eq!((imported.known, imported.banned), (0, 1));
+    for peer in [&mut a, &mut b] {
+        assert!(matches!(peer.peers.next().await, Some(PeerEvent::Down { reason: Gone::Banned, .. })));
+    }
+    assert!(matches!(a.node.dial(b.node.ticket()).await, Err(DialError::Banned(peer)) if peer == b.id()));
 }
