@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 #[test]
-fn peers_are_added_banned_exported_and_imported_and_a_ban_outlives_a_kill() {
+fn peers_are_added_dialled_banned_exported_and_imported_and_a_ban_outlives_a_kill() {
     let scratch = Scratch::new();
     let friend = scratch.id("friend");
     let node = scratch.up("node");
@@ -35,6 +35,11 @@ fn peers_are_added_banned_exported_and_imported_and_a_ban_outlives_a_kill() {
     assert!(imported.status.success(), "{imported:?}");
     assert_eq!(scratch.json("other", &["peers", "list"])["peers"][0]["peer"], friend);
     assert_eq!(scratch.run("other", &["peers", "import"], "nonsense").status.code(), Some(2));
+    let status = scratch.json("other", &["status"]);
+    let (other, at) = (status["id"].as_str().unwrap(), status["addresses"][0].as_str().unwrap());
+    assert!(scratch.run("node", &["peers", "add", &format!("{other}@{at}")], "").status.success());
+    let pinged = scratch.run("node", &["ping", other, "--count", "1"], "");
+    assert!(pinged.status.success(), "{pinged:?}");
 }
 
 struct Scratch(PathBuf);

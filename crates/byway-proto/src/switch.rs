@@ -91,6 +91,19 @@ struct Dial {
     answered: bool,
     /// An incoming connection of the same peer was let in first.
     yielded: bool,
+    /// What whoever joined it has named beside; dialled if it fails.
+    more: Option<Contact>,
+}
+
+impl Dial {
+    /// Keeps what this dial does not have.
+    fn keep(&mut self, mut named: Contact) {
+        named.addrs.retain(|addr| !self.contact.addrs.contains(addr));
+        named.relays.retain(|relay| !self.contact.relays.contains(relay));
+        if !named.is_empty() {
+            self.more.get_or_insert_with(|| Contact::new(named.peer)).merge(&named);
+        }
+    }
 }
 
 impl Switch {
@@ -207,7 +220,7 @@ impl Switch {
         self.by_peer.contains_key(&peer) || self.dials.contains_key(&peer)
     }
 
-    fn asked(&mut self, contact: Contact, now: Instant) {
+    fn asked(&mut self, mut contact: Contact, now: Instant) {
         let peer = contact.peer;
         if self.by_peer.contains_key(&peer) {
             return self.outputs.push_back(Output::Connected { peer });
@@ -215,18 +228,28 @@ impl Switch {
         if let Some(why) = self.refuses(peer, now) {
             return self.outputs.push_back(Output::NotDialled { peer, why });
         }
+        let by_id = contact.is_empty();
+        if by_id {
+            let known = [self.schedule.contact_of(peer), self.book.contact(peer)];
+            known.into_iter().flatten().for_each(|known| contact.merge(&known));
+        }
+        let group = contact.group().unwrap_or(Group::LOCAL);
         let Some(dial) = self.dials.get_mut(&peer) else {
-            let group = contact.group().unwrap_or(Group::LOCAL);
+            // Where its relays have changed, it may still be registered at one of this node's.
+            let more = (by_id && !contact.relays.is_empty()).then(|| Contact::new(peer));
             if !self.dial(contact, group, Cause::Asked, now) {
                 self.outputs.push_back(Output::NotDialled { peer, why: NotDialing::Full });
+            } else if let Some(dial) = self.dials.get_mut(&peer) {
+                dial.more = more;
             }
             return;
         };
+        dial.keep(contact);
         // The program wants what chance had begun: from now on it is the program's.
         if dial.cause != Cause::Asked && dial.cause != Cause::Persistent {
             self.seats.free(dial.seat.take());
             dial.cause = Cause::Asked;
-            let seat = Seat { class: Class::Asked, group: contact.group().unwrap_or(Group::LOCAL) };
+            let seat = Seat { class: Class::Asked, group };
             dial.seat = self.seats.take(seat).then_some(seat);
         }
     }
@@ -246,7 +269,7 @@ impl Switch {
         self.next_dial += 1;
         let id = DialId(self.next_dial);
         self.book.attempted(peer, self.unix(now));
-        let dial = Dial { id, contact: contact.clone(), cause, seat, answered: false, yielded: false };
+        let dial = Dial { id, contact: contact.clone(), cause, seat, answered: false, yielded: false, more: None };
         self.dials.insert(peer, dial);
         self.outputs.push_back(Output::Dial { dial: id, contact, cause });
         true
@@ -268,6 +291,13 @@ impl Switch {
             DialFailure::Itself => self.book.forget(peer),
             DialFailure::OtherKey => self.book.misplaced(peer, self.unix(now)),
             DialFailure::Unreached | DialFailure::Refused => {}
+        }
+        let more = dial.more.filter(|_| matches!(why, DialFailure::Unreached | DialFailure::OtherKey));
+        if let Some(contact) = more {
+            let group = contact.group().unwrap_or(Group::LOCAL);
+            if self.dial(contact, group, Cause::Asked, now) {
+                return;
+            }
         }
         self.schedule.failed(peer, dial.cause, &mut self.rng, now);
     }

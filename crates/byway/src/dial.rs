@@ -54,7 +54,7 @@ pub struct Target {
 }
 
 impl From<PeerId> for Target {
-    /// A peer that is connected already, or registered at one of this node's own relays.
+    /// A peer that is connected already, stands in the address book, or is registered at one of this node's own relays.
     fn from(peer: PeerId) -> Self {
         Target { peer, addrs: Vec::new(), relays: Vec::new() }
     }

@@ -280,7 +280,8 @@ impl Node {
         ticket
     }
 
-    /// Connects to a peer, or finds it connected: its first packets go to all its addresses and relays at once.
+    /// Connects to a peer, or finds it connected: its first packets go to all its addresses and relays at once. If a dial of it is under
+    /// way, that one's end is waited for, and of one more to the addresses that it did not have.
     pub async fn dial(&self, target: impl Into<Target>) -> Result<PeerId, DialError> {
         self.core.switch.dial(target.into()).await
     }

@@ -143,7 +143,14 @@ impl SwitchRef {
 #[derive(Default)]
 struct Waiting {
     dial: Option<DialId>,
-    callers: Vec<oneshot::Sender<Result<PeerId, DialError>>>,
+    callers: Vec<Caller>,
+}
+
+/// Who waits for a dial, for two at most.
+struct Caller {
+    reply: oneshot::Sender<Result<PeerId, DialError>>,
+    /// One has failed already.
+    again: bool,
 }
 
 /// A stranger that waits for a word.
@@ -316,7 +323,7 @@ impl Shell {
         if waiting.callers.len() >= MAX_WAITERS {
             return drop(reply.send(Err(DialError::TooMany(target.peer))));
         }
-        waiting.callers.push(reply);
+        waiting.callers.push(Caller { reply, again: false });
         self.set_clock();
         self.feed(Input::Dial { contact: Contact::from(target) });
     }
@@ -329,16 +336,25 @@ impl Shell {
             _ => DialFailure::Unreached,
         };
         let peer = self.waiting.iter().find(|(_, waiting)| waiting.dial == Some(dial)).map(|(peer, _)| *peer);
-        if let Some(peer) = peer {
-            self.answer(peer, &Err(error));
-        }
         self.feed(Input::DialFailed { dial, why });
+        let Some(peer) = peer else { return };
+        match self.waiting.get_mut(&peer) {
+            Some(waiting) if waiting.dial != Some(dial) => {
+                // Another one is under way, to what this one did not have.
+                let (told, kept): (Vec<_>, _) =
+                    std::mem::take(&mut waiting.callers).into_iter().partition(|caller| caller.again);
+                told.into_iter().for_each(|caller: Caller| drop(caller.reply.send(Err(error.clone()))));
+                waiting.callers = kept;
+                waiting.callers.iter_mut().for_each(|caller| caller.again = true);
+            }
+            _ => self.answer(peer, &Err(error)),
+        }
     }
 
     /// Tells everybody who waits for a peer what became of it.
     fn answer(&mut self, peer: PeerId, result: &Result<PeerId, DialError>) {
         let waiting = self.waiting.remove(&peer).unwrap_or_default();
-        waiting.callers.into_iter().for_each(|caller| drop(caller.send(result.clone())));
+        waiting.callers.into_iter().for_each(|caller| drop(caller.reply.send(result.clone())));
     }
 
     fn vet(&mut self, knock: Knock, reply: oneshot::Sender<Result<KnockId, Gone>>) {

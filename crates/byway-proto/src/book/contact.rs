@@ -33,6 +33,11 @@ impl Contact {
         Contact { peer, addrs: Vec::new(), relays: Vec::new() }
     }
 
+    /// Whether neither an address nor a relay is known.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.addrs.is_empty() && self.relays.is_empty()
+    }
+
     /// The group of its first address, or else of its first relay's; `None` if it is known by names alone.
     pub fn group(&self) -> Option<Group> {
         let relayed = || self.relays.iter().flat_map(PeerAddr::socket_addrs).next();
@@ -64,7 +69,7 @@ impl Contact {
     }
 
     /// Adds what another contact of the same peer knows, within the limits.
-    pub(super) fn merge(&mut self, other: &Contact) {
+    pub(crate) fn merge(&mut self, other: &Contact) {
         for addr in &other.addrs {
             if self.addrs.len() < MAX_ADDRS && !self.addrs.contains(addr) {
                 self.addrs.push(addr.clone());

@@ -25,9 +25,10 @@ pub struct KnockId(pub u64);
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Input {
-    /// The program wants a peer to be connected; [`Output::Connected`], [`Output::NotDialled`], or a dial follows.
+    /// The program wants a peer to be connected; [`Output::Connected`], [`Output::NotDialled`], or a dial follows, unless one is
+    /// under way. If that fails, what it did not have is dialled next.
     Dial {
-        /// Whom, and where it may be.
+        /// Whom, and where it may be; without any address, it is looked for where the book has it.
         contact: Contact,
     },
     /// A dial's peer has answered and proven its key; [`Output::GoOn`] follows.
@@ -35,7 +36,7 @@ pub enum Input {
         /// The dial.
         dial: DialId,
     },
-    /// A dial has ended without a link.
+    /// A dial has ended without a link. Another one may follow, to what was named meanwhile.
     DialFailed {
         /// The dial.
         dial: DialId,

@@ -72,6 +72,11 @@ impl Schedule {
         self.persistent.contains_key(&peer)
     }
 
+    /// Where a persistent peer is configured to be.
+    pub(super) fn contact_of(&self, peer: PeerId) -> Option<Contact> {
+        self.persistent.get(&peer).map(|it| it.contact.clone())
+    }
+
     /// When a persistent peer is dialled next.
     pub(super) fn next_of(&self, peer: PeerId) -> Option<Instant> {
         self.persistent.get(&peer).map(|it| it.next)

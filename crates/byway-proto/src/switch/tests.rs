@@ -235,6 +235,55 @@ fn a_newer_link_begins_after_the_older_one_is_removed() {
 }
 
 #[test]
+fn a_dial_that_fails_is_followed_by_one_to_what_those_who_joined_it_have_named() {
+    let mut rig = Rig::new(|config| config.persistent = [addr(1)].into());
+    let dead = Rig::dials(&rig.feed(Input::Timeout, at(0)))[0].0;
+    let named = Contact { peer: peer(1), ..contact(2) };
+    for joining in [contact(1), named.clone()] {
+        assert!(rig.feed(Input::Dial { contact: joining }, at(1)).is_empty());
+    }
+    let outputs = rig.feed(Input::DialFailed { dial: dead, why: DialFailure::Unreached }, at(2));
+    let [Output::Dial { dial: second, contact: then, cause: Cause::Asked }] = &outputs[..] else {
+        panic!("{outputs:?}")
+    };
+    assert_eq!(*then, named);
+    let outputs = rig.feed(Input::DialFailed { dial: *second, why: DialFailure::Unreached }, at(3));
+    assert!(outputs.is_empty(), "{outputs:?}");
+    // Whoever answered and would not have it is not asked at its other addresses.
+    let dial = rig.begin(3, at(3));
+    rig.feed(Input::Dial { contact: Contact { peer: peer(3), ..contact(4) } }, at(3));
+    let outputs = rig.feed(Input::DialFailed { dial, why: DialFailure::Refused }, at(3));
+    assert!(outputs.is_empty(), "{outputs:?}");
+}
+
+#[test]
+fn whoever_is_dialled_by_its_id_alone_is_looked_for_where_it_is_known_to_be() {
+    let mut rig = Rig::new(|config| config.persistent = [addr(1)].into());
+    let dial = Rig::dials(&rig.feed(Input::Timeout, at(0)))[0].0;
+    rig.feed(Input::DialFailed { dial, why: DialFailure::Unreached }, at(0));
+    rig.switch.book_mut().add(contact(2), UnixTime(1_000)).unwrap();
+    rig.feed(Input::Heard { from: group(9), contacts: [contact(3)].into() }, at(0));
+    let relayed = Contact { relays: [addr(9)].into(), ..Contact::new(peer(4)) };
+    rig.switch.book_mut().add(relayed.clone(), UnixTime(1_000)).unwrap();
+    let mut last = None;
+    for known in [contact(1), contact(2), contact(3), Contact::new(peer(5)), relayed] {
+        let outputs = rig.feed(Input::Dial { contact: Contact::new(known.peer) }, at(0));
+        let [Output::Dial { dial, contact: dialled, cause: Cause::Asked }] = &outputs[..] else {
+            panic!("{outputs:?}")
+        };
+        assert_eq!(*dialled, known);
+        last = Some(*dial);
+    }
+    // Where it was registered it may be no longer, and at one of this node's own relays instead.
+    let why = DialFailure::Unreached;
+    let outputs = rig.feed(Input::DialFailed { dial: last.unwrap(), why }, at(1));
+    let [Output::Dial { dial, contact: dialled, .. }] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!(*dialled, Contact::new(peer(4)));
+    let outputs = rig.feed(Input::DialFailed { dial: *dial, why }, at(1));
+    assert!(Rig::dials(&outputs).iter().all(|it| it.1 != peer(4)), "{outputs:?}");
+}
+
+#[test]
 fn the_node_itself_is_never_dialled_nor_let_in() {
     let mut rig = Rig::new(|config| config.discover = true);
     let outputs = rig.feed(Input::Heard { from: group(1), contacts: [contact(OWN)].into() }, at(0));

@@ -133,6 +133,47 @@ fn simultaneous_dials_through_a_relay_end_as_one_link() {
 }
 
 #[test]
+fn a_ticket_is_tried_though_a_dial_of_the_same_peer_at_a_dead_address_is_under_way() {
+    scenario(1, secs(60), |world| async move {
+        let b = peer(&world.host("b"), config(2)).await;
+        let mut settings = config(1);
+        settings.peers.persistent = vec![PeerAddr::new(b.id(), [DEAD.parse::<SocketAddr>().unwrap()])];
+        let a = peer(&world.host("a"), settings).await;
+        time::sleep(secs(1)).await;
+        let mut empty = b.node.ticket();
+        empty.addrs = vec![DEAD.parse().unwrap()];
+        let (joined, by_ticket) = tokio::join!(a.node.dial(empty), a.node.dial(b.node.ticket()));
+        assert_eq!((joined.unwrap(), by_ticket.unwrap()), (b.id(), b.id()));
+    });
+}
+
+#[test]
+fn a_dial_waits_for_two_dials_at_most_however_many_join_it() {
+    scenario(1, secs(120), |world| async move {
+        let a = peer(&world.host("a"), config(1)).await;
+        let target = |n: u8| {
+            let mut target = Target::from(PeerId::ed25519([9; 32]));
+            target.addrs = vec![SocketAddr::from(([11, 200, 200, n], 4_000))];
+            target
+        };
+        let start = Instant::now();
+        let first = a.node.dial(target(1));
+        // Others join each dial with an address that it does not have.
+        let node = a.node.clone();
+        tokio::spawn(async move {
+            for n in 2..20 {
+                time::sleep(secs(2)).await;
+                let (node, target) = (node.clone(), target(n));
+                tokio::spawn(async move { drop(node.dial(target).await) });
+            }
+        });
+        let error = first.await.unwrap_err();
+        assert!(matches!(error, DialError::Unreached { .. }), "{error}");
+        assert!(start.elapsed() > secs(5) && start.elapsed() < secs(25), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
 fn dials_of_one_peer_at_once_share_one_connection() {
     scenario(1, secs(30), |world| async move {
         let (mut a, b) = two(&world).await;

@@ -170,3 +170,10 @@ async fn a_peer_that_an_import_bans_is_sent_away_and_a_private_one_is_not_export
     }
     assert!(matches!(a.node.dial(b.node.ticket()).await, Err(DialError::Banned(peer)) if peer == b.id()));
 }
+
+#[tokio::test]
+async fn a_peer_is_dialled_by_its_id_alone_where_the_book_has_it() {
+    let (a, b) = (Node::bind(config(1, V4)).await.unwrap(), Node::bind(config(2, V4)).await.unwrap());
+    a.add_peer(PeerAddr::new(b.id(), [addr_of(&b)]).into()).await.unwrap();
+    assert_eq!(a.dial(b.id()).await.unwrap(), b.id());
+}
