@@ -65,7 +65,7 @@ async fn not_connected(daemon: &Daemon, to: &Destination, peer: PeerId) -> (WhyN
     let (uptime, now) = (node.status().await.uptime, WallClock::default().unix());
     let left = |until: UnixTime| (until != UnixTime::NEVER).then(|| until.0.saturating_sub(now.0) as f64);
     let again_s = match why {
-        NotDialing::Banned { until } | NotDialing::Resting { until } => left(until),
+        NotDialing::Banned { until } | NotDialing::Resting { until } | NotDialing::Recent { until } => left(until),
         NotDialing::Waiting { until } => Some(until.since_start().saturating_sub(uptime).as_secs_f64().round()),
         _ => None,
     };

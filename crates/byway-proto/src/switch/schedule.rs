@@ -5,8 +5,8 @@ use core::time::Duration;
 
 use super::{Cause, Class, Switch, SwitchConfig};
 use crate::{
-    Instant, PeerId, Rng,
-    book::{Contact, Group, Side, Wanted},
+    Instant, PeerId, Rng, UnixTime,
+    book::{Book, Contact, Group, Side, Wanted},
 };
 
 /// First wait before a persistent peer is dialled again; doubles each time, up to [`MAX_RECONNECT`].
@@ -128,6 +128,12 @@ fn wait(failures: u32, rng: &mut Rng) -> Duration {
     full - Duration::from_millis(rng.below(full.as_millis() as u64 / 4))
 }
 
+/// Until when a seed leaves a peer alone, for it goes round, and has just spoken with it.
+pub(super) fn crawled_until(config: &SwitchConfig, book: &Book, peer: PeerId, wall: UnixTime) -> Option<UnixTime> {
+    let tried = book.tried(peer).filter(|tried| config.seed && wall.since(*tried) < CRAWL_AGAIN)?;
+    Some(tried + CRAWL_AGAIN)
+}
+
 impl Switch {
     pub(super) fn dial_persistent(&mut self, now: Instant) {
         let due = |(peer, it): &(&PeerId, &Persistent)| it.next <= now && !self.is_engaged(**peer);
@@ -182,11 +188,12 @@ impl Switch {
         let wall = self.unix(now);
         let Switch { book, seats, by_peer, dials, schedule, config, rng, .. } = self;
         let taken = |group| seats.is_group_full(Class::Chosen, group);
-        // A seed goes round: whom it has just spoken with it leaves alone.
-        let recent = |peer| config.seed && book.tried(peer).is_some_and(|tried| wall.since(tried) < CRAWL_AGAIN);
         let skip = |peer| {
             let special = schedule.is_persistent(peer) || config.unconditional.contains(&peer);
-            special || recent(peer) || by_peer.contains_key(&peer) || dials.contains_key(&peer)
+            special
+                || crawled_until(config, book, peer, wall).is_some()
+                || by_peer.contains_key(&peer)
+                || dials.contains_key(&peer)
         };
         book.choose(&Wanted { side, taken: &taken, skip: &skip }, wall, rng)
     }

@@ -397,6 +397,31 @@ fn anchors_are_dialled_first_and_a_seed_when_nobody_else_is_known() {
 }
 
 #[test]
+fn whom_no_choice_falls_on_is_told_for_the_reason_that_it_has() {
+    for seed in [false, true] {
+        let mut rig = Rig::new(|config| {
+            (config.discover, config.seed) = (true, seed);
+            config.unconditional = [peer(1)].into();
+        });
+        let heard = Input::Heard { from: group(9), contacts: [contact(1), contact(2)].into() };
+        let begun = Rig::dials(&rig.feed(heard, at(0)));
+        let [(dial, felt, Cause::Chosen)] = begun[..] else { panic!("{begun:?}") };
+        assert_eq!(felt, peer(2));
+        assert_eq!(rig.switch.why_not_dialing(peer(1), at(0)), NotDialing::Unconditional);
+        let (link, _) = rig.establish(2, By::Dial(dial), 1, at(1));
+        rig.feed(Input::Disconnect { peer: peer(2) }, at(31)); // it counts as tried, and rests for half a minute
+        assert!(rig.switch.link(peer(2)) != Some(link));
+        let at_rest = NotDialing::Resting { until: UnixTime(1_061) };
+        assert_eq!(rig.switch.why_not_dialing(peer(2), at(60)), at_rest);
+        let recent = NotDialing::Recent { until: UnixTime(1_151) };
+        let expected = if seed { recent } else { NotDialing::NotChosen };
+        assert_eq!(rig.switch.why_not_dialing(peer(2), at(61)), expected);
+        let chosen = Rig::dials(&rig.feed(Input::Timeout, at(61))).iter().any(|it| it.1 == peer(2));
+        assert_eq!(chosen, !seed, "and so it is");
+    }
+}
+
+#[test]
 fn nobody_is_dialled_out_of_the_book_unless_discovery_is_on() {
     let mut rig = Rig::new(|_| {});
     rig.feed(Input::Heard { from: group(1), contacts: (1..50).map(contact).collect() }, at(0));

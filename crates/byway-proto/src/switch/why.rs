@@ -1,6 +1,6 @@
 //! Why a peer is not dialled now.
 
-use super::{Cause, Class, Switch};
+use super::{Cause, Class, Switch, schedule::crawled_until};
 use crate::{Instant, PeerId, UnixTime};
 
 /// Why the switch does not dial a peer at this moment.
@@ -37,6 +37,15 @@ pub enum NotDialing {
         /// When it may be chosen again.
         until: UnixTime,
     },
+    /// This node is a seed, which goes round, and called on it a short while ago.
+    #[error("this node is a seed, and called on it a short while ago")]
+    Recent {
+        /// When it may be chosen again.
+        until: UnixTime,
+    },
+    /// It is unconditional: let in whenever it comes, and never chosen.
+    #[error("it is unconditional, which lets it in and dials it never; dial it by hand, or make it persistent")]
+    Unconditional,
     /// There is no slot.
     #[error("there are as many peers as this node takes; raise the limit or wait until one leaves")]
     Full,
@@ -73,10 +82,14 @@ impl Switch {
         let group = match group {
             None => return NotDialing::Unknown,
             Some(_) if !self.config.discover => return NotDialing::NoDiscovery,
+            Some(_) if self.config.unconditional.contains(&peer) => return NotDialing::Unconditional,
             Some(group) => group,
         };
         if let Some(until) = self.book.rests_until(peer, self.unix(now)) {
             return NotDialing::Resting { until };
+        }
+        if let Some(until) = crawled_until(&self.config, &self.book, peer, self.unix(now)) {
+            return NotDialing::Recent { until };
         }
         match group {
             _ if !self.seats.has_room(Class::Chosen) => NotDialing::Full,
