@@ -177,3 +177,25 @@ async fn a_peer_is_dialled_by_its_id_alone_where_the_book_has_it() {
     a.add_peer(PeerAddr::new(b.id(), [addr_of(&b)]).into()).await.unwrap();
     assert_eq!(a.dial(b.id()).await.unwrap(), b.id());
 }
+
+#[tokio::test]
+async fn as_many_wait_for_one_dial_as_may_and_the_next_one_is_told() {
+    let a = Node::bind(config(1, V4)).await.unwrap();
+    let silent = std::net::UdpSocket::bind((V4, 0)).unwrap();
+    let target = PeerAddr::new(config(9, V4).identity.id(), [silent.local_addr().unwrap()]);
+    let mut dials = tokio::task::JoinSet::new();
+    for _ in 0..65 {
+        let (a, target) = (a.clone(), target.clone());
+        dials.spawn(async move { a.dial(target).await });
+    }
+    let first = time::timeout(Duration::from_secs(3), dials.join_next()).await;
+    let first = first.expect("nobody is told until the dial fails").unwrap().unwrap();
+    assert!(matches!(first, Err(DialError::TooMany(peer)) if peer == target.id), "{first:?}");
+    a.close().await;
+    let mut waited = 0;
+    while let Some(dial) = dials.join_next().await {
+        assert!(matches!(dial.unwrap(), Err(DialError::Closed)));
+        waited += 1;
+    }
+    assert_eq!(waited, 64);
+}
