@@ -200,14 +200,19 @@ async fn connect(core: &Arc<Core>, mut target: Target) -> Result<(Arc<Track>, qu
             Err(error) => error,
         };
         core.retire(&track);
-        let impostor = matches!(error, HandshakeError::WrongPeer).then(|| first_heard(&track)).flatten();
+        let is_other = matches!(error, HandshakeError::WrongPeer | HandshakeError::Itself);
+        let impostor = is_other.then(|| first_heard(&track)).flatten();
+        if matches!(error, HandshakeError::Itself) {
+            notes.add("the key is this node's own".into());
+            impostor.into_iter().for_each(|addr| core.switch.add_own(addr));
+        }
         last = match error {
             HandshakeError::Connection(error) => match Gone::from(error) {
                 Gone::Lost(_) | Gone::TimedOut if !impostors.is_empty() => other_key(peer, &notes),
                 reason @ (Gone::Lost(_) | Gone::TimedOut) => unreached(peer, &reason, &notes),
                 reason => DialError::Hello { peer, reason },
             },
-            HandshakeError::WrongPeer => other_key(peer, &notes),
+            HandshakeError::WrongPeer | HandshakeError::Itself => other_key(peer, &notes),
             error => unreached(peer, &error, &notes),
         };
         let Some(impostor) = impostor.filter(|_| impostors.len() < MAX_IMPOSTORS) else { return Err(last) };
@@ -258,7 +263,9 @@ fn first_heard(track: &Track) -> Option<SocketAddr> {
 /// Adds the first ways and asks for the others; returns how many there may be.
 fn begin(core: &Arc<Core>, target: &Target, track: &Arc<Track>, notes: &Arc<Notes>) -> usize {
     let mut ways = 0;
-    for addr in target.addrs.iter().filter(|addr| core.may_probe(**addr, true)).take(MAX_DIAL_ADDRS) {
+    let own = core.switch.own().clone();
+    let open = target.addrs.iter().filter(|addr| core.may_probe(**addr, true) && !own.contains(*addr));
+    for addr in open.take(MAX_DIAL_ADDRS) {
         ways += usize::from(track.lock().add(Via::Direct(*addr), false).is_some());
     }
     // A peer known by its key alone may be registered where this node is.

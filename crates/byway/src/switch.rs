@@ -10,7 +10,7 @@ mod keeper;
 mod reason;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +20,7 @@ use std::{
 
 use byway_proto::{
     Instant, PeerId, Rng,
-    book::{Book, Contact},
+    book::{Book, Contact, MAX_OWN},
     gate::{ACCEPT_QUEUE, HANDSHAKE_TOTAL},
     hello::Control,
     switch::{By, DialFailure, DialId, FILTER_DEADLINE, Input, KnockId, LinkId, Switch, Up},
@@ -68,6 +68,8 @@ pub(crate) struct SwitchRef {
     links: Arc<Mutex<BTreeMap<PeerId, Arc<Link>>>>,
     /// Counts what this node has told all its peers of itself.
     edition: Arc<AtomicU64>,
+    /// Addresses at which this node met itself, at most [`MAX_OWN`]; none of them is dialled until the network changes.
+    own: Arc<Mutex<BTreeSet<SocketAddr>>>,
 }
 
 /// The receiving ends of a [`SwitchRef`].
@@ -81,7 +83,7 @@ impl SwitchRef {
         let (commands, commands_in) = mpsc::channel(COMMANDS);
         let (ups, ups_in) = mpsc::channel(ACCEPT_QUEUE);
         (
-            SwitchRef { commands, ups, links: Arc::default(), edition: Arc::default() },
+            SwitchRef { commands, ups, links: Arc::default(), edition: Arc::default(), own: Arc::default() },
             Inlets { commands: commands_in, ups: ups_in },
         )
     }
@@ -118,6 +120,19 @@ impl SwitchRef {
     /// Notes that all peers are about to be told something anew.
     pub(crate) fn next_edition(&self) {
         self.edition.fetch_add(1, Ordering::Release);
+    }
+
+    /// Notes an address that leads back to this node.
+    pub(crate) fn add_own(&self, addr: SocketAddr) {
+        let mut own = self.own();
+        if own.len() < MAX_OWN {
+            own.insert(addr);
+        }
+    }
+
+    /// The addresses that lead back to this node, beside those that it knows itself by.
+    pub(crate) fn own(&self) -> MutexGuard<'_, BTreeSet<SocketAddr>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many links wait to be taken in.
@@ -217,6 +232,7 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
             () = &mut changed => {
                 changed = core.net.changed();
                 core.relays.network_changed(core.mux.now());
+                core.switch.own().clear();
                 shell.announce();
                 core.lan.renew().await;
             }

@@ -87,6 +87,9 @@ pub(crate) struct Endpoint {
 /// TLS's alert for a key that is not the expected one (RFC 8446 §6.2).
 const BAD_CERTIFICATE: u8 = 42;
 
+/// The one for the node's own key instead of the expected one: only the node itself hears it.
+const ACCESS_DENIED: u8 = 49;
+
 /// Why a handshake failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum HandshakeError {
@@ -98,14 +101,20 @@ pub(crate) enum HandshakeError {
     Connection(ConnectionError),
     #[error("another key than the one dialled answers there")]
     WrongPeer,
+    #[error("this node itself answers there")]
+    Itself,
 }
 
 impl From<ConnectionError> for HandshakeError {
     /// TLS refuses another key than the one that the server name stands for as a bad certificate (RFC 8446 §6).
     fn from(error: ConnectionError) -> Self {
-        let refused = |code| code == TransportErrorCode::crypto(BAD_CERTIFICATE);
         match error {
-            ConnectionError::TransportError(own) if refused(own.code) => HandshakeError::WrongPeer,
+            ConnectionError::TransportError(own) if own.code == TransportErrorCode::crypto(BAD_CERTIFICATE) => {
+                HandshakeError::WrongPeer
+            }
+            ConnectionError::TransportError(own) if own.code == TransportErrorCode::crypto(ACCESS_DENIED) => {
+                HandshakeError::Itself
+            }
             error => HandshakeError::Connection(error),
         }
     }

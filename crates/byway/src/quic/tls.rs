@@ -39,7 +39,7 @@ pub(crate) fn configs(identity: &Identity, clock: &WallClock) -> Result<(ServerC
     let provider = Arc::new(provider());
     let key = Arc::new(certified_key(identity, &provider)?);
     let time = Arc::new(Time(clock.clone()));
-    let verifier = Arc::new(Verifier(Arc::clone(&provider)));
+    let verifier = Arc::new(Verifier { provider: Arc::clone(&provider), own: Some(identity.id()) });
     let tls13 = &[&rustls::version::TLS13];
 
     let mut server = ServerConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&time) as _)
@@ -101,7 +101,11 @@ fn parse_spki(spki: &[u8]) -> Option<PeerId> {
 
 /// Checks raw public keys: a server must have the key that its name tells, a client may have any.
 #[derive(Debug)]
-pub(crate) struct Verifier(pub(crate) Arc<CryptoProvider>);
+pub(crate) struct Verifier {
+    pub(crate) provider: Arc<CryptoProvider>,
+    /// The node's own key, which is refused for a reason of its own where another one is expected.
+    pub(crate) own: Option<PeerId>,
+}
 
 impl Verifier {
     fn verify(
@@ -111,7 +115,7 @@ impl Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let spki = SubjectPublicKeyInfoDer::from(spki.as_ref());
-        verify_tls13_signature_with_raw_key(message, &spki, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature_with_raw_key(message, &spki, signature, &self.provider.signature_verification_algorithms)
     }
 }
 
@@ -135,6 +139,8 @@ impl ServerCertVerifier for Verifier {
         };
         if expected == Some(proven) {
             Ok(ServerCertVerified::assertion())
+        } else if self.own == Some(proven) {
+            Err(CertificateError::ApplicationVerificationFailure.into())
         } else {
             Err(CertificateError::NotValidForName.into())
         }

@@ -84,7 +84,7 @@ impl ClientTls {
             ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(Time(config.clock.clone())))
                 .with_protocol_versions(&[&rustls::version::TLS13])
         };
-        let verifier = Arc::new(Verifier(Arc::clone(&provider)));
+        let verifier = Arc::new(Verifier { provider: Arc::clone(&provider), own: None });
         let mut pinned = builder()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
         pinned.alpn_protocols = vec![ALPN.to_vec()];
         pinned.enable_sni = false; // the name tells the relay's key

@@ -202,7 +202,9 @@ impl Shell {
             Command::Heard { peer, contacts, reply } => {
                 let from = self.core.switch.link(peer).map(|link| self.core.group(link.track.via()));
                 if let Some(from) = from {
-                    self.machine.handle_input(Input::Own(self.core.addrs(false)), self.core.mux.now());
+                    let own =
+                        self.core.addrs(false).into_iter().chain(self.core.switch.own().iter().copied()).collect();
+                    self.machine.handle_input(Input::Own(own), self.core.mux.now());
                     self.feed(Input::Heard { from, contacts });
                 }
                 let _ = reply.send(self.machine.book().len()); // who asked may have gone

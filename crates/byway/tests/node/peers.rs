@@ -199,3 +199,14 @@ async fn as_many_wait_for_one_dial_as_may_and_the_next_one_is_told() {
     }
     assert_eq!(waited, 64);
 }
+
+#[tokio::test]
+async fn an_address_that_leads_back_to_the_node_itself_is_dialled_once() {
+    let a = Node::bind(config(1, V4)).await.unwrap();
+    let other = PeerAddr::new(config(9, V4).identity.id(), [addr_of(&a)]);
+    let error = a.dial(other.clone()).await.unwrap_err();
+    assert!(matches!(error, DialError::OtherKey { .. }), "{error}");
+    assert!(error.to_string().contains("the key is this node's own"), "{error}");
+    let again = a.dial(other).await.unwrap_err();
+    assert!(matches!(again, DialError::NoWay(_)), "{again}");
+}
