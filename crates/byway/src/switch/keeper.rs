@@ -349,7 +349,11 @@ mod tests {
             }
             rows
         };
-        let ((), rows) = tokio::join!(keeper.finish(&mut book), disk);
+        let closing = async {
+            keeper.finish(&mut book).await;
+            drop(keeper); // and nothing more comes
+        };
+        let ((), rows) = tokio::join!(closing, disk);
         assert!(matches!(&rows[..], [Change::Head(_), Change::Peer(record)] if record.peer == peer(1)), "{rows:?}");
     }
 
