@@ -15,11 +15,12 @@ use byway_proto::{
     paths::PathsConfig,
 };
 use tokio::time;
+use tracing::warn;
 
 use crate::{
     agent::{AgentRef, Command, Up},
     config::Config,
-    event::Events,
+    event::{Event, Events},
     gone::Gone,
     link::{
         Link,
@@ -203,6 +204,12 @@ impl Core {
         }
         dropped.retain(|(_, count)| *count > 0);
         dropped
+    }
+
+    /// Tells that a protocol's own code failed with a peer.
+    pub(crate) fn tell_failure(&self, peer: PeerId, protocol: &str, why: String) {
+        warn!(peer = ?peer, protocol, why, "a protocol failed with a peer");
+        self.events.send(Event::ProtocolFailed { peer, protocol: protocol.to_owned(), why });
     }
 
     /// Whether this node may send to an address that a peer named.

@@ -61,7 +61,8 @@ pub enum Event {
         /// The reason.
         reason: Gone,
     },
-    /// A protocol's task for a peer failed ([`Peers::run`](crate::Peers::run)).
+    /// A protocol's task for a peer failed ([`Peers::run`](crate::Peers::run)), or its state of the peer panicked when it was made
+    /// or dropped ([`Protocol::slot`](crate::Protocol::slot)).
     ProtocolFailed {
         /// The peer.
         peer: PeerId,

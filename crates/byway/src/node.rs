@@ -300,11 +300,10 @@ impl Node {
     /// Ends a protocol: its receivers and peers end, what was queued is still sent, connected peers learn that it is spoken
     /// no longer. `false` if none of this name is registered.
     pub fn unregister(&self, protocol: &str) -> bool {
-        let was_there = self.core.registry.unregister(protocol);
-        if was_there {
-            self.announce();
-        }
-        was_there
+        let Some(failed) = self.core.registry.unregister(protocol) else { return false };
+        failed.into_iter().for_each(|(peer, why)| self.core.tell_failure(peer, protocol, why));
+        self.announce();
+        true
     }
 
     pub(crate) fn core(&self) -> &Core {

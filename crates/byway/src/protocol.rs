@@ -20,8 +20,7 @@ use byway_proto::{
 };
 use tokio::sync::mpsc;
 
-pub(crate) use self::registry::STREAM_SHARE;
-pub(crate) use self::registry::{Member, Registered, Registry};
+pub(crate) use self::registry::{Failed, Member, Registered, Registry, STREAM_SHARE, UNSPOKEN};
 use self::slot::PerPeer;
 pub use self::{
     peers::{OpenError, PeerEvent, Peers, PeersHandle},
@@ -230,7 +229,8 @@ impl Protocol {
         Streams(receiver)
     }
 
-    /// Keeps state about each peer, made by `make` when it comes.
+    /// Keeps state about each peer, made by `make` when it comes. If that panics, or the state does when it is dropped, the
+    /// protocol is not spoken with this peer any more, as after [`OnFailure::DropProtocol`].
     pub fn slot<T: Send + 'static>(&mut self, make: impl Fn(PeerId) -> T + Send + Sync + 'static) -> Slot<T> {
         let slot = Slot::new(make);
         self.slots.push(slot.states());

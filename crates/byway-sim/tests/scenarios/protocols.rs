@@ -185,6 +185,112 @@ fn a_task_that_panics_costs_its_peer_the_protocol_and_nothing_else() {
     });
 }
 
+/// Waits until a protocol fails with a peer.
+async fn failure(at: &mut Peer) -> (PeerId, String, String) {
+    loop {
+        let event = at.events.recv().await.expect("the node runs");
+        if let Event::ProtocolFailed { peer, protocol, why } = event {
+            return (peer, protocol, why);
+        }
+    }
+}
+
+#[test]
+fn state_of_a_peer_that_panics_when_it_is_made_costs_the_peer_the_protocol_and_nothing_else() {
+    scenario(1, secs(60), |world| async move {
+        let (mut a, mut b) = (peer(&world.host("a"), config(1)).await, peer(&world.host("b"), config(2)).await);
+        let mut c = peer(&world.host("c"), config(3)).await;
+        let doomed = b.id();
+        let mut frail = Protocol::new("frail", 1..=1);
+        let (_tx, mut rx) = frail.channel(Channel::new(1));
+        let first = frail.slot(|_| 0_u32);
+        let _second = frail.slot(move |peer| assert_ne!(peer, doomed, "not this one"));
+        let mut ours = a.node.register(frail).unwrap();
+        let mut theirs = [speak(&b.node, "frail"), speak(&c.node, "frail")];
+        for _ in 0..2 {
+            b.node.dial(a.node.ticket()).await.unwrap();
+            assert_eq!((a.up().await, b.up().await), (b.id(), a.id()));
+            let (peer, protocol, why) = failure(&mut a).await;
+            assert_eq!((peer, &*protocol), (b.id(), "frail"));
+            assert!(why.contains("not this one"), "{why}");
+            time::sleep(secs(1)).await;
+            assert!(!theirs[0].peers.contains(a.id()), "the other side is told");
+            assert_eq!(first.with(b.id(), |count| *count), None, "what was made before is dropped");
+            echo(&mut b, &mut a).await;
+            assert!(b.node.disconnect(a.id(), 0, "once more"));
+            a.down().await;
+            b.down().await;
+        }
+        // Another peer has the protocol, and the first one was never told as one that does.
+        c.node.dial(a.node.ticket()).await.unwrap();
+        assert_eq!(ours.next().await, Some(PeerEvent::Up { peer: c.id(), version: 1 }));
+        assert_eq!(theirs[1].peers.next().await, Some(PeerEvent::Up { peer: a.id(), version: 1 }));
+        assert_eq!(theirs[1].tx.send(&To::All, "well".into()).queued, 1);
+        assert_eq!(rx.recv().await, Some((c.id(), "well".into())));
+        assert_eq!(first.with(c.id(), |count| *count), Some(0));
+        echo(&mut c, &mut a).await;
+    });
+}
+
+/// State that panics when it is dropped.
+struct Brittle;
+
+impl Drop for Brittle {
+    fn drop(&mut self) {
+        panic!("it breaks");
+    }
+}
+
+#[test]
+fn state_of_a_peer_that_panics_when_it_is_dropped_harms_nobody_else() {
+    scenario(1, secs(60), |world| async move {
+        let (mut a, mut b) = (peer(&world.host("a"), config(1)).await, peer(&world.host("b"), config(2)).await);
+        let mut brittle = Protocol::new("brittle", 1..=1);
+        let _first = brittle.slot(|_| Brittle);
+        let second = brittle.slot(|_| 0_u32);
+        let mut ours = a.node.register(brittle).unwrap();
+        let _theirs = speak(&b.node, "brittle");
+        let up = Some(PeerEvent::Up { peer: b.id(), version: 1 });
+        for last in [false, true] {
+            b.node.dial(a.node.ticket()).await.unwrap();
+            assert_eq!((a.up().await, b.up().await, ours.next().await), (b.id(), a.id(), up.clone()));
+            assert_eq!(second.with(b.id(), |count| *count), Some(0));
+            if last {
+                assert!(a.node.unregister("brittle"));
+            } else {
+                assert!(b.node.disconnect(a.id(), 0, "once more"));
+            }
+            let (peer, protocol, why) = failure(&mut a).await;
+            assert_eq!((peer, &*protocol), (b.id(), "brittle"));
+            assert!(why.contains("it breaks"), "{why}");
+            assert!(matches!(ours.next().await, Some(PeerEvent::Down { .. })));
+            assert_eq!(second.with(b.id(), |count| *count), None, "it is dropped all the same");
+            if !last {
+                a.down().await;
+                b.down().await;
+            }
+        }
+        assert_eq!(ours.next().await, None);
+        echo(&mut b, &mut a).await;
+    });
+}
+
+#[test]
+fn state_of_a_peer_may_be_made_with_the_nodes_help() {
+    scenario(1, secs(60), |world| async move {
+        let (mut a, mut b) = (peer(&world.host("a"), config(1)).await, peer(&world.host("b"), config(2)).await);
+        let node = a.node.clone();
+        let mut asking = Protocol::new("asking", 1..=1);
+        let slot = asking.slot(move |_| node.register(Protocol::new("another", 1..=1)).is_ok());
+        let _ours = a.node.register(asking).unwrap();
+        let _theirs = speak(&b.node, "asking");
+        b.node.dial(a.node.ticket()).await.unwrap();
+        assert_eq!((a.up().await, b.up().await), (b.id(), a.id()));
+        assert_eq!(slot.with(b.id(), |registered| *registered), Some(true));
+        a.node.close().await; // the protocol keeps a handle to its node
+    });
+}
+
 #[test]
 fn reasons_arrive_at_the_other_side_unchanged() {
     scenario(1, secs(60), |world| async move {

@@ -21,7 +21,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     About, Channel, Delivery, LARGEST_DATAGRAM, MAX_ABOUT, MAX_CHANNELS, MAX_DATAGRAM, MAX_MESSAGE, PeerEvent,
-    Protocol, slot::PerPeer, stats::Tallies,
+    Protocol,
+    slot::{self, PerPeer},
+    stats::Tallies,
 };
 use crate::{
     config::LinkConfig,
@@ -117,6 +119,12 @@ pub enum RegisterError {
     Closed,
 }
 
+/// A protocol whose own code failed with a peer, and the words of its panic.
+pub(crate) type Failed = (Arc<Registered>, String);
+
+/// How the lanes of a protocol end that is not spoken with a peer any more.
+pub(crate) const UNSPOKEN: End = End::Reset(VarInt::from_u32(UNKNOWN));
+
 /// The protocols of one node.
 #[derive(Debug)]
 pub(crate) struct Registry {
@@ -204,21 +212,21 @@ impl Registry {
         Arc::clone(closed.get_or_insert_default())
     }
 
-    /// Removes a protocol, what was queued on its channels is still sent; `false` if there is none of this name. The caller
-    /// tells the peers.
-    pub(crate) fn unregister(&self, name: &str) -> bool {
+    /// Removes a protocol, what was queued on its channels is still sent; `None` if there is none of this name. The caller
+    /// tells the peers, and of those with which the protocol's own code failed.
+    pub(crate) fn unregister(&self, name: &str) -> Option<Vec<(PeerId, String)>> {
         let mut protocols = self.write();
-        let Some(id) = protocols.values().find(|known| known.name == name).map(|known| known.id) else { return false };
-        let removed = protocols.remove(&id);
+        let id = protocols.values().find(|known| known.name == name).map(|known| known.id)?;
+        let protocol = protocols.remove(&id)?;
         drop(protocols);
-        if let Some(protocol) = removed {
-            let links: Vec<_> = protocol.members().values().map(|member| Arc::clone(&member.link)).collect();
-            for link in links {
-                protocol.leave(&link, &Gone::Unregistered, End::Finish);
-            }
-            protocol.end();
+        let links: Vec<_> = protocol.members().values().map(|member| Arc::clone(&member.link)).collect();
+        let mut failed = Vec::new();
+        for link in links {
+            let left = protocol.leave(&link, &Gone::Unregistered, End::Finish);
+            failed.extend(left.err().map(|why| (link.peer, why)));
         }
-        true
+        protocol.end();
+        Some(failed)
     }
 
     /// What a hello says of the protocols.
@@ -246,21 +254,44 @@ impl Registry {
         self.read().get(&id).cloned()
     }
 
-    /// Brings the protocols' members up to what was agreed with a peer.
-    pub(crate) fn agreed(&self, link: &Arc<Link>, agreed: &Agreed) {
-        for protocol in self.read().values() {
-            match agreed.protocols.iter().find(|spoken| spoken.ours == protocol.id) {
-                Some(spoken) => protocol.join(link, spoken.version, &self.last_lanes),
-                None => protocol.leave(link, &Gone::Unregistered, End::Reset(VarInt::from_u32(UNKNOWN))),
-            }
-        }
+    /// Brings the protocols' members up to what was agreed with a peer; those whose own code failed at that are none.
+    pub(crate) fn agreed(&self, link: &Arc<Link>, agreed: &Agreed) -> Vec<Failed> {
+        self.each(|protocol| match agreed.protocols.iter().find(|spoken| spoken.ours == protocol.id) {
+            Some(spoken) => self.join(protocol, link, spoken.version),
+            None => protocol.leave(link, &Gone::Unregistered, UNSPOKEN),
+        })
     }
 
     /// Removes a link's peer from all protocols.
-    pub(crate) fn gone(&self, link: &Arc<Link>, reason: &Gone) {
-        for protocol in self.read().values() {
-            protocol.leave(link, reason, End::Reset(VarInt::from_u32(UNKNOWN)));
+    pub(crate) fn gone(&self, link: &Arc<Link>, reason: &Gone) -> Vec<Failed> {
+        self.each(|protocol| protocol.leave(link, reason, UNSPOKEN))
+    }
+
+    /// Does something with every protocol, which may run its own code: no lock is held meanwhile.
+    fn each(&self, act: impl Fn(&Registered) -> Result<(), String>) -> Vec<Failed> {
+        let failed = |protocol: Arc<Registered>| act(&protocol).err().map(|why| (protocol, why));
+        self.all().into_iter().filter_map(failed).collect()
+    }
+
+    fn join(&self, protocol: &Registered, link: &Arc<Link>, version: u32) -> Result<(), String> {
+        let peer = link.peer;
+        let is_joined = |member: &Member| Arc::ptr_eq(&member.link, link) && member.version == version;
+        if protocol.with_member(peer, is_joined) == Some(true) {
+            return Ok(());
         }
+        protocol.leave(link, &Gone::Unregistered, UNSPOKEN)?; // it speaks another version now
+        slot::init(&protocol.slots, peer)?;
+        let protocols = self.read(); // so that it is unregistered before, or with this member
+        if !protocols.contains_key(&protocol.id) {
+            drop(protocols);
+            return slot::remove(&protocol.slots, peer);
+        }
+        let lanes = self.last_lanes.fetch_add(1, Ordering::Relaxed) + 1;
+        let (link, tallies) = (Arc::clone(link), protocol.tallies.of_peer());
+        let member = Member { link, ours: protocol.id, version, lanes, tallies };
+        protocol.members.write().unwrap_or_else(PoisonError::into_inner).insert(peer, member);
+        protocol.tell(PeerEvent::Up { peer, version });
+        Ok(())
     }
 
     /// What `status` tells of the protocols, or of those that a peer speaks.
@@ -360,26 +391,12 @@ impl Registered {
         self.members.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, link: &Arc<Link>, version: u32, last_lanes: &AtomicU32) {
-        let peer = link.peer;
-        let is_link = |member: &Member| Arc::ptr_eq(&member.link, link);
-        if self.with_member(peer, |member| is_link(member) && member.version == version) == Some(true) {
-            return;
-        }
-        self.leave(link, &Gone::Unregistered, End::Reset(VarInt::from_u32(UNKNOWN))); // it speaks another version now
-        self.slots.iter().for_each(|slot| slot.init(peer));
-        let lanes = last_lanes.fetch_add(1, Ordering::Relaxed) + 1;
-        let member = Member { link: Arc::clone(link), ours: self.id, version, lanes, tallies: self.tallies.of_peer() };
-        self.members.write().unwrap_or_else(PoisonError::into_inner).insert(peer, member);
-        self.tell(PeerEvent::Up { peer, version });
-    }
-
-    /// Removes a link's peer; its channels' lanes end in this way.
-    pub(crate) fn leave(&self, link: &Arc<Link>, reason: &Gone, end: End) {
+    /// Removes a link's peer; its channels' lanes end in this way. It is removed even if the protocol's own code fails.
+    pub(crate) fn leave(&self, link: &Arc<Link>, reason: &Gone, end: End) -> Result<(), String> {
         let peer = link.peer;
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         if !members.get(&peer).is_some_and(|member| Arc::ptr_eq(&member.link, link)) {
-            return;
+            return Ok(());
         }
         let member = members.remove(&peer);
         drop(members);
@@ -387,7 +404,7 @@ impl Registered {
             link.outbox.end(ChannelKey(member.lanes, *channel), end);
         }
         self.tell(PeerEvent::Down { peer, reason: reason.clone() });
-        self.slots.iter().for_each(|slot| slot.remove(peer));
+        slot::remove(&self.slots, peer)
     }
 
     /// Ends all receivers.

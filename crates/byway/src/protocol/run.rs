@@ -115,11 +115,16 @@ impl Drop for Running {
 async fn caught<E: Display>(task: impl Future<Output = Result<(), E>>) -> Result<(), String> {
     let mut task = pin!(task);
     // A task that panicked is never polled again, so that nobody sees what it left half done.
-    let poll = |cx: &mut std::task::Context<'_>| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(|result| result.map_err(|error| error.to_string())),
-        Err(panic) => Poll::Ready(Err(format!("it panicked: {}", message(&*panic)))),
+    let poll = |cx: &mut std::task::Context<'_>| {
+        let poll = guarded(|| task.as_mut().poll(cx).map_err(|error| error.to_string()));
+        poll.unwrap_or_else(|why| Poll::Ready(Err(why)))
     };
     poll_fn(poll).await
+}
+
+/// What the program's code gives, or the words of its panic. The caller lets nobody see what the code left half done.
+pub(super) fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(|panic| format!("it panicked: {}", message(&*panic)))
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

@@ -3,10 +3,12 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard},
 };
 
 use byway_proto::PeerId;
+
+use super::run::guarded;
 
 /// A protocol's state about each peer: made before the peer's first message can be received, dropped after
 /// [`PeerEvent::Down`](super::PeerEvent::Down) is told. Clones share it.
@@ -25,18 +27,36 @@ pub struct Slot<T> {
     states: Arc<States<T>>,
 }
 
-/// The lock of each peer's state is its own: whoever holds one keeps nobody from another peer's.
+/// A peer's state. The lock is its own: whoever holds it keeps nobody from another peer's.
+type State<T> = Arc<Mutex<T>>;
+
+/// The states of a protocol's peers.
 struct States<T> {
-    peers: RwLock<BTreeMap<PeerId, Arc<Mutex<T>>>>,
+    peers: RwLock<BTreeMap<PeerId, State<T>>>,
     make: Box<dyn Fn(PeerId) -> T + Send + Sync>,
 }
 
-/// A slot of any type.
+/// A slot of any type. What is made and dropped is the program's: an error is the panic of that.
 pub(crate) trait PerPeer: Send + Sync {
     /// Makes the peer's state.
-    fn init(&self, peer: PeerId);
+    fn init(&self, peer: PeerId) -> Result<(), String>;
     /// Drops it.
-    fn remove(&self, peer: PeerId);
+    fn remove(&self, peer: PeerId) -> Result<(), String>;
+}
+
+/// Makes a peer's state in each slot, or in none.
+pub(super) fn init(slots: &[Arc<dyn PerPeer>], peer: PeerId) -> Result<(), String> {
+    let made = slots.iter().try_for_each(|slot| slot.init(peer));
+    if made.is_err() {
+        let _ = remove(slots, peer); // what failed first is told
+    }
+    made
+}
+
+/// Drops a peer's state in each slot, whatever becomes of the others.
+pub(super) fn remove(slots: &[Arc<dyn PerPeer>], peer: PeerId) -> Result<(), String> {
+    let outcomes: Vec<_> = slots.iter().map(|slot| slot.remove(peer)).collect();
+    outcomes.into_iter().collect()
 }
 
 impl<T: Send + 'static> Slot<T> {
@@ -59,14 +79,22 @@ impl<T: Send + 'static> Slot<T> {
     }
 }
 
+impl<T> States<T> {
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<PeerId, State<T>>> {
+        self.peers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<T: Send> PerPeer for States<T> {
-    fn init(&self, peer: PeerId) {
-        let state = Arc::new(Mutex::new((self.make)(peer)));
-        self.peers.write().unwrap_or_else(PoisonError::into_inner).insert(peer, state);
+    fn init(&self, peer: PeerId) -> Result<(), String> {
+        let state = guarded(|| Arc::new(Mutex::new((self.make)(peer))))?;
+        let before = self.write().insert(peer, state);
+        guarded(|| drop(before)) // there is one only if the protocol is unregistered at this moment
     }
 
-    fn remove(&self, peer: PeerId) {
-        self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+    fn remove(&self, peer: PeerId) -> Result<(), String> {
+        let state = self.write().remove(&peer);
+        guarded(|| drop(state)) // outside the lock
     }
 }
 

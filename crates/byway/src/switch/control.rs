@@ -3,16 +3,15 @@
 use std::sync::Arc;
 
 use byway_proto::hello::{Candidates, Control, Hello, agree};
-use quinn::VarInt;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{Failure, Shell};
 use crate::{
     agent::Command as AgentCommand,
     event::Event,
     gone::Gone,
-    link::{Link, outbox::End, readers::UNKNOWN},
-    protocol::OnFailure,
+    link::Link,
+    protocol::{Failed, OnFailure, UNSPOKEN},
 };
 
 impl Shell {
@@ -42,21 +41,31 @@ impl Shell {
     pub(super) fn failed(&self, failure: Failure) {
         let Failure { link, protocol, why, on_failure } = failure;
         let Some(protocol) = self.core.registry.by_id(protocol) else { return };
-        warn!(peer = ?link.peer, protocol = protocol.name, why, "a protocol's task failed");
         let reason = Gone::Failed(protocol.name.clone());
-        self.core.events.send(Event::ProtocolFailed { peer: link.peer, protocol: protocol.name.clone(), why });
         match on_failure {
-            OnFailure::DropPeer => link.close(reason),
+            OnFailure::DropPeer => {
+                self.core.tell_failure(link.peer, &protocol.name, why);
+                link.close(reason);
+            }
             OnFailure::DropProtocol => {
-                let mut withdrawn = link.withdrawn();
-                withdrawn.retain(|id| self.core.registry.by_id(*id).is_some()); // as many as are registered at most
-                withdrawn.insert(protocol.id);
-                drop(withdrawn);
-                protocol.leave(&link, &reason, End::Reset(VarInt::from_u32(UNKNOWN)));
-                link.control(&Control::Hello(self.core.hello_to(&link)));
+                let left = protocol.leave(&link, &reason, UNSPOKEN);
+                let again = left.err().map(|why| (Arc::clone(&protocol), why));
+                self.withdraw(&link, [(protocol, why)].into_iter().chain(again).collect());
                 self.agree(&link);
             }
         }
+    }
+
+    /// Takes protocols that failed with a peer back for as long as the link lasts; what both speak is to be agreed anew then.
+    pub(super) fn withdraw(&self, link: &Link, failed: Vec<Failed>) {
+        let mut withdrawn = link.withdrawn();
+        withdrawn.retain(|id| self.core.registry.by_id(*id).is_some()); // as many as are registered at most
+        withdrawn.extend(failed.iter().map(|(protocol, _)| protocol.id));
+        drop(withdrawn);
+        for (protocol, why) in failed {
+            self.core.tell_failure(link.peer, &protocol.name, why);
+        }
+        link.control(&Control::Hello(self.core.hello_to(link)));
     }
 
     /// A peer has registered or unregistered a protocol.
@@ -70,12 +79,18 @@ impl Shell {
 
     pub(super) fn agree(&self, link: &Arc<Link>) {
         let theirs = link.hello().clone();
-        match agree(&self.core.hello_to(link), &theirs) {
-            Ok(agreed) => {
-                self.core.registry.agreed(link, &agreed);
-                link.agreed.set(agreed);
+        // It comes to an end: what has failed is withdrawn, and fails no more.
+        loop {
+            let agreed = match agree(&self.core.hello_to(link), &theirs) {
+                Ok(agreed) => agreed,
+                Err(refusal) => return link.close(Gone::Refused(refusal)),
+            };
+            let failed = self.core.registry.agreed(link, &agreed);
+            link.agreed.set(agreed);
+            if failed.is_empty() {
+                return;
             }
-            Err(refusal) => link.close(Gone::Refused(refusal)),
+            self.withdraw(link, failed);
         }
     }
 

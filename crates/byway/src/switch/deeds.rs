@@ -121,7 +121,12 @@ impl Shell {
         link.limit(&core.config.link, &core.registry.spool, core.mux.clock);
         core.switch.set_link(&link);
         // Before the first message can come in, so that each protocol's state of the peer is there.
-        core.registry.agreed(&link, &link.agreed.read());
+        let agreed = link.agreed.read().clone();
+        let failed = core.registry.agreed(&link, &agreed);
+        if !failed.is_empty() {
+            self.withdraw(&link, failed);
+            self.agree(&link);
+        }
         self.introduced = established.introduced;
         let evict_after = core.config.link.evict_after;
         core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux), evict_after));
@@ -180,7 +185,9 @@ impl Shell {
         self.core.switch.forget_link(&link);
         info!(peer = ?link.peer, %reason, "peer gone");
         link.outbox.close();
-        self.core.registry.gone(&link, &reason);
+        for (protocol, why) in self.core.registry.gone(&link, &reason) {
+            self.core.tell_failure(link.peer, &protocol.name, why);
+        }
         self.core.events.send(Event::PeerDown { peer: link.peer, reason });
         self.core.retire(&link.track);
     }
