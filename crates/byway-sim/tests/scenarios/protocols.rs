@@ -232,6 +232,40 @@ fn state_of_a_peer_that_panics_when_it_is_made_costs_the_peer_the_protocol_and_n
     });
 }
 
+#[test]
+fn a_task_that_fails_with_its_connection_brings_no_peer_back() {
+    scenario(1, secs(120), |world| async move {
+        let (mut a, mut b) = (peer(&world.host("a"), config(1)).await, peer(&world.host("b"), config(2)).await);
+        let _theirs = speak(&b.node, "frail");
+        // The more turns the task takes to fail, the later the switch hears of it.
+        for turns in 0..6 {
+            let frail = a.node.register(Protocol::new("frail", 1..=1)).unwrap();
+            let opener = frail.handle();
+            tokio::spawn(frail.run(OnFailure::DropProtocol, move |peer, _| {
+                let opener = opener.clone();
+                async move {
+                    let mut stream = opener.open(peer).await.map_err(|error| error.to_string())?;
+                    stream.write_all(b"well").await.map_err(|error| error.to_string())?;
+                    let read = stream.read_u8().await.map_err(|error| error.to_string());
+                    for _ in 0..turns {
+                        let _ = tokio::spawn(async {}).await;
+                    }
+                    read.map(|_| ())
+                }
+            }));
+            b.node.dial(a.node.ticket()).await.unwrap();
+            assert_eq!((a.up().await, b.up().await), (b.id(), a.id()));
+            time::sleep(secs(1)).await;
+            assert!(b.node.disconnect(a.id(), 0, "once more"));
+            a.down().await;
+            b.down().await;
+            time::sleep(secs(1)).await;
+            assert_eq!((a.pending().await, a.node.peers()), (vec![], vec![]), "{turns} turns");
+            assert!(a.node.unregister("frail"));
+        }
+    });
+}
+
 /// State that panics when it is dropped.
 struct Brittle;
 

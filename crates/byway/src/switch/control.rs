@@ -78,6 +78,10 @@ impl Shell {
     }
 
     pub(super) fn agree(&self, link: &Arc<Link>) {
+        // A task's failure, or a hello, may be heard of after the end of its link, and makes nobody a member of anything.
+        if !self.core.switch.link(link.peer).is_some_and(|known| Arc::ptr_eq(&known, link)) {
+            return;
+        }
         let theirs = link.hello().clone();
         // It comes to an end: what has failed is withdrawn, and fails no more.
         loop {
