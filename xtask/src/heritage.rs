@@ -7,8 +7,11 @@ use crate::{Stop, root};
 /// The table.
 const TABLE: &str = "docs/heritage.md";
 
-/// Numbered defects of the systems that Byway learns from, as far as their part is built: the letter, and the last number.
-const SERIES: [(char, u32); 2] = [('A', 6), ('B', 18)];
+/// Numbered defects of the systems that Byway learns from: the letter, and the least last number.
+const SERIES: [(char, u8); 4] = [('A', 6), ('B', 18), ('C', 28), ('W', 10)];
+
+/// Underscores of what is quoted outside of the tables and meant for a test.
+const TEST_UNDERSCORES: usize = 3;
 
 /// Compares the table with the tests of the repository.
 pub(crate) fn run() -> Result<(), Stop> {
@@ -56,7 +59,12 @@ fn tests_in(source: &str) -> Vec<String> {
 fn faults(text: &str, tests: &BTreeSet<String>) -> Vec<String> {
     let mut faults = Vec::new();
     let mut seen = BTreeSet::new();
-    for line in text.lines().filter(|line| line.starts_with("| ")) {
+    for line in text.lines() {
+        if !line.starts_with("| ") {
+            let missing = quoted(line).filter(|name| is_test(name) && !tests.contains(*name));
+            faults.extend(missing.map(|name| format!("there is no test `{name}`")));
+            continue;
+        }
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [id, _, named, reason] = cells[..] else {
             faults.push(format!("not four cells: {line}"));
@@ -65,17 +73,39 @@ fn faults(text: &str, tests: &BTreeSet<String>) -> Vec<String> {
         if id == "id" {
             continue;
         }
-        seen.insert(id.to_owned());
-        let names: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
-        if names.is_empty() && reason.is_empty() {
+        match number(id) {
+            Some(row) if seen.insert(row) => {}
+            Some(_) => faults.push(format!("{id} has two rows")),
+            None => faults.push(format!("{id} belongs to no series")),
+        }
+        if quoted(named).next().is_none() && reason.is_empty() {
             faults.push(format!("{id} has neither a test nor a reason"));
         }
-        let missing = names.iter().filter(|name| !tests.contains(**name));
+        let missing = quoted(named).filter(|name| !tests.contains(*name));
         faults.extend(missing.map(|name| format!("{id}: there is no test `{name}`")));
     }
-    let wanted = SERIES.iter().flat_map(|(letter, last)| (1..=*last).map(move |number| format!("{letter}{number}")));
-    faults.extend(wanted.filter(|id| !seen.contains(id)).map(|id| format!("{id} has no row")));
+    for (letter, least) in SERIES {
+        let last = seen.range((letter, 0)..=(letter, u8::MAX)).next_back().map_or(0, |(_, number)| *number);
+        let missing = (1..=last.max(least)).filter(|number| !seen.contains(&(letter, *number)));
+        faults.extend(missing.map(|number| format!("{letter}{number} has no row")));
+    }
     faults
+}
+
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Whether a word is meant for the name of a test.
+fn is_test(word: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    word.chars().all(fits) && word.matches('_').count() >= TEST_UNDERSCORES
+}
+
+/// The series of a row, and its number there.
+fn number(id: &str) -> Option<(char, u8)> {
+    let (letter, number) = SERIES.iter().find_map(|(letter, _)| Some((*letter, id.strip_prefix(*letter)?)))?;
+    Some((letter, number.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -97,6 +127,32 @@ mod tests {
         assert_eq!(faults(&table(&["| B1 | late | `it_held` | |"]), &tests), ["B1: there is no test `it_held`"]);
         assert_eq!(faults(&table(&["| B1 | late | | |"]), &tests), ["B1 has neither a test nor a reason"]);
         assert_eq!(faults(&table(&["| B1 | late |"]), &tests), ["not four cells: | B1 | late |", "B1 has no row"]);
+        assert_eq!(faults(&table(&["| W1 | late | `it_held` | |"]), &tests), ["W1: there is no test `it_held`"]);
+    }
+
+    #[test]
+    fn no_number_of_any_series_is_left_out_or_stands_twice() {
+        let (whole, tests) = (table(&[]), BTreeSet::new());
+        assert_eq!(faults(&whole, &tests), Vec::<String>::new());
+        let row = |letter: char, number: u8| format!("| {letter}{number} | x | | cannot be |\n");
+        for (letter, last) in SERIES {
+            let without = whole.replace(&row(letter, last), "");
+            assert_eq!(faults(&without, &tests), [format!("{letter}{last} has no row")]);
+            let twice = whole.clone() + &row(letter, last);
+            assert_eq!(faults(&twice, &tests), [format!("{letter}{last} has two rows")]);
+            let gap = whole.clone() + &row(letter, last + 2);
+            assert_eq!(faults(&gap, &tests), [format!("{letter}{} has no row", last + 1)]);
+        }
+        assert_eq!(faults(&(whole + &row('X', 1)), &tests), ["X1 belongs to no series"]);
+    }
+
+    #[test]
+    fn a_test_that_is_named_beside_the_tables_exists_too() {
+        let tests = BTreeSet::from(["it_holds_all_the_time".to_owned()]);
+        let whole = table(&[]) + "Held by `it_holds_all_the_time`, as `cargo xtask heritage` says.\n";
+        assert_eq!(faults(&whole, &tests), Vec::<String>::new());
+        let other = whole + "So `it_held_all_the_time`.\n";
+        assert_eq!(faults(&other, &tests), ["there is no test `it_held_all_the_time`"]);
     }
 
     #[test]

@@ -369,6 +369,17 @@ fn the_book_fills_its_share_of_the_slots_with_one_peer_a_group() {
 }
 
 #[test]
+fn peers_that_do_not_answer_hold_up_no_other_dial_of_a_seed_that_looks_round() {
+    let mut rig = discovering(2_000, 100);
+    rig.switch.config.seed = true;
+    let begun = Rig::dials(&rig.feed(Input::Timeout, at(0)));
+    assert_eq!(begun.len(), CHOICES_AT_ONCE);
+    // One comes to nothing: the next is begun though the others still wait.
+    let failed = Input::DialFailed { dial: begun[0].0, why: DialFailure::Unreached };
+    assert_eq!(Rig::dials(&rig.feed(failed, at(1))).len(), 1);
+}
+
+#[test]
 fn a_peer_that_is_reached_in_a_group_that_is_full_is_not_kept() {
     let mut rig = discovering(2, 2);
     let mut begun = Rig::dials(&rig.feed(Input::Timeout, at(0)));
