@@ -18,7 +18,7 @@ const DIALS: u64 = 5;
 const LINES: [&str; 4] = ["loss-3", "jitter-2", "shallow", "vs-cubic-50"];
 
 /// The channels table in its short form.
-const CHANNELS: [&str; 7] = [
+const CHANNELS: [&str; 8] = [
     "shares-1-2-7-q20-loss-1",
     "bulk-q100-loss-1",
     "control-p99-q20-loss-0",
@@ -26,6 +26,7 @@ const CHANNELS: [&str; 7] = [
     "panicking-handler-q100-loss-0",
     "flooding-peer-q20-loss-0",
     "register-under-load-q20-loss-1",
+    "slow-reader-q100-loss-0",
 ];
 
 /// Runs the scale table three times, the matrix, the wan table, the channels table, failovers, peer exchange and the soak; `--nodes N` runs the first alone in

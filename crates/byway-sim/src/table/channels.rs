@@ -13,6 +13,7 @@
 //! | `panicking-handler` | the same while the first one's receiver is lost to a panic, and its sender goes on |
 //! | `flooding-peer` | the ratio of the messages of 99 peers while a hundredth sends to the same receiver more than that can take, 16,000 messages a second |
 //! | `register-under-load` | the ratio of a control channel beside bulk, while both nodes register and unregister another protocol ten times a second |
+//! | `slow-reader` | the ratio of a second channel of the same class while the first one, which is never empty, has a reader that takes 20 ms for each message of 64 KiB |
 
 mod play;
 
@@ -57,6 +58,7 @@ enum Scenario {
     PanickingHandler,
     FloodingPeer,
     RegisterUnderLoad,
+    SlowReader,
 }
 
 /// A scenario on a line.
@@ -99,7 +101,7 @@ pub fn run(plan: &Plan, row: impl FnMut(&Row)) -> Result<(), ChannelsError> {
 }
 
 impl Scenario {
-    const ALL: [Scenario; 7] = [
+    const ALL: [Scenario; 8] = [
         Scenario::Shares,
         Scenario::Bulk,
         Scenario::Control,
@@ -107,6 +109,7 @@ impl Scenario {
         Scenario::PanickingHandler,
         Scenario::FloodingPeer,
         Scenario::RegisterUnderLoad,
+        Scenario::SlowReader,
     ];
 
     fn name(self) -> &'static str {
@@ -118,6 +121,7 @@ impl Scenario {
             Scenario::PanickingHandler => "panicking-handler",
             Scenario::FloodingPeer => "flooding-peer",
             Scenario::RegisterUnderLoad => "register-under-load",
+            Scenario::SlowReader => "slow-reader",
         }
     }
 }
@@ -194,7 +198,7 @@ mod tests {
     #[test]
     fn rows_have_the_names_and_fields_of_the_gate() {
         let cases = Case::all();
-        assert_eq!(cases.len(), 28);
+        assert_eq!(cases.len(), 32);
         for case in &cases {
             assert_eq!(case.to_string().parse(), Ok(*case));
         }
@@ -218,6 +222,11 @@ mod tests {
     #[test]
     fn the_least_weight_gets_its_share_and_no_more() {
         passes("shares-1-2-7-q20-loss-1");
+    }
+
+    #[test]
+    fn a_reader_that_takes_20_ms_for_each_64_kib_costs_another_channel_nothing() {
+        passes("slow-reader-q20-loss-0");
     }
 
     #[test]

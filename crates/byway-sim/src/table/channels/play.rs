@@ -40,6 +40,9 @@ const SMALL: usize = 100;
 /// Bytes of a bulk message.
 const LARGE: usize = 16 << 10;
 
+/// Bytes of a message at a slow reader, and how long that takes for each.
+const SLOW: (usize, Duration) = (64 << 10, Duration::from_millis(20));
+
 /// Peers that share a receiver with the flooding one.
 const QUIET: usize = 99;
 
@@ -60,6 +63,7 @@ pub(super) fn play(case: Case, seed: u64) -> Result<f64, ChannelsError> {
             Scenario::PanickingHandler => panicking_handler(&world, case).await,
             Scenario::FloodingPeer => flooding_peer(&world, case).await,
             Scenario::RegisterUnderLoad => register_under_load(&world, case).await,
+            Scenario::SlowReader => slow_reader(&world, case).await,
         }
     })
 }
@@ -255,6 +259,21 @@ async fn register_under_load(world: &World, case: Case) -> Result<f64, ChannelsE
     });
     time::sleep(SETTLE).await;
     Ok(ratio(p99(&sender.tx[0], control, to, MESSAGES).await, calm))
+}
+
+async fn slow_reader(world: &World, case: Case) -> Result<f64, ChannelsError> {
+    let (sender, mut receiver, to) = pair(world, case, &[Channel::new(1), Channel::new(2)]).await?;
+    let (mut slow, beside) = (receiver.rx.remove(0), &mut receiver.rx[0]);
+    let calm = p99(&sender.tx[1], beside, to, MESSAGES).await;
+    let mut tasks = JoinSet::new();
+    saturate(&mut tasks, &sender.tx[0], to, SLOW.0);
+    tasks.spawn(async move {
+        while slow.recv().await.is_some() {
+            time::sleep(SLOW.1).await;
+        }
+    });
+    time::sleep(SETTLE).await;
+    Ok(ratio(p99(&sender.tx[1], beside, to, MESSAGES).await, calm))
 }
 
 fn control_and_bulk() -> [Channel; 2] {
