@@ -29,6 +29,26 @@ const BRIDGE_INDEX: u32 = 9;
 
 /// A machine in a world; clones are handles to the same one. Made by [`World::host`](crate::World::host) and
 /// [`Nat::host`](crate::Nat::host).
+///
+/// ```
+/// use std::time::Duration;
+/// use byway_sim::World;
+///
+/// # fn main() -> std::io::Result<()> {
+/// World::run(1, |world| async move {
+///     let (phone, server) = (world.host("phone"), world.host("server"));
+///     phone.edit_uplink(|link| link.delay = Duration::from_millis(80));
+///     let from = phone.bind_udp((phone.addr(), 0).into())?;
+///     let to = server.bind_udp((server.addr(), 7).into())?;
+///     from.send_to(b"hello", to.local_addr())?;
+///     let (len, source) = to.recv_from(&mut [0; 100]).await?;
+///     assert_eq!((len, source), (5, from.local_addr()));
+///     assert!(world.elapsed() >= Duration::from_millis(80 + 25));
+///     assert_ne!(phone.renumber(), source.ip(), "another network");
+///     Ok(())
+/// })
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Host {
     shared: Arc<Shared>,

@@ -49,6 +49,34 @@ pub enum Transport {
 ///
 /// A rule runs while the world is locked: it must not call the world, its hosts or its sockets. Packets that a host
 /// sends to itself are not judged.
+///
+/// ```
+/// use byway_sim::{Packet, Rule, Transport, Verdict, World};
+///
+/// /// Loses every third packet, if it is a datagram.
+/// struct EveryThird(u32);
+///
+/// impl Rule for EveryThird {
+///     fn verdict(&mut self, packet: &Packet<'_>) -> Verdict {
+///         self.0 += 1;
+///         let lost = packet.transport == Transport::Udp && self.0 % 3 == 0;
+///         if lost { Verdict::Drop } else { Verdict::Pass }
+///     }
+/// }
+///
+/// # fn main() -> std::io::Result<()> {
+/// World::run(1, |world| async move {
+///     let (a, b) = (world.host("a"), world.host("b"));
+///     let (from, to) = (a.bind_udp((a.addr(), 7).into())?, b.bind_udp((b.addr(), 7).into())?);
+///     let rule = world.rule(EveryThird(0));
+///     (0..9).try_for_each(|_| from.send_to(b"hello", to.local_addr()))?;
+///     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+///     assert_eq!(b.traffic().received, 6);
+///     rule.lift();
+///     Ok(())
+/// })
+/// # }
+/// ```
 pub trait Rule: Send {
     /// Says what becomes of `packet`.
     fn verdict(&mut self, packet: &Packet<'_>) -> Verdict;

@@ -42,6 +42,22 @@ const MAX_IMPOSTORS: usize = 4;
 const MAX_NOTES: usize = 8;
 
 /// Whom to dial, and by which ways.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Config, Identity, Node, PeerAddr, Target};
+///
+/// let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// let mut target = Target::from(b.id()); // a ticket and a `PeerAddr` are targets, too
+/// target.addrs = b.addrs();
+/// # let relay = format!("{}@127.0.0.1:9", Identity::generate().id());
+/// target.relays.push(relay.parse::<PeerAddr>()?); // where it may be registered
+/// assert_eq!(a.dial(target).await?, b.id());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Target {
@@ -85,6 +101,22 @@ impl From<Ticket> for Target {
 }
 
 /// Why a dial failed; the variant names the stage.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Config, DialError, Identity, Node};
+///
+/// let node = Node::bind(on_loopback()).await?;
+/// match node.dial(node.ticket()).await {
+///     Ok(peer) => println!("{peer} is connected"),
+///     Err(DialError::SelfDial) => println!("that was this node's own ticket"),
+///     Err(error) => return Err(error.into()), // its text says what to do
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {

@@ -24,6 +24,27 @@ const UNFINISHED: u32 = 30;
 const DISMISSED: u32 = 1 << 16;
 
 /// Why a connection to a peer ended.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Config, Event, Gone, Identity, Node};
+///
+/// let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// let mut events = a.events();
+/// b.dial(a.ticket()).await?;
+/// while !matches!(events.recv().await, Some(Event::PeerUp { .. })) {}
+/// b.disconnect(a.id(), 7, "the game is over");
+/// let reason = loop {
+///     if let Some(Event::PeerDown { reason, .. }) = events.recv().await {
+///         break reason;
+///     }
+/// };
+/// assert_eq!(reason, Gone::Dismissed { code: 7, why: "the game is over".into() });
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Gone {

@@ -16,6 +16,19 @@ const FILE_HEADER: &str = "byway-key-1 ed25519";
 const CHECKSUM_DIGITS: usize = 8;
 
 /// A node's Ed25519 key pair.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use byway::Identity;
+///
+/// # let path = std::env::temp_dir().join(format!("byway-doc-identity-{}.key", std::process::id()));
+/// let identity = Identity::load_or_create(&path)?; // the first time it makes one
+/// println!("peers know this machine as {}", identity.id());
+/// assert_eq!(Identity::load_or_create(&path)?.id(), identity.id());
+/// # std::fs::remove_file(path)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Identity {
     seed: [u8; 32],

@@ -96,3 +96,8 @@ pub use self::{
     stream::{ReadHalf, Stream, WriteHalf},
     switch::{AddPeerError, Candidate, Filter, Origin, SourceFilter},
 };
+
+/// The README's example, which is to compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -2,6 +2,7 @@
 
 mod peer;
 mod peers;
+mod relay;
 
 use std::{
     io,
@@ -13,13 +14,7 @@ use std::{
     time::Duration,
 };
 
-use byway_proto::{
-    PeerAddr, PeerId, Rng, Ticket,
-    addr::HostAddr,
-    gate::Gate,
-    nat::Explanation,
-    relay::{RelayConfig, homes::MAX_RELAYS},
-};
+use byway_proto::{PeerId, Rng, Ticket, gate::Gate, nat::Explanation};
 use futures_util::future::join_all;
 use quinn::VarInt;
 use tokio::time::Instant;
@@ -320,18 +315,6 @@ impl Node {
         self.core.events.subscribe()
     }
 
-    /// Chooses from a further relay, as if it had been configured; an error says that there are [`MAX_RELAYS`] already.
-    ///
-    /// [`MAX_RELAYS`]: crate::MAX_RELAYS
-    pub fn add_relay(&self, relay: &PeerAddr) -> Result<(), ConfigError> {
-        self.core.relays.add(relay, self.core.mux.now())
-    }
-
-    /// Asks a further STUN server, as if it had been configured; an error says that its name does not resolve.
-    pub async fn add_stun(&self, server: &HostAddr) -> io::Result<()> {
-        stun::tell(&self.core, server).await
-    }
-
     /// The peers that are connected, in the order of their ids.
     pub fn peers(&self) -> Vec<PeerId> {
         self.core.switch.links().iter().map(|link| link.peer).collect()
@@ -346,6 +329,22 @@ impl Node {
     }
 
     /// Why the connection to a peer takes a direct path or does not, and what was tried; `None` if it is not connected.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+    /// # use byway::{Config, Identity, Node};
+    /// # let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+    /// let peer = a.dial(b.ticket()).await?;
+    /// if let Some(why) = a.why(peer).await {
+    ///     println!("direct: {}, pinged: {:?}", why.direct, why.candidates);
+    ///     why.attempts.iter().for_each(|attempt| println!("tried {}: {}", attempt.means, attempt.outcome));
+    ///     why.remedies.iter().for_each(|remedy| println!("would help: {remedy}"));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn why(&self, peer: PeerId) -> Option<Explanation> {
         let link = self.core.switch.link(peer)?;
         self.core.agent.explain(link.track.alias()).await
@@ -373,35 +372,6 @@ impl Node {
             dropped: core.dropped(),
             memory: core.registry.memory(),
             aliases: core.mux.routes.read().len(),
-        }
-    }
-
-    /// Replaces the relays to choose from; connections that use one that is no longer among them move to another.
-    pub fn set_relays(&self, relays: &[PeerAddr]) -> Result<(), ConfigError> {
-        if relays.len() > MAX_RELAYS {
-            return Err(ConfigError::TooManyRelays(relays.len()));
-        }
-        if relays.iter().any(|relay| relay.id == self.id()) {
-            return Err(ConfigError::OwnRelay);
-        }
-        self.core.relays.set(relays, self.core.mux.now());
-        Ok(())
-    }
-
-    /// Gives this node's relay other settings: limits hold for new clients, rates for all at once, and links of those whom it no
-    /// longer serves are closed. Nothing if the node is no relay; it becomes one only by [`Config::relay`].
-    pub fn set_relay(&self, config: RelayConfig) -> Result<(), ConfigError> {
-        config.check()?;
-        if let Some(shell) = &self.core.serving {
-            shell.configure(&self.core, config);
-        }
-        Ok(())
-    }
-
-    /// Tells the clients of a relay that it will stop within `deadline`, and takes no new ones.
-    pub fn drain(&self, deadline: Duration) {
-        if let Some(shell) = &self.core.serving {
-            shell.drain(&self.core, deadline);
         }
     }
 

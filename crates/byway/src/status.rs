@@ -18,6 +18,27 @@ use byway_proto::{
 use crate::{event::PathKind, protocol::Delivery};
 
 /// A node's state at one moment.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Config, Identity, Node};
+///
+/// let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// a.dial(b.ticket()).await?;
+/// let status = a.status().await;
+/// println!("{} at {:?}, for {:?}", status.id, status.addrs, status.uptime);
+/// for peer in &status.peers {
+///     println!("{}: {:?}, round trip {:?}", peer.id, peer.path, peer.rtt);
+/// }
+/// for (why, count) in &status.dropped {
+///     println!("{count} datagrams were dropped: {why}");
+/// }
+/// assert_eq!(status.peers.len(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct NodeStatus {

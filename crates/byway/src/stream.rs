@@ -131,6 +131,27 @@ impl WriteHalf {
 
     /// Waits until the peer has received all bytes and the end that `shutdown` set, and then says `true`; `false` if that
     /// cannot happen any more. Closing the node before loses what the peer has not received.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+    /// # use byway::{Config, Identity, Node, Protocol};
+    /// # use tokio::io::AsyncWriteExt;
+    /// # let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+    /// # let mut theirs = Protocol::new("copy", 1..=1);
+    /// # let _opened = theirs.streams();
+    /// # let (mut peers, _theirs) = (a.register(Protocol::new("copy", 1..=1))?, b.register(theirs)?);
+    /// # let peer = a.dial(b.ticket()).await?;
+    /// # peers.next().await;
+    /// let (_read, mut write) = peers.open(peer).await?.into_split();
+    /// write.write_all(b"all of it").await?;
+    /// write.shutdown().await?;
+    /// assert!(write.acknowledged().await, "it has arrived");
+    /// a.close().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn acknowledged(&mut self) -> bool {
         if let Err(received) = &mut self.received {
             self.received = Ok(received.await);

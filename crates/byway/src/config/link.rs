@@ -47,6 +47,22 @@ const FLUSH: Duration = Duration::from_secs(2);
 const MAX_FLUSH: Duration = Duration::from_secs(60);
 
 /// Limits on each peer's connection.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use byway::{BindError, Config, Identity, Node, Rate};
+///
+/// let mut config = Config::new(Identity::generate());
+/// config.link.send_rate = Some(Rate::new(2_000_000).burst(500_000)); // bytes a second, and at once
+/// config.link.evict_after = Some(Duration::from_secs(30));
+/// config.link.peer_memory = 32 << 20;
+/// config.link.memory = 16 << 20; // a mistake: all have less than one
+/// assert!(matches!(Node::bind(config).await, Err(BindError::Config(_))));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LinkConfig {

@@ -11,6 +11,19 @@ use super::NoProxy;
 const MAX_LOGIN: usize = 512;
 
 /// How relays are reached over TLS, and how this node is if it is one. The default needs nothing: a relay proves its key.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use byway::{Config, Identity, Roots};
+///
+/// # let dir = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../byway-sim/tests/scenarios/certs"));
+/// let mut config = Config::new(Identity::generate());
+/// config.tls.roots = Roots::from_pem(&std::fs::read(dir.join("ca.pem"))?)?; // an authority of the company's own
+/// config.tls.proxy = Some("http://proxy.example:3128".parse()?);
+/// config.tls.no_proxy = "relay.lan,10.0.0.0/8".parse()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsConfig {
@@ -32,6 +45,19 @@ impl TlsConfig {
 }
 
 /// A certificate chain with its private key.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use byway::{Certificate, Config, Identity, RelayConfig};
+///
+/// # let dir = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../byway-sim/tests/scenarios/certs"));
+/// let (chain, key) = (std::fs::read(dir.join("relay.pem"))?, std::fs::read(dir.join("relay.key"))?);
+/// let mut config = Config::new(Identity::generate());
+/// config.relay = Some(RelayConfig::default());
+/// config.tls.certificate = Some(Certificate::from_pem(&chain, &key)?); // clients come by `wss://relay.example:4477`
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Certificate {
     pub(crate) chain: Vec<CertificateDer<'static>>,
@@ -90,6 +116,13 @@ pub enum PemError {
 }
 
 /// An HTTP proxy that opens tunnels (CONNECT, RFC 9110 §9.3.6); as text `http://[user:password@]host:port`.
+///
+/// ```
+/// use byway::HttpProxy;
+///
+/// assert!("http://alice:p%40ss@proxy.example:3128".parse::<HttpProxy>().is_ok()); // the password is `p@ss`
+/// assert!("socks5://proxy.example:1080".parse::<HttpProxy>().is_err());
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct HttpProxy {
     pub(crate) host: HostAddr,

@@ -71,6 +71,22 @@ type Welcome = Pin<Box<dyn Future<Output = bool> + Send>>;
 /// ([`FILTER_DEADLINE`](byway_proto::switch::FILTER_DEADLINE)), a filter that is silent or panics refuses, and whoever is refused hears
 /// nothing. While it thinks, the stranger counts as a handshake under way, of which there are
 /// [`HALF_OPEN`](byway_proto::gate::HALF_OPEN) at most, and nobody else waits.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// use byway::{Config, Identity, Node, SourceFilter};
+///
+/// let mut config = on_loopback();
+/// config.source_filter = Some(SourceFilter::new(|origin| async move {
+///     origin.relayed || origin.remote.is_ipv4() // a question to somebody else may take its time here
+/// }));
+/// let node = Node::bind(config).await?;
+/// Node::bind(on_loopback()).await?.dial(node.ticket()).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct SourceFilter(Arc<dyn Fn(Origin) -> Welcome + Send + Sync>);
 

@@ -36,6 +36,28 @@ const MAX_SERVICES: usize = 1_024;
 pub const MAX_WAITING_KNOCKS: usize = 64;
 
 /// Who may use a service.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// # use byway::{Config, Identity, Node, tunnel::Tunnel};
+/// # let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// # let (here, there) = (Tunnel::new(&a)?, Tunnel::new(&b)?);
+/// # let friend = Identity::generate().id();
+/// use std::sync::Arc;
+/// use byway::tunnel::{Access, TunnelError};
+///
+/// let secret = [7; 16]; // out of a ticket
+/// let access = Access::Granted(Arc::new(move |peer, brought| peer == friend || brought == Some(secret)));
+/// let _listener = there.listen("files", access)?;
+/// let peer = a.dial(b.ticket()).await?;
+/// let refused = here.knock(peer, "files", None).await;
+/// assert_eq!(refused, Err(TunnelError::NotGranted("files".into())));
+/// here.knock(peer, "files", Some(secret)).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Access {
@@ -70,6 +92,30 @@ pub struct Listener {
 }
 
 /// A peer that may use the service and waits for the answer.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let on_loopback = || Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into());
+/// # use byway::{Config, Identity, Node, tunnel::{Access, Tunnel, TunnelError}};
+/// # let (a, b) = (Node::bind(on_loopback()).await?, Node::bind(on_loopback()).await?);
+/// # let (here, there) = (Tunnel::new(&a)?, Tunnel::new(&b)?);
+/// # let web = "127.0.0.1:1"; // where nothing runs
+/// let mut listener = there.listen("web", Access::Anyone)?;
+/// tokio::spawn(async move {
+///     while let Some(knock) = listener.knocked().await {
+///         match tokio::net::TcpStream::connect(web).await {
+///             Ok(_web) => drop(knock.accept().await), // a session, to copy both ways
+///             Err(error) => knock.turn_away(&error.to_string()).await,
+///         }
+///     }
+/// });
+/// # let peer = a.dial(b.ticket()).await?;
+/// # let turned_away = here.dial(peer, "web", None).await;
+/// # assert!(matches!(turned_away, Err(TunnelError::Unavailable { .. })));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Knock {
     peer: PeerId,
