@@ -83,7 +83,7 @@ const RETRY: Duration = Duration::from_secs(30);
 /// Longest wait between two dials of one peer out of the book.
 const MAX_RETRY: Duration = Duration::from_secs(3_600);
 
-/// As many dials in vain as one that another key answered counts for: the wait after them is [`MAX_RETRY`].
+/// As many dials in vain as one that another key answered, or a bad mark, counts for: the wait after them is [`MAX_RETRY`].
 const MISPLACED: u32 = 8;
 
 /// What a book keeps to.
@@ -245,8 +245,19 @@ impl Book {
     /// Another key answered where the peer was said to be. Unless this node has met it before, it rests for as long as any, and its
     /// place may be taken; it is not forgotten, for whoever named it would name it again, and it would be dialled again.
     pub fn misplaced(&mut self, peer: PeerId, now: UnixTime) {
-        let Some(entry) = self.entries.get_mut(&peer).filter(|entry| entry.proven.is_none()) else { return };
-        (entry.attempts, entry.tried) = (entry.attempts.max(MISPLACED), Some(now));
+        if !self.is_proven(peer) {
+            self.mark(peer, false, now);
+        }
+    }
+
+    /// The program's word on a peer. One that was of use keeps its place before others that were reached; who was never reached gains
+    /// nothing by it. One that was not rests for as long as any.
+    pub fn mark(&mut self, peer: PeerId, of_use: bool, now: UnixTime) {
+        let Some(entry) = self.entries.get_mut(&peer).filter(|entry| !of_use || entry.proven.is_some()) else { return };
+        match of_use {
+            true => (entry.attempts, entry.good) = (0, Some(now)),
+            false => (entry.attempts, entry.tried) = (entry.attempts.max(MISPLACED), Some(now)),
+        }
         self.touch(peer);
     }
 

@@ -270,7 +270,11 @@ mod tests {
         let mut saves: Vec<_> = (0..=QUEUE).map(|_| Box::pin(store.save(Vec::new()))).collect();
         assert!(saves.iter_mut().all(|save| save.now_or_never().is_none()));
         assert_eq!(store.jobs.capacity(), 0);
-        assert_eq!(std::iter::from_fn(|| waiting.try_recv().ok()).count(), QUEUE, "the last one has handed nothing over");
+        assert_eq!(
+            std::iter::from_fn(|| waiting.try_recv().ok()).count(),
+            QUEUE,
+            "the last one has handed nothing over"
+        );
         let _ = std::fs::remove_dir_all(dir); // the writer may be closing the file still
     }
 }

@@ -309,12 +309,13 @@ impl Shell {
             command @ (Command::Ban { .. }
             | Command::Unban { .. }
             | Command::AddPeer { .. }
+            | Command::Mark(..)
             | Command::Import { .. }
             | Command::Tell { .. }
             | Command::Heard { .. }
             | Command::Records { .. }
             | Command::Exports { .. }) => self.keep(command),
-            Command::Disconnect { peer } => self.feed(Input::Disconnect { peer }),
+            Command::Disconnect(peer) => self.feed(Input::Disconnect { peer }),
             Command::WhyNot { peer, reply } => {
                 let _ = reply.send(self.machine.why_not_dialing(peer, self.core.mux.now())); // who asked may have gone
             }

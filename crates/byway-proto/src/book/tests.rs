@@ -62,6 +62,26 @@ fn a_group_that_is_large_pushes_out_its_own_and_nobody_else() {
 }
 
 #[test]
+fn a_good_mark_keeps_a_peers_place_and_a_bad_one_lets_it_rest_for_an_hour() {
+    let (mut book, hour) = (book(), Duration::from_secs(3_600));
+    reach(&mut book, 0, 198, 51);
+    // Without the mark it would be the first to make room: it was reached before all others.
+    book.mark(peer(0), true, NOW + DAY);
+    (1..2_000).for_each(|n| reach(&mut book, n, 198, 51));
+    assert!(book.is_proven(peer(0)));
+    book.mark(peer(0), false, NOW + DAY);
+    assert_eq!(book.rests_until(peer(0), NOW + DAY), Some(NOW + DAY + hour));
+    assert!(book.is_proven(peer(0)) && book.rests_until(peer(0), NOW + DAY + hour).is_none());
+    // Who was only heard of gains nothing by a good word, and loses by a bad one.
+    book.insert(&at(9_000, 203, 9), source(203, 9), NOW).unwrap();
+    let before = book.record(peer(9_000));
+    book.mark(peer(9_000), true, NOW);
+    assert_eq!(book.record(peer(9_000)), before);
+    book.mark(peer(9_000), false, NOW);
+    assert_eq!(book.rests_until(peer(9_000), NOW), Some(NOW + hour));
+}
+
+#[test]
 fn a_peer_whose_ban_ends_is_known_again() {
     let mut book = book();
     reach(&mut book, 1, 198, 51);

@@ -70,6 +70,35 @@ impl Node {
         added.await.unwrap_or(Err(AddPeerError::Closed))
     }
 
+    /// Tells the address book that a peer was of use: it keeps its place before others that were reached.
+    pub async fn mark_good(&self, peer: PeerId) {
+        self.core.switch.send(Command::Mark(peer, true)).await;
+    }
+
+    /// Tells the address book that a peer was of no use, which is less than a ban: it is not dialled out of the book for an hour,
+    /// and is let in all the same. A connection to it goes on.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use byway::{Config, Identity, Node, book::Contact};
+    ///
+    /// let node = Node::bind(Config::new(Identity::generate()).listen(([127, 0, 0, 1], 0).into())).await?;
+    /// let peer = Identity::generate().id();
+    /// let home = Contact { addrs: vec!["home.example:4433".parse()?], ..Contact::new(peer) };
+    /// node.add_peer(home).await?;
+    /// node.mark_bad(peer).await;
+    /// node.disconnect(peer, 3, "it has nothing to tell");
+    /// assert!(node.known_peers().await[0].tried.is_some());
+    /// node.mark_good(peer).await; // it has mended its ways
+    /// assert!(node.known_peers().await[0].good.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn mark_bad(&self, peer: PeerId) {
+        self.core.switch.send(Command::Mark(peer, false)).await;
+    }
+
     /// All that the address book knows, bans included, in the order of the peers' ids; of private peers it has their bans alone.
     pub async fn known_peers(&self) -> Vec<Record> {
         self.core.switch.ask(|reply| Command::Records { reply }).await.unwrap_or_default()

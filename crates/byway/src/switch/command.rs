@@ -114,9 +114,9 @@ pub(crate) enum Command {
     Exports {
         reply: oneshot::Sender<Vec<Record>>,
     },
-    Disconnect {
-        peer: PeerId,
-    },
+    /// The program's word on a peer: it was of use, or was not.
+    Mark(PeerId, bool),
+    Disconnect(PeerId),
     WhyNot {
         peer: PeerId,
         reply: oneshot::Sender<NotDialing>,

@@ -8,7 +8,6 @@ use tracing::debug;
 use super::{Failure, Shell};
 use crate::{
     agent::Command as AgentCommand,
-    event::Event,
     gone::Gone,
     link::Link,
     protocol::{Failed, OnFailure, UNSPOKEN},

@@ -98,7 +98,7 @@ impl Exchange {
                         link.close(Gone::Misbehaved(fault.to_string()));
                     }
                 }
-                Output::HangUp { peer } => core.switch.send(Command::Disconnect { peer }).await,
+                Output::HangUp { peer } => core.switch.send(Command::Disconnect(peer)).await,
                 other => debug!(?other, "peer exchange asks for what this version does not know"),
             }
         }

@@ -191,6 +191,7 @@ impl Shell {
                 self.saved(reply, move |()| Ok(was));
             }
             Command::AddPeer { contact, reply } => self.add(contact, now, reply),
+            Command::Mark(peer, of_use) => self.machine.book_mut().mark(peer, of_use, now),
             Command::Import { records, reply } => {
                 let imported = self.machine.import(records, self.core.mux.now());
                 self.feed(Input::Timeout); // whoever is banned by it is sent away
