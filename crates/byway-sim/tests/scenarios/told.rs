@@ -199,3 +199,25 @@ fn a_relay_that_a_peer_has_left_is_left_as_well_once_the_new_one_carries_the_con
         assert_eq!(b.node.peers(), [a.id()]);
     });
 }
+
+#[test]
+fn a_relay_where_the_peer_alone_is_registered_is_kept_whoever_dialled() {
+    for a_dials in [true, false] {
+        scenario(1, secs(400), |world| async move {
+            let (host_a, host_b) = (world.host("a"), world.host("b"));
+            let (_relay, at) = relay(&world.host("relay"), config(9)).await;
+            let (mut a, b) = (client(&host_a, 1, &at).await, peer(&host_b, config(2)).await);
+            a.registered().await;
+            match a_dials {
+                true => a.node.dial(addr(&host_b, &b)).await.unwrap(),
+                false => b.node.dial(addr(&host_a, &a)).await.unwrap(),
+            };
+            a.up().await;
+            time::sleep(secs(200)).await;
+            assert_eq!(relays(&b).await, [at.id]);
+            b.node.disconnect(a.id(), 0, "");
+            time::sleep(secs(100)).await;
+            assert!(relays(&b).await.is_empty());
+        });
+    }
+}

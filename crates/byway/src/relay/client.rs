@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -30,7 +30,7 @@ use crate::{
     event::Event,
     gone::Gone,
     link::{Link, establish::Established, readers, writer},
-    net::wss::is_virtual,
+    net::{track::Track, wss::is_virtual},
     switch::{Command as SwitchCommand, FromLink},
 };
 
@@ -73,7 +73,7 @@ pub(crate) fn paths() -> PathsConfig {
 
 /// One relay's task: it ends when nobody needs the relay any more.
 pub(super) async fn run(core: Arc<Core>, relay: PeerAddr, shared: Arc<Shared>, commands: mpsc::Receiver<Command>) {
-    let allocations = BTreeMap::new();
+    let (allocations, guests) = (BTreeMap::new(), BTreeMap::new());
     let silence = Silence::None;
     let client = Client {
         core,
@@ -81,6 +81,7 @@ pub(super) async fn run(core: Arc<Core>, relay: PeerAddr, shared: Arc<Shared>, c
         shared,
         commands,
         allocations,
+        guests,
         idle_since: None,
         silence,
         is_draining: false,
@@ -95,6 +96,8 @@ struct Client {
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
     allocations: BTreeMap<AllocId, Allocation>,
+    /// Ways that connected peers opened to this node, which comes to no other relay for their sake: it stays while they are there.
+    guests: BTreeMap<AllocId, Weak<Track>>,
     idle_since: Option<Instant>,
     silence: Silence,
     /// It said that it will stop.
@@ -196,7 +199,7 @@ impl Client {
     }
 
     fn is_needed(&self) -> bool {
-        self.shared.lock().home || !self.allocations.is_empty()
+        self.shared.lock().home || !self.allocations.is_empty() || !self.guests.is_empty()
     }
 
     /// Collects requests until `wake`; `true` if nobody needs the relay any more.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Client;
 use crate::{agent::Command as AgentCommand, dial, link::Link, net::routes::Via, relay::table::Wanted};
 
-/// Peers that a node reaches through one relay.
+/// Peers that a node reaches through one relay, and as many that reach it.
 const MAX_ALLOCATIONS: usize = 256;
 
 /// The first and the longest pause before an allocation is opened again whose peer was not registered: it may be about to
@@ -58,11 +58,13 @@ impl Client {
 
     /// Gives up what a connection has here.
     pub(super) fn release(&mut self, alias: SocketAddr) {
+        self.guests.retain(|_, track| track.upgrade().is_some_and(|track| track.alias() != alias));
         self.allocations.retain(|_, allocation| allocation.alias().is_some_and(|known| known != alias));
         self.tell_users();
     }
 
     pub(super) fn forget_dead(&mut self) {
+        self.guests.retain(|_, track| track.strong_count() > 0);
         let before = self.allocations.len();
         self.allocations.retain(|_, allocation| allocation.wanted.track.strong_count() > 0);
         if self.allocations.len() != before {
@@ -113,7 +115,8 @@ impl Client {
     }
 
     /// An allocation that the peer opened is no more; if it still wants it, it opens it again.
-    async fn forgotten(&self, id: AllocId, peer: PeerId) {
+    async fn forgotten(&mut self, id: AllocId, peer: PeerId) {
+        self.guests.remove(&id);
         let (Some(link), Some(addr)) = (self.core.switch.link(peer), self.shared.lock().addr) else { return };
         let (alias, via) = (link.track.alias(), Via::Relay(addr, id));
         self.core.agent.send(AgentCommand::Leave { alias, via, for_good: true }).await;
@@ -136,6 +139,9 @@ impl Client {
             self.core.agent.send(AgentCommand::Leave { alias, via, for_good: true }).await;
         }
         let (track, via) = (Arc::clone(&link.track), Via::Relay(addr, id));
+        if self.guests.len() < MAX_ALLOCATIONS {
+            self.guests.insert(id, Arc::downgrade(&track));
+        }
         self.core.agent.send(AgentCommand::AddRoute { track, via }).await;
     }
 }
