@@ -321,6 +321,7 @@ impl Paths {
                 self.outputs.push_back(Output::Down { route: route.id });
             }
         }
+        self.mind_size(sample.split, now);
         if self.hedge.is_some() {
             self.hear_elsewhere();
             self.continue_hedge(now);

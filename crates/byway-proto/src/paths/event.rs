@@ -161,6 +161,8 @@ pub struct Sample {
     pub heard: Vec<(RouteId, Instant)>,
     /// What the selected route delivered, if that was measured anew since the last sample.
     pub delivery: Option<Delivery>,
+    /// Routes for which a datagram had to be split, for they are not known to carry it whole.
+    pub split: RouteSet,
 }
 
 /// The largest datagram that may stay unanswered for long without meaning anything: a bare acknowledgement or a

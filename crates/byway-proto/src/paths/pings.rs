@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use super::{
     Paths,
-    event::{DropWhy, Output, RouteId, RouteKind},
+    event::{DropWhy, Output, RouteId, RouteKind, RouteSet},
     route::Route,
 };
 use crate::Instant;
@@ -91,6 +91,15 @@ impl Paths {
         }
     }
 
+    /// Finds out whether routes carry full datagrams whole, now that there is one to be carried.
+    pub(super) fn mind_size(&mut self, split: RouteSet, now: Instant) {
+        for id in split.iter() {
+            if self.routes.get(&id).is_some_and(|route| route.is_proven() && route.mtu.is_untried()) {
+                self.ping_padded(id, now);
+            }
+        }
+    }
+
     /// When the next ping is due on any route, and why.
     pub(super) fn ping_timeout(&self) -> Option<(Instant, &'static str)> {
         let standby = self.standby();
@@ -150,10 +159,6 @@ impl Paths {
         let is_first = !core::mem::replace(&mut known.peer.has_pinged, true);
         known.peer.heard = Some(now);
         if known.is_proven() && !known.standing.dead {
-            // of a route that the handshake has proven, the peer's first ping tells that it has the keys by now
-            if is_first && known.mtu.is_untried() {
-                self.ping_padded(route, now);
-            }
             return;
         }
         if !known.is_proven() && !known.trusted {

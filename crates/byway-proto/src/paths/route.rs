@@ -337,10 +337,10 @@ impl Route {
     }
 
     /// When the padded ping is due again; the first one follows the route's first pong at once, or, where the handshake has proven the
-    /// route, the peer's first ping, should that come.
+    /// route, the first datagram that it may be too small for.
     pub(super) fn next_mtu_probe(&self) -> Option<Instant> {
-        let proven_since = self.proven_since.filter(|_| !self.mtu.proven && self.mtu.tries < MTU_TRIES)?;
-        Some(proven_since.max(self.mtu.last) + MTU_SPACING)
+        let is_due = self.is_proven() && !self.mtu.proven && (1..MTU_TRIES).contains(&self.mtu.tries);
+        is_due.then_some(self.mtu.last + MTU_SPACING)
     }
 
     fn lose(&mut self, ping: &Ping) {

@@ -726,30 +726,41 @@ fn padded_ping_follows_the_first_pong_and_its_pong_proves_the_mtu() {
 }
 
 #[test]
-fn route_that_the_handshake_has_measured_is_proven_and_its_mtu_is_once_the_peer_pings() {
-    let measured = || {
-        let mut one = Driven::new();
-        one.input(Input::Add { route: A, kind: RouteKind::Direct, trusted: true, rtt: Some(ms(80)) });
-        let outputs = one.input(Input::Established { heard: A });
-        assert!(outputs.contains(&Output::Up { route: A }));
-        assert_eq!((pinged(&outputs), pinged_padded(&outputs)), (vec![], vec![]), "the peer has no keys yet");
-        assert_eq!((one.paths.status(one.now)[0].srtt, one.paths.patience()), (Some(ms(80)), ms(150)));
-        one
-    };
-    let ping = Input::Ping { route: A, doubt: false };
-    let mut one = measured();
+fn route_that_the_handshake_has_measured_is_proven_and_is_asked_for_its_mtu_once_something_is_split_for_it() {
+    let mut one = Driven::new();
+    one.input(Input::Add { route: A, kind: RouteKind::Direct, trusted: true, rtt: Some(ms(80)) });
+    let outputs = one.input(Input::Established { heard: A });
+    assert!(outputs.contains(&Output::Up { route: A }));
+    assert_eq!((pinged(&outputs), pinged_padded(&outputs)), (vec![], vec![]));
+    assert_eq!((one.paths.status(one.now)[0].srtt, one.paths.patience()), (Some(ms(80)), ms(150)));
     let established = one.now;
     one.wait(80);
-    let outputs = one.input(ping.clone());
+    assert_eq!(one.input(Input::Ping { route: A, doubt: false }), []);
+    let quiet = Sample { last_sent: Some(established), ..Sample::default() };
+    assert_eq!(pinged_padded(&one.sample(quiet.clone())), [], "nothing is too large yet");
+    let split = Sample { split: [A].into_iter().collect(), ..quiet.clone() };
+    let outputs = one.sample(split.clone());
     assert_eq!((pinged(&outputs), pinged_padded(&outputs)), (vec![], vec![A]));
-    assert_eq!(one.input(ping), []);
+    assert_eq!(pinged_padded(&one.sample(split.clone())), [], "it is on its way");
     one.wait(80);
     assert!(one.pong(&outputs, A).contains(&Output::MtuProven { route: A }));
     one.wait(840);
-    assert_eq!(pinged(&one.sample(Sample { last_sent: Some(established), ..Sample::default() })), [A]);
-    let mut silent = measured();
-    let before = silent.now;
-    assert_eq!((pinged_padded(&silent.next()), silent.now), (vec![A], before + ms(1_000)));
+    let outputs = one.sample(split);
+    assert_eq!((pinged(&outputs), pinged_padded(&outputs)), (vec![A], vec![]));
+}
+
+#[test]
+fn padded_ping_that_is_lost_is_sent_three_times_in_all() {
+    let mut one = Driven::new();
+    one.input(Input::Add { route: A, kind: RouteKind::Direct, trusted: true, rtt: Some(ms(80)) });
+    one.input(Input::Established { heard: A });
+    let split = Sample { split: [A].into_iter().collect(), ..Sample::default() };
+    let mut sent = pinged_padded(&one.sample(split)).len();
+    let until = one.now + ms(10_000);
+    while one.now < until {
+        sent += pinged_padded(&one.next()).len();
+    }
+    assert_eq!(sent, 3);
 }
 
 #[test]
@@ -1020,6 +1031,7 @@ impl Driven {
                     last_sent: ago(self.now, sent),
                     heard: vec![(RouteId(heard), self.now)],
                     delivery: large.map(|rate| Delivery { rate: rate * 1_000, limited_for: ms(after) }),
+                    split: if large.is_some() { [RouteId(heard)].into_iter().collect() } else { RouteSet::default() },
                 });
             }
             Step::Timeout { large } => {

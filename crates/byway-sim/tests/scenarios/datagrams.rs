@@ -282,8 +282,9 @@ fn datagrams_that_fit_no_packet_any_more_by_their_turn_are_dropped_and_counted()
         let mut slow = large(1);
         slow.send_rate = Some(Rate::new(2_000));
         let (a, _b, to) = pair(hosts(&world).each_ref(), line(), [slow, large(2)]).await;
-        time::sleep(secs(2)).await; // the route has shown that it carries the largest packets
         let send = |channel: usize, len: usize| a.tx[channel].send(&To::Peer(to), vec![0; len].into()).queued;
+        assert_eq!(send(1, LARGEST_DATAGRAM), 1);
+        time::sleep(secs(2)).await; // the route has shown that it carries the largest packets
         assert_eq!((0..100).map(|_| send(0, LARGEST_DATAGRAM)).sum::<usize>(), 100);
         let _narrow = world.rule(|packet: &Packet<'_>| match packet.payload.len() {
             ..=1_250 => Verdict::Pass,

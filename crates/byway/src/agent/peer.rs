@@ -120,6 +120,7 @@ impl AgentPeer {
             silent.iter().for_each(|(route, _)| state.remove(*route));
             unheard = silent.into_iter().map(|(_, addr)| addr).collect();
         }
+        let is_asked = state.routes().any(|(_, slot)| slot.early);
         let routes: Vec<_> = state.routes().map(|(route, slot)| (route, slot.via, slot.heard)).collect();
         drop(state);
         if let [(route, _, Some(_))] = routes[..] {
@@ -127,8 +128,9 @@ impl AgentPeer {
             // (RFC 9000 §8.1), and what follows must not wait for a ping that may get lost.
             self.track.prove(route);
         }
-        // Where the dialler sent by one way alone, the handshake has shown that it leads there and back, and measured it.
-        let is_shown = self.told.is_some() && dialled && unheard.is_empty() && routes.len() == 1;
+        // Where both sides sent by one way alone, the handshake has shown that it leads there and back, and measured it. A peer that asks
+        // is not sure, and its question is lost.
+        let is_shown = self.told.is_some() && unheard.is_empty() && routes.len() == 1 && !is_asked;
         for &(route, via, heard) in &routes {
             let rtt = heard.filter(|_| is_shown && kind_of(via) == RouteKind::Direct).map(|_| rtt);
             self.paths.handle_input(added(route, via, dialled, rtt), now);
@@ -264,7 +266,11 @@ impl AgentPeer {
                 Output::Selected { from, to, why, hedge_began } => {
                     self.track.lock().selected = Some(to);
                     if self.detour.by.take() != Some(to) {
-                        self.carry_by(to, hedge_began, mux.now());
+                        if from.is_some() || hedge_began.is_some() {
+                            self.revive_by(to, hedge_began, mux.now());
+                        } else {
+                            self.carry_by(to, None, mux.now()); // the handshake's own route: nothing is lost yet
+                        }
                     }
                     if from.is_some() || self.track.vias().len() > 1 {
                         self.track.moved.notify_one(); // the only way of all is known
@@ -286,7 +292,7 @@ impl AgentPeer {
                     self.set_silent(false);
                     // without a switch: the selected route answers after all
                     if let (Some(_), Some(selected)) = (self.detour.by.take(), self.paths.selected()) {
-                        self.carry_by(selected, None, mux.now());
+                        self.revive_by(selected, None, mux.now());
                     }
                 }
                 Output::Up { route } => self.tell(route, |peer, path, remote| Event::PathUp { peer, path, remote }),
@@ -300,7 +306,7 @@ impl AgentPeer {
                 }
                 Output::Resumed => {
                     if let Some(route) = self.paths.selected() {
-                        self.carry_by(route, Some(mux.now()), mux.now());
+                        self.revive_by(route, Some(mux.now()), mux.now());
                     }
                     let after = self.stalled.take().map_or(Duration::ZERO, |since| mux.now().since(since));
                     self.events.extend(self.told.map(|peer| Event::Resumed { peer, after }));
@@ -358,20 +364,24 @@ impl AgentPeer {
                 drop(state);
                 debug!(alias = %self.track.alias(), ?route, "sending by a route that answers");
                 self.detour.by = Some(route);
-                self.carry_by(route, Some(self.detour.since), now);
+                self.revive_by(route, Some(self.detour.since), now);
             }
             Plan::Several(_) | Plan::All => {}
         }
     }
 
-    /// Tells those above that packets go by `route`, and since when if a silence ends; QUIC then sends one of now, by which it
-    /// learns what is lost.
+    /// Tells congestion control that packets go by `route`, and since when if a silence ends.
     fn carry_by(&self, route: RouteId, silent: Option<Instant>, now: Instant) {
         let via = self.track.lock().slot(route).map(|slot| slot.via);
         if let Some(via) = via {
             self.track.line.select(via, silent, now);
-            self.track.revived.notify_one();
         }
+    }
+
+    /// As [`carry_by`](Self::carry_by), after a time of loss; QUIC then sends a packet of now, by which it learns what is lost.
+    fn revive_by(&self, route: RouteId, silent: Option<Instant>, now: Instant) {
+        self.carry_by(route, silent, now);
+        self.track.revived.notify_one();
     }
 
     fn selected(&self, from: Option<RouteId>, to: RouteId) -> Option<PathKind> {

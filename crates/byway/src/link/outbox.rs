@@ -47,7 +47,8 @@ pub(crate) struct Outbox {
 
 #[derive(Debug, Default)]
 struct State {
-    lanes: BTreeMap<ChannelKey, Lane>,
+    /// Each by itself in memory: a node of the map has room for eleven.
+    lanes: BTreeMap<ChannelKey, Box<Lane>>,
     schedule: Schedule,
     /// Lanes that wait for their rate, and until when.
     paused: BTreeSet<(Instant, ChannelKey)>,
@@ -184,7 +185,7 @@ impl Outbox {
             tally,
         };
         let begun = !lane.queue.is_empty();
-        state.lanes.insert(key, lane);
+        state.lanes.insert(key, Box::new(lane));
         if begun {
             state.ready(key); // a stream's header must not wait for its first byte
         }

@@ -1,6 +1,6 @@
 //! What comes in on a link: the control stream, and the streams that the peer opens.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use byway_proto::hello::{Agreed, Control, ControlCodec};
@@ -20,7 +20,7 @@ use crate::{
     link::queue::FrameQueue,
     net::mux::Mux,
     protocol::{Delivery, Registered, Registry},
-    quic::endpoint::CONNECTION_WINDOW,
+    quic::endpoint::{CONNECTION_WINDOW, FIRST_STREAMS, MAX_STREAMS},
     stream::{self, ReadHalf, STREAM_QUEUE, Stream},
     tasks::Tasks,
 };
@@ -51,20 +51,40 @@ pub(crate) struct Scope {
     pub(crate) control: mpsc::Sender<(Arc<Link>, Control)>,
 }
 
+/// When QUIC on the dialling side says something after the other side's hello, where a round trip takes as long as the second figure:
+/// what it owes an acknowledgement of since the handshake it acknowledges by the way, more than 26 ms later, and never by itself (quinn
+/// 0.11 stops that timer when it acknowledges the handshake). The other side would take its hello for lost, and send it again.
+const OWED_ACK: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(5));
+
+/// How many streams the peer has opened, of those that it may at first.
+#[derive(Default)]
+struct Allowance(u32);
+
+impl Allowance {
+    /// Counts one more; `true` once, when the peer has shown that it needs as many as there may be.
+    fn is_used(&mut self) -> bool {
+        self.0 = self.0.saturating_add(1);
+        self.0 == FIRST_STREAMS / 2
+    }
+}
+
 /// Reads everything that the peer sends until the connection ends or the peer breaks the protocol.
 pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: ControlCodec, scope: Scope) {
     let mut window = CONNECTION_WINDOW;
     let mut datagrams = datagrams::Incoming::new(&link, &scope);
+    let (mut one_way, mut both_ways) = (Allowance::default(), Allowance::default());
+    let mut owes = link.dialled && link.connection.rtt() >= OWED_ACK.1;
+    let mut owed = pin!(time::sleep(OWED_ACK.0));
     loop {
         tokio::select! {
             biased;
             _ = link.connection.closed() => return datagrams.rest(),
-            () = link.track.revived.notified() => {
-                // A packet that QUIC makes now, for its window has grown by a byte: its acknowledgement is the first that tells
-                // of the path as it is, and shows that all before are lost. QUIC has no word to ask for one. To the peer it is
-                // a sign that this side reads.
-                window = window.saturating_add(1);
-                link.connection.set_receive_window(VarInt::from_u32(window));
+            // Its acknowledgement is the first that tells of the path as it is, and shows that all before are lost. To the peer it
+            // is a sign that this side reads.
+            () = link.track.revived.notified() => speak(&link, &mut window),
+            () = &mut owed, if owes => {
+                owes = false;
+                speak(&link, &mut window);
             }
             () = link.track.backlog.notified() => {
                 let taken = link.connection.stats().udp_rx.datagrams;
@@ -76,9 +96,15 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
                 Err(gone) => return link.close(gone),
             },
             Ok(stream) = link.connection.accept_uni() => {
+                if one_way.is_used() {
+                    link.connection.set_max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS));
+                }
                 scope.tasks.spawn(channel(Arc::clone(&link), stream, scope.clone()));
             }
             Ok((send, recv)) = link.connection.accept_bi() => {
+                if both_ways.is_used() {
+                    link.connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
+                }
                 scope.tasks.spawn(byte_stream(Arc::clone(&link), send, recv, scope.clone()));
             }
             Ok(datagram) = link.connection.read_datagram() => {
@@ -88,6 +114,12 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
             }
         }
     }
+}
+
+/// Has QUIC make a packet now, for its window has grown by a byte: QUIC has no word to ask for one.
+fn speak(link: &Link, window: &mut u32) {
+    *window = window.saturating_add(1);
+    link.connection.set_receive_window(VarInt::from_u32(*window));
 }
 
 /// Reads one channel's messages into its protocol's inbox, or keeps a further stream of one for its reader.

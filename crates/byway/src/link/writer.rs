@@ -79,7 +79,8 @@ struct Writer {
     outbox: Arc<Outbox>,
     link: Arc<Link>,
     mux: Arc<Mux>,
-    lanes: BTreeMap<ChannelKey, Lane>,
+    /// Each by itself in memory: a node of the map has room for eleven.
+    lanes: BTreeMap<ChannelKey, Box<Lane>>,
     /// Lanes whose turn has not ended because QUIC took no more, in the order of their turns: out of order, a lane would
     /// get its next turn while another still waits with its last.
     blocked: Vec<ChannelKey>,
@@ -203,7 +204,7 @@ impl Writer {
             };
             let lane =
                 Lane { class: turn.class, stream, held: VecDeque::new(), end: None, is_sparse: false, passed: None };
-            self.lanes.insert(turn.key, lane);
+            self.lanes.insert(turn.key, Box::new(lane));
         }
         if let Some(lane) = self.lanes.get_mut(&turn.key) {
             lane.held.append(&mut self.scratch);
@@ -259,14 +260,15 @@ impl Writer {
     /// Whether bulk datagrams, whose turn was before, wait for room inside QUIC; it comes soon, for QUIC sends them first.
     fn are_datagrams_awaited(&self) -> bool {
         let waits = |lane: &Lane| lane.is_bulk() && matches!(lane.stream, Stream::Datagrams(_));
-        self.blocked.iter().any(|key| self.lanes.get(key).is_some_and(waits))
+        self.blocked.iter().any(|key| self.lanes.get(key).is_some_and(|lane| waits(lane)))
     }
 
     /// Whether a bulk stream waits for room inside QUIC: it had its turn before, and bulk datagrams, for which QUIC has room
     /// of its own, would else take the whole line. A stream that waits for its reader does not count.
     fn is_window_awaited(&mut self, cx: &mut Context<'_>) -> bool {
         let waits = |lane: &Lane| lane.is_bulk() && !matches!(lane.stream, Stream::Datagrams(_));
-        let waiting: Vec<_> = self.blocked.iter().filter(|key| self.lanes.get(key).is_some_and(waits)).collect();
+        let waiting: Vec<_> =
+            self.blocked.iter().filter(|key| self.lanes.get(key).is_some_and(|lane| waits(lane))).collect();
         if waiting.is_empty() {
             return false;
         }

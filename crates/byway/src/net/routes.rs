@@ -163,6 +163,15 @@ impl Routes {
         Some(track)
     }
 
+    /// The connection that a stranger is making by `via`, of the first few from there.
+    pub(crate) fn begun_by(&self, via: Via) -> Option<Arc<Track>> {
+        let (host, first) = self.hash(via);
+        let table = self.read();
+        let ports = (0..MAX_SHARING as u16).map(|n| first.wrapping_add(n));
+        let tracks = ports.filter_map(|port| table.by_alias(alias(host, port)));
+        tracks.filter(|track| !track.lock().established).last().cloned()
+    }
+
     /// Host bits that depend on the source's IP, or its relay and allocation, and a port that depends on its port too.
     fn hash(&self, via: Via) -> (u64, u16) {
         let mut hash = blake3::Hasher::new_keyed(&self.key);

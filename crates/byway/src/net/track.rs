@@ -105,6 +105,10 @@ pub(crate) struct Slot {
     pub(crate) via: Via,
     /// The largest UDP payload known to pass, without a relay's prefix.
     pub(crate) mtu: u16,
+    /// Something had to be split for it.
+    pub(crate) split: bool,
+    /// A probe came by it before there was a key to check it with.
+    pub(crate) early: bool,
     /// An authenticated probe was answered on it.
     pub(crate) proven: bool,
     /// What an unproven route may be sent (RFC 9000 §8.1).
@@ -269,7 +273,17 @@ impl State {
         if self.dialled {
             credit.received(DIAL_CREDIT);
         }
-        let slot = Slot { via, mtu: MIN_MTU, proven, credit, heard: None, bytes_sent: 0, bytes_received: 0 };
+        let slot = Slot {
+            via,
+            mtu: MIN_MTU,
+            split: false,
+            early: false,
+            proven,
+            credit,
+            heard: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+        };
         let free = self.slots.iter().position(Option::is_none);
         let index = match free {
             Some(index) => index,
@@ -327,6 +341,13 @@ impl State {
         wake
     }
 
+    /// Notes that something is split for `route`; the first time the agent is to look whether it has to be.
+    pub(crate) fn must_split(&mut self, route: RouteId) {
+        if self.slot_mut(route).is_some_and(|slot| !std::mem::replace(&mut slot.split, true)) {
+            self.watched = false;
+        }
+    }
+
     /// Notes that `bytes` came by `route`; `true` if the agent must be woken to draw a conclusion from it.
     pub(crate) fn heard(&mut self, route: RouteId, bytes: usize, now: Instant) -> bool {
         if self.plan == Plan::All || self.selected == Some(route) {
@@ -360,6 +381,7 @@ impl State {
             last_sent: self.unanswered.last_sent,
             heard: self.routes().filter_map(|(route, slot)| Some((route, slot.heard?))).collect(),
             delivery: None,
+            split: self.routes().filter(|(_, slot)| slot.split).map(|(route, _)| route).collect(),
         }
     }
 

@@ -39,6 +39,9 @@ pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
 /// Streams that one side may have open at once, each direction: QUIC reserves memory for every one.
 pub(crate) const MAX_STREAMS: u32 = 100;
 
+/// Those that it may before it has opened half as many: most peers need a few, and each costs a handshake time and memory.
+pub(crate) const FIRST_STREAMS: u32 = 16;
+
 /// Receive window of a connection in bytes. One stalled reader holds at most one stream window, so eight of them stall
 /// before anybody else notices.
 pub(crate) const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW + (1 << 20);
@@ -271,8 +274,8 @@ fn transport(idle: IdleTimeout, keep_alive: Duration) -> TransportConfig {
     transport
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(keep_alive))
-        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(FIRST_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(FIRST_STREAMS))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(SEND_WINDOW)

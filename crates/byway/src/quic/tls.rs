@@ -47,6 +47,7 @@ pub(crate) fn configs(identity: &Identity, clock: &WallClock) -> Result<(ServerC
         .with_client_cert_verifier(Arc::clone(&verifier) as _)
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::clone(&key))));
     server.alpn_protocols = vec![ALPN.to_vec()];
+    server.send_tls13_tickets = 1; // a peer has one connection at a time, which brings the ticket for the next
 
     let mut client = ClientConfig::builder_with_details(provider, time)
         .with_protocol_versions(tls13)?

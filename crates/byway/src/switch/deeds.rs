@@ -1,6 +1,6 @@
 //! Carrying out what the machine says.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use byway_proto::{
     addr::HostAddr,
@@ -131,17 +131,18 @@ impl Shell {
         let evict_after = core.config.link.evict_after;
         core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux), evict_after));
         let scope = core.scope(self.control.clone());
-        core.tasks.spawn(readers::run(Arc::clone(&link), established.recv, established.codec, scope));
-        let watcher = core.switch.clone();
+        let switch = core.switch.clone();
         core.tasks.spawn(async move {
-            let reason = loop {
+            let mut reading = pin!(readers::run(Arc::clone(&link), established.recv, established.codec, scope));
+            loop {
                 tokio::select! {
                     biased;
-                    reason = link.ended() => break reason,
-                    () = link.track.moved.notified() => watcher.send(Command::Moved(Arc::clone(&link))).await,
+                    () = &mut reading => break,
+                    () = link.track.moved.notified() => switch.send(Command::Moved(Arc::clone(&link))).await,
                 }
-            };
-            watcher.send(Command::Ended { link, reason }).await;
+            }
+            let reason = link.ended().await;
+            switch.send(Command::Ended { link, reason }).await;
         });
     }
 

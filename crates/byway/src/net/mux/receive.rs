@@ -249,6 +249,7 @@ impl Mux {
                 if known {
                     self.to_agent(via, datagram);
                 } else {
+                    self.note_early(via);
                     self.counters.count(Dropped::UnknownProbe);
                 }
                 None
@@ -405,6 +406,17 @@ impl Mux {
             return None;
         }
         Some(track.alias())
+    }
+
+    /// A probe of a peer whose handshake is not over here yet is lost; it is answered with one of ours once there is a key.
+    fn note_early(&self, via: Via) {
+        let Some(track) = self.routes.begun_by(via) else { return };
+        let mut state = track.lock();
+        if let Some(route) = state.find(via)
+            && let Some(slot) = state.slot_mut(route)
+        {
+            slot.early = true;
+        }
     }
 
     /// Puts the second half of a split datagram to its first.

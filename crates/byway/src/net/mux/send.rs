@@ -151,6 +151,7 @@ impl Mux {
         }
         let (via, mtu) = (slot.via, usize::from(slot.mtu));
         if segment > mtu && established {
+            state.must_split(route);
             return self.send_split(state, via, contents, segment);
         }
         let sent = match via {
