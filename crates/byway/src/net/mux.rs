@@ -5,6 +5,7 @@
 
 mod questions;
 mod receive;
+mod relayed;
 mod send;
 
 use std::{

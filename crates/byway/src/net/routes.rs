@@ -169,7 +169,7 @@ impl Routes {
         let table = self.read();
         let ports = (0..MAX_SHARING as u16).map(|n| first.wrapping_add(n));
         let tracks = ports.filter_map(|port| table.by_alias(alias(host, port)));
-        tracks.filter(|track| !track.lock().established).last().cloned()
+        tracks.rev().find(|track| !track.lock().established).cloned()
     }
 
     /// Host bits that depend on the source's IP, or its relay and allocation, and a port that depends on its port too.
