@@ -1,6 +1,6 @@
 //! What comes in on a link: the control stream, and the streams that the peer opens.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use byway_proto::hello::{Agreed, Control, ControlCodec};
@@ -51,10 +51,9 @@ pub(crate) struct Scope {
     pub(crate) control: mpsc::Sender<(Arc<Link>, Control)>,
 }
 
-/// When QUIC on the dialling side says something after the other side's hello, where a round trip takes as long as the second figure:
-/// what it owes an acknowledgement of since the handshake it acknowledges by the way, more than 26 ms later, and never by itself (quinn
-/// 0.11 stops that timer when it acknowledges the handshake). The other side would take its hello for lost, and send it again.
-const OWED_ACK: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(5));
+/// From this round-trip time on the dialling side answers the other's hello: the acknowledgement that QUIC owes does not leave by itself
+/// (quinn 0.11 stops its timer when it acknowledges the handshake), and the other side would doubt the path before it asks for it.
+const ANSWERED_FROM: Duration = Duration::from_millis(5);
 
 /// How many streams the peer has opened, of those that it may at first.
 #[derive(Default)]
@@ -73,8 +72,9 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
     let mut window = CONNECTION_WINDOW;
     let mut datagrams = datagrams::Incoming::new(&link, &scope);
     let (mut one_way, mut both_ways) = (Allowance::default(), Allowance::default());
-    let mut owes = link.dialled && link.connection.rtt() >= OWED_ACK.1;
-    let mut owed = pin!(time::sleep(OWED_ACK.0));
+    if link.dialled && link.connection.rtt() >= ANSWERED_FROM {
+        speak(&link, &mut window);
+    }
     loop {
         tokio::select! {
             biased;
@@ -82,10 +82,6 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
             // Its acknowledgement is the first that tells of the path as it is, and shows that all before are lost. To the peer it
             // is a sign that this side reads.
             () = link.track.revived.notified() => speak(&link, &mut window),
-            () = &mut owed, if owes => {
-                owes = false;
-                speak(&link, &mut window);
-            }
             () = link.track.backlog.notified() => {
                 let taken = link.connection.stats().udp_rx.datagrams;
                 link.track.consumed(taken, scope.mux.now());
