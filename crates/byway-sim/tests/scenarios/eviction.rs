@@ -108,6 +108,21 @@ async fn pause(a: &Side, b: &mut Side, to: PeerId) -> (Stream, Stream) {
 }
 
 #[test]
+fn a_peer_that_needs_a_hundred_streams_at_once_gets_them_though_it_may_open_few_at_first() {
+    scenario(1, secs(60), |world| async move {
+        let (a, mut b, to) = pair(&world, config(1)).await;
+        let mut open = Vec::new();
+        for n in 0..99 {
+            let mut stream = time::timeout(secs(2), a.peers.open(to)).await.expect("no more are granted").unwrap();
+            stream.write_all(&[n]).await.unwrap();
+            let (_, mut other) = b.streams.accept().await.unwrap();
+            assert_eq!(other.read_u8().await.unwrap(), n);
+            open.push((stream, other));
+        }
+    });
+}
+
+#[test]
 fn a_byte_stream_that_is_paused_for_an_hour_costs_neither_connection_nor_packets_and_goes_on() {
     scenario(1, secs(8_000), |world| async move {
         let host = world.host("a");
