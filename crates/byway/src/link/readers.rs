@@ -51,10 +51,6 @@ pub(crate) struct Scope {
     pub(crate) control: mpsc::Sender<(Arc<Link>, Control)>,
 }
 
-/// From this round-trip time on the dialling side answers the other's hello: the acknowledgement that QUIC owes does not leave by itself
-/// (quinn 0.11 stops its timer when it acknowledges the handshake), and the other side would doubt the path before it asks for it.
-const ANSWERED_FROM: Duration = Duration::from_millis(5);
-
 /// How many streams the peer has opened, of those that it may at first.
 #[derive(Default)]
 struct Allowance(u32);
@@ -72,16 +68,17 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
     let mut window = CONNECTION_WINDOW;
     let mut datagrams = datagrams::Incoming::new(&link, &scope);
     let (mut one_way, mut both_ways) = (Allowance::default(), Allowance::default());
-    if link.dialled && link.connection.rtt() >= ANSWERED_FROM {
-        speak(&link, &mut window);
-    }
     loop {
         tokio::select! {
             biased;
             _ = link.connection.closed() => return datagrams.rest(),
-            // Its acknowledgement is the first that tells of the path as it is, and shows that all before are lost. To the peer it
-            // is a sign that this side reads.
-            () = link.track.revived.notified() => speak(&link, &mut window),
+            () = link.track.revived.notified() => {
+                // A packet that QUIC makes now, for its window has grown by a byte: its acknowledgement is the first that tells
+                // of the path as it is, and shows that all before are lost. QUIC has no word to ask for one. To the peer it is
+                // a sign that this side reads.
+                window = window.saturating_add(1);
+                link.connection.set_receive_window(VarInt::from_u32(window));
+            }
             () = link.track.backlog.notified() => {
                 let taken = link.connection.stats().udp_rx.datagrams;
                 link.track.consumed(taken, scope.mux.now());
@@ -110,12 +107,6 @@ pub(crate) async fn run(link: Arc<Link>, mut recv: RecvStream, mut codec: Contro
             }
         }
     }
-}
-
-/// Has QUIC make a packet now, for its window has grown by a byte: QUIC has no word to ask for one.
-fn speak(link: &Link, window: &mut u32) {
-    *window = window.saturating_add(1);
-    link.connection.set_receive_window(VarInt::from_u32(*window));
 }
 
 /// Reads one channel's messages into its protocol's inbox, or keeps a further stream of one for its reader.
