@@ -235,7 +235,6 @@ macro_rules! library {
                     .receive_window(VarInt::from_u32(33 << 20))
                     .send_window(4 << 20)
                     .packet_threshold(32)
-                    .time_threshold(1.25)
                     .initial_rtt(Duration::from_millis(100))
                     .mtu_discovery_config(Some(mtu))
                     .ack_frequency_config(Some(acks))
