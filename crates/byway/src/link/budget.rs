@@ -136,10 +136,10 @@ impl Budget {
     /// What the readers of a peer wait in turn by, also those of a connection that has ended and of the next one.
     pub(crate) fn turn(&self, peer: PeerId) -> Arc<sync::Mutex<()>> {
         let mut state = self.lock();
-        state.turns.retain(|_, turn| turn.strong_count() > 0);
         if let Some(turn) = state.turns.get(&peer).and_then(Weak::upgrade) {
             return turn;
         }
+        state.turns.retain(|_, turn| turn.strong_count() > 0);
         let turn = Arc::new(sync::Mutex::new(()));
         state.turns.insert(peer, Arc::downgrade(&turn));
         turn
