@@ -7,6 +7,7 @@ mod traversal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -243,6 +244,7 @@ impl Agent {
         let net = Arc::clone(&self.traversal.net);
         // Kept over the turns: a change that falls between two waits would be missed, for each begins with what it finds.
         let mut changed = net.changed();
+        let mut stopped = pin!(tasks.stopped());
         self.network_changed();
         loop {
             self.mind_sleep();
@@ -250,7 +252,7 @@ impl Agent {
             let traverse = self.traversal.next().map(|at| mux.clock.at(at));
             tokio::select! {
                 biased;
-                () = tasks.stopped() => return,
+                () = &mut stopped => return,
                 () = time::sleep_until(next.unwrap_or_else(time::Instant::now)), if next.is_some() => self.timeout(),
                 () = mux.woken.notify.notified() => self.woken(),
                 () = time::sleep_until(traverse.unwrap_or_else(time::Instant::now)), if traverse.is_some() => {

@@ -105,7 +105,11 @@ impl Core {
         if !self.config.relay_only {
             rest.push(Control::NatReport(self.agent.nat_report()));
         }
-        rest.push(Control::Relays(self.relays.registered()));
+        let relays = self.relays.registered();
+        // A peer that is told none takes that for none; one on the way here shows that it may believe otherwise.
+        if !relays.is_empty() || track.vias().iter().any(|via| via.is_relay()) {
+            rest.push(Control::Relays(relays));
+        }
         Introduced { edition, rest, ..Introduced::default() }
     }
 

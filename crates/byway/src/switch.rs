@@ -4,6 +4,7 @@
 mod command;
 mod control;
 mod deeds;
+mod dials;
 pub(crate) mod exchange;
 mod filter;
 mod keeper;
@@ -12,6 +13,7 @@ mod reason;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -31,7 +33,7 @@ use tokio::{
 };
 
 pub(crate) use self::command::{Command, Failure, Knock};
-use self::keeper::Keeper;
+use self::{dials::Dials, keeper::Keeper};
 pub use self::{
     filter::{Candidate, Filter, Origin, SourceFilter},
     keeper::AddPeerError,
@@ -66,6 +68,7 @@ pub(crate) struct SwitchRef {
     /// Links that wait to be taken in; full, the gate refuses further strangers.
     ups: mpsc::Sender<(Established, By)>,
     links: Arc<Mutex<BTreeMap<PeerId, Arc<Link>>>>,
+    dials: Arc<Mutex<Dials>>,
     /// Counts what this node has told all its peers of itself.
     edition: Arc<AtomicU64>,
     /// Addresses at which this node met itself, at most [`MAX_OWN`]; none of them is dialled until the network changes.
@@ -83,7 +86,14 @@ impl SwitchRef {
         let (commands, commands_in) = mpsc::channel(COMMANDS);
         let (ups, ups_in) = mpsc::channel(ACCEPT_QUEUE);
         (
-            SwitchRef { commands, ups, links: Arc::default(), edition: Arc::default(), own: Arc::default() },
+            SwitchRef {
+                commands,
+                ups,
+                links: Arc::default(),
+                dials: Arc::default(),
+                edition: Arc::default(),
+                own: Arc::default(),
+            },
             Inlets { commands: commands_in, ups: ups_in },
         )
     }
@@ -102,6 +112,14 @@ impl SwitchRef {
 
     pub(crate) async fn dial(&self, target: Target) -> Result<PeerId, DialError> {
         self.ask(|reply| Command::Dial { target, reply }).await.unwrap_or(Err(DialError::Closed))
+    }
+
+    /// Whether a dial whose peer has answered is still wanted.
+    async fn goes_on(&self, dial: DialId) -> bool {
+        if self.dials().goes_on(dial) {
+            return true;
+        }
+        self.ask(|reply| Command::Handshaken { dial, reply }).await.unwrap_or(false)
     }
 
     pub(crate) async fn vet(&self, knock: Knock) -> Result<KnockId, Gone> {
@@ -147,6 +165,10 @@ impl SwitchRef {
 
     pub(crate) fn link(&self, peer: PeerId) -> Option<Arc<Link>> {
         self.table().get(&peer).cloned()
+    }
+
+    fn dials(&self) -> MutexGuard<'_, Dials> {
+        self.dials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<PeerId, Arc<Link>>> {
@@ -213,6 +235,7 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
     let mut shell = Shell::new(&core, setup, control);
     // Kept over the turns: a change that falls between two waits would be missed, for each begins with what it finds.
     let mut changed = core.net.changed();
+    let mut stopped = pin!(core.tasks.stopped());
     core.lan.renew().await; // what has changed since the LAN was joined
     shell.feed(Input::Timeout);
     loop {
@@ -220,7 +243,7 @@ pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
         let flush = shell.keeper.due();
         tokio::select! {
             biased;
-            () = core.tasks.stopped() => break,
+            () = &mut stopped => break,
             () = time::sleep_until(due.unwrap_or_else(time::Instant::now)), if due.is_some() => {
                 shell.set_clock();
                 shell.feed(Input::Timeout);
@@ -324,6 +347,12 @@ impl Shell {
 
     /// Tells the machine what happened, and does what it says.
     fn feed(&mut self, input: Input) {
+        let gone_on = self.core.switch.dials().before(&input);
+        let gone_on = gone_on.into_iter().map(|dial| Input::Answered { dial });
+        gone_on.chain([input]).for_each(|input| self.handle(input));
+    }
+
+    fn handle(&mut self, input: Input) {
         self.machine.handle_input(input, self.core.mux.now());
         while let Some(output) = self.machine.poll_output() {
             self.carry_out(output);

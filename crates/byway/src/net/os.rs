@@ -64,13 +64,13 @@ impl Net for Os {
         let socket: std::net::UdpSocket = socket.into();
         let state = UdpSocketState::new((&socket).into())?;
         set_buffers(&state, &socket);
-        Ok(Arc::new(OsUdpSocket { state: Mutex::new(Arc::new(state)), io: net::UdpSocket::from_std(socket)? }))
+        Ok(Arc::new(OsUdpSocket::new(socket, state)?))
     }
 
     fn bind_multicast(&self, group: SocketAddr, interface: &Interface) -> io::Result<Arc<dyn UdpSocket>> {
         let socket: std::net::UdpSocket = multicast_socket(group, interface)?.into();
         let state = UdpSocketState::new((&socket).into())?;
-        Ok(Arc::new(OsUdpSocket { state: Mutex::new(Arc::new(state)), io: net::UdpSocket::from_std(socket)? }))
+        Ok(Arc::new(OsUdpSocket::new(socket, state)?))
     }
 
     fn connect_tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn TcpStream>>> {
@@ -206,11 +206,18 @@ fn set_buffers(state: &UdpSocketState, socket: &std::net::UdpSocket) {
 #[derive(Debug)]
 struct OsUdpSocket {
     io: net::UdpSocket,
+    /// As the system named it at the start, which does not change.
+    local: SocketAddr,
     /// Rebuilt when a refusal was the destination's fault: each turns offload off for good in the old state.
     state: Mutex<Arc<UdpSocketState>>,
 }
 
 impl OsUdpSocket {
+    fn new(socket: std::net::UdpSocket, state: UdpSocketState) -> io::Result<Self> {
+        let local = socket.local_addr()?;
+        Ok(OsUdpSocket { io: net::UdpSocket::from_std(socket)?, local, state: Mutex::new(Arc::new(state)) })
+    }
+
     fn state(&self) -> Arc<UdpSocketState> {
         Arc::clone(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -297,7 +304,7 @@ impl UdpSocket for OsUdpSocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        Ok(self.local)
     }
 
     fn max_transmit_segments(&self) -> usize {

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicBool},
     time::Duration,
 };
@@ -396,6 +397,7 @@ pub(crate) async fn run(core: Arc<Core>) {
     let relays = &core.relays;
     let mut told = Vec::new();
     let mut links = Links::default();
+    let mut stopped = pin!(core.tasks.stopped());
     loop {
         let next = relays.plan(&core);
         let registered = relays.registered();
@@ -413,7 +415,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         let wake = next.into_iter().chain(again).min().map(|at| core.mux.clock.at(at.max(core.mux.now() + TURN)));
         tokio::select! {
             biased;
-            () = core.tasks.stopped() => return,
+            () = &mut stopped => return,
             () = time::sleep_until(wake.unwrap_or_else(time::Instant::now)), if wake.is_some() => {}
             () = relays.changed.notified() => {}
         }

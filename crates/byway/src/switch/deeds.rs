@@ -69,10 +69,11 @@ impl Shell {
         debug!(peer = ?contact.peer, ?cause, "dialling");
         self.waiting.entry(contact.peer).or_default().dial = Some(dial); // somebody may join it later
         let core = Arc::clone(&self.core);
+        core.switch.dials().begin(dial);
         self.core.tasks.spawn(async move {
             let target = resolve(&core, contact).await;
             let peer = target.peer;
-            let error = match dial::dial(&core, target, goes_on(&core.switch, dial)).await {
+            let error = match dial::dial(&core, target, core.switch.goes_on(dial)).await {
                 Ok(established) => return core.switch.up(established, By::Dial(dial)).await,
                 Err(error) => error,
             };
@@ -192,10 +193,6 @@ impl Shell {
         self.core.events.send(Event::PeerDown { peer: link.peer, reason });
         self.core.retire(&link.track);
     }
-}
-
-async fn goes_on(switch: &SwitchRef, dial: DialId) -> bool {
-    switch.ask(|reply| Command::Handshaken { dial, reply }).await.unwrap_or(false)
 }
 
 /// A target with the names resolved that resolve in time; what they stood for the last time is not remembered.
