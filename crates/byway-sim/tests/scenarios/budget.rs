@@ -288,3 +288,25 @@ fn nobody_reads(len: usize) {
         assert_eq!(a.node.peers(), [to], "a program that does not read is not the peer's fault");
     });
 }
+
+#[test]
+fn tiny_messages_of_which_more_come_than_are_paid_for_at_once_all_arrive_in_their_order() {
+    scenario(1, secs(60), |world| async move {
+        const MESSAGES: usize = 20_000;
+        let mut a = side(&world.host("a"), config(1), |_| {}).await;
+        let mut b = side(&world.host("b"), config(2), |_| {}).await;
+        let to = a.dial(&b).await;
+        let tx = a.tx[0].clone();
+        let sending = tokio::spawn(async move {
+            for n in 0..MESSAGES {
+                tx.send_wait(to, Bytes::copy_from_slice(&[n as u8])).await.unwrap();
+            }
+        });
+        time::sleep(secs(1)).await; // meanwhile the channel's queue is full, and the rest waits inside QUIC
+        for n in 0..MESSAGES {
+            let (_, message) = time::timeout(secs(5), b.rx[0].recv()).await.expect("the next one is lost").unwrap();
+            assert_eq!(message[..], [n as u8], "message {n}");
+        }
+        sending.await.unwrap();
+    });
+}

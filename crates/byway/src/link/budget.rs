@@ -53,7 +53,7 @@ const PACE_FOR_OTHERS: usize = 1 << 20;
 const PACE_FOR_ITSELF: usize = 64 << 10;
 
 /// What a message takes from the budget.
-pub(crate) fn cost(len: usize) -> usize {
+pub(crate) const fn cost(len: usize) -> usize {
     len.saturating_add(OVERHEAD)
 }
 

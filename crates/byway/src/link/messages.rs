@@ -29,6 +29,10 @@ use super::{
 };
 use crate::gone::Gone;
 
+/// Messages that are taken out of a stream's bytes before they are paid for: as many empty ones as are paid for at once. An empty message is one
+/// byte on the stream, and its place in the batch, which no budget counts, is thirty.
+const MAX_BATCH: usize = SMALL / budget::cost(0);
+
 /// How often it is looked, once a half message is old, whether somebody waits for its memory.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -57,13 +61,15 @@ impl Messages<'_> {
             if let Some(len) = self.frames.wanted {
                 self.take(budget::cost(len)).await;
                 self.frames.begin(len);
-            } else if !self.next(incoming).await? {
-                return Ok(());
-            } else {
+            } else if self.frames.chunk.is_empty() {
+                if !self.next(incoming).await? {
+                    return Ok(());
+                }
                 read = self.frames.chunk.len();
             }
             self.frames.split()?;
             while self.frames.wanted.is_none()
+                && self.frames.chunk.is_empty()
                 && self.pace.until().is_none()
                 && incoming.is_ready()
                 && let Some(bytes) = incoming.next(self.pace.piece()).await?
@@ -200,9 +206,9 @@ impl Frames {
         }
     }
 
-    /// Splits the bytes that are there, up to a message that needs memory.
+    /// Splits the bytes that are there, up to a message that needs memory, or until the batch has [`MAX_BATCH`].
     fn split(&mut self) -> Result<(), Gone> {
-        while !self.chunk.is_empty() {
+        while !self.chunk.is_empty() && self.batch.len() < MAX_BATCH {
             if let Some((message, missing)) = &mut self.partial {
                 let part = self.chunk.split_to(self.chunk.len().min(*missing));
                 message.extend_from_slice(&part);
@@ -255,5 +261,25 @@ impl Frames {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_messages_are_taken_out_than_are_paid_for_at_once() {
+        let mut frames = Frames::new(10);
+        frames.chunk = Bytes::from(vec![0; 3 * MAX_BATCH]); // so many empty messages
+        let mut taken = 0;
+        while !frames.chunk.is_empty() {
+            frames.split().unwrap();
+            assert!(frames.batch.len() <= MAX_BATCH, "{}", frames.batch.len());
+            taken += frames.batch.len();
+            frames.batch.clear();
+        }
+        assert_eq!(taken, 3 * MAX_BATCH);
+        assert!(frames.batch.capacity() * size_of::<Bytes>() <= SMALL);
     }
 }
