@@ -86,6 +86,19 @@ fn what_is_sent_before_the_first_ping_is_answered_arrives() {
     });
 }
 
+#[test]
+fn a_message_keeps_nothing_alive_of_what_was_received_with_it() {
+    scenario(1, secs(60), |world| async move {
+        let hosts = hosts(&world);
+        let (a, mut b, to) = pair(hosts.each_ref(), line(), [datagrams(1)]).await;
+        assert_eq!(a.tx[0].send(&To::Peer(to), "brief".into()).queued, 1);
+        let (_, message) = time::timeout(secs(5), b.rx[0].recv()).await.expect("nothing arrives").unwrap();
+        assert_eq!(message[..], *b"brief");
+        let memory = message.try_into_mut().expect("nobody else has a part of it");
+        assert_eq!(memory.capacity(), 5);
+    });
+}
+
 /// What arrived of numbered messages of 1,000 bytes.
 #[derive(Debug, Default)]
 struct Arrived {

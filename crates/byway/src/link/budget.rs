@@ -31,7 +31,8 @@ use tokio::sync::{self, oneshot};
 
 use crate::{config::LinkConfig, quic::endpoint::MAX_STREAMS, status::MemoryStatus};
 
-/// What a message costs beside its bytes: its place in a queue, and a share of the packet that it keeps alive.
+/// What a message costs beside its bytes: its place in a queue, and a share of the piece of its stream that it keeps alive. Of the packet nothing
+/// is kept: that lies with others in one allocation.
 const OVERHEAD: usize = 64;
 
 /// What a reader pays at once for messages that came whole; and the largest message, with its overhead, for which the reserve

@@ -251,7 +251,8 @@ impl<'a> Incoming<'a> {
         }
         let length = message.len();
         fed.pace.spend(length);
-        if inbox.offer(message, &mut self.held) {
+        // What was received with it, up to 64 KiB in one allocation, does not wait with it for the program.
+        if inbox.offer(Bytes::copy_from_slice(&message), &mut self.held) {
             fed.tally.received(1, len);
             protocol.tell_message(self.link.peer, id, length, Direction::Received);
         } else {

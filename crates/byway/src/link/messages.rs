@@ -27,11 +27,15 @@ use super::{
     stripe::Incoming,
     tally::Tally,
 };
-use crate::gone::Gone;
+use crate::{gone::Gone, net::mux::MAX_DATAGRAM};
 
 /// Messages that are taken out of a stream's bytes before they are paid for: as many empty ones as are paid for at once. An empty message is one
 /// byte on the stream, and its place in the batch, which no budget counts, is thirty.
 const MAX_BATCH: usize = SMALL / budget::cost(0);
+
+/// Bytes of a stream up to this many may be a piece of what the system received at once, up to 64 KiB in one allocation. What is longer, QUIC has
+/// put together by itself.
+const PACKET: usize = MAX_DATAGRAM as usize;
 
 /// How often it is looked, once a half message is old, whether somebody waits for its memory.
 const LOOK: Duration = Duration::from_secs(1);
@@ -76,7 +80,7 @@ impl Messages<'_> {
             {
                 read += bytes.len();
                 self.pace.take(bytes.len());
-                self.frames.chunk = bytes;
+                self.frames.feed(bytes);
                 self.frames.split()?;
             }
             self.tally.received(self.frames.batch.len(), read);
@@ -153,7 +157,7 @@ impl Messages<'_> {
         };
         let Some(bytes) = bytes else { return Ok(false) };
         self.pace.take(bytes.len());
-        self.frames.chunk = bytes;
+        self.frames.feed(bytes);
         Ok(true)
     }
 }
@@ -179,6 +183,8 @@ pub(super) struct Frames {
     max: usize,
     /// Bytes that are not split yet.
     chunk: Bytes,
+    /// Nothing but these bytes is in their memory.
+    is_own: bool,
     /// The length of a message that begins in them and ends behind them: it waits for its memory.
     wanted: Option<usize>,
     /// A message whose bytes have not all come: what is there, and how many are missing.
@@ -197,6 +203,7 @@ impl Frames {
         Frames {
             max,
             chunk: Bytes::new(),
+            is_own: true,
             wanted: None,
             partial: None,
             began: Instant::now(),
@@ -204,6 +211,12 @@ impl Frames {
             batch: VecDeque::new(),
             paid: false,
         }
+    }
+
+    /// Takes in the stream's next bytes, when those before are split.
+    fn feed(&mut self, bytes: Bytes) {
+        self.is_own = bytes.len() > PACKET;
+        self.chunk = bytes;
     }
 
     /// Splits the bytes that are there, up to a message that needs memory, or until the batch has [`MAX_BATCH`].
@@ -229,6 +242,10 @@ impl Frames {
             if self.chunk.len() < len {
                 self.wanted = Some(len);
                 return Ok(());
+            }
+            if !std::mem::replace(&mut self.is_own, true) {
+                // A message of a few bytes must not keep all alive that was received with it, which nobody has paid for.
+                self.chunk = Bytes::copy_from_slice(&self.chunk);
             }
             self.batch.push_back(self.chunk.split_to(len));
         }
@@ -271,7 +288,7 @@ mod tests {
     #[test]
     fn no_more_messages_are_taken_out_than_are_paid_for_at_once() {
         let mut frames = Frames::new(10);
-        frames.chunk = Bytes::from(vec![0; 3 * MAX_BATCH]); // so many empty messages
+        frames.feed(Bytes::from(vec![0; 3 * MAX_BATCH])); // so many empty messages
         let mut taken = 0;
         while !frames.chunk.is_empty() {
             frames.split().unwrap();
@@ -281,5 +298,17 @@ mod tests {
         }
         assert_eq!(taken, 3 * MAX_BATCH);
         assert!(frames.batch.capacity() * size_of::<Bytes>() <= SMALL);
+    }
+    #[test]
+    fn a_message_keeps_nothing_alive_but_the_piece_of_its_stream() {
+        let received = Bytes::from([&[1, 7][..], &[2, 8, 9], &[40, 1]].concat());
+        let memory = received.as_ptr_range();
+        let mut frames = Frames::new(100);
+        frames.feed(received.clone());
+        frames.split().unwrap();
+        assert_eq!(frames.batch, [&[7][..], &[8, 9]]);
+        assert_eq!(frames.wanted, Some(40));
+        assert!(frames.batch.iter().all(|message| !memory.contains(&message.as_ptr())));
+        drop(received); // until here its memory is nobody else's
     }
 }
