@@ -1,7 +1,9 @@
 //! One channel over several streams, where the line holds more than one stream's window.
 
+use std::iter;
+
 use bytes::Bytes;
-use byway::{Channel, Node, PeerId, Peers, Protocol, Receiver, Sender, To};
+use byway::{Channel, MAX_CHANNELS, Node, PeerId, Peers, Protocol, Receiver, Sender, To};
 use byway_sim::{Host, Link};
 use tokio::time::{self, Instant};
 
@@ -82,5 +84,37 @@ fn a_channel_fills_a_line_that_holds_more_than_one_streams_window_and_keeps_its_
             assert_eq!(message[..], [n]);
         }
         take_until(rx, &mut expected, Instant::now() + secs(2)).await;
+    });
+}
+
+/// A node with as many channels as one protocol may have.
+async fn many(host: &Host, n: u8) -> (Node, Peers, Vec<(Sender, Receiver)>) {
+    let node = Node::bind_on(host.net(), config(n)).await.unwrap();
+    let mut protocol = Protocol::new("many", 1..=1);
+    let channels = (0..MAX_CHANNELS as u32).map(|id| protocol.channel(Channel::new(id))).collect();
+    let peers = node.register(protocol).unwrap();
+    (node, peers, channels)
+}
+
+#[test]
+fn channels_that_carry_little_leave_each_other_streams_where_the_line_holds_many_windows() {
+    scenario(1, secs(120), |world| async move {
+        let (host_a, host_b) = (world.host("a"), world.host("b"));
+        host_a.set_link(Link::standard().delay(crate::common::ms(175)).rate(200_000_000));
+        let (a, mut peers, sending) = many(&host_a, 1).await;
+        let (b, _peers, mut receiving) = many(&host_b, 2).await;
+        a.dial(b.ticket()).await.unwrap();
+        peers.next().await;
+        let to = b.id();
+        send_numbered(sending[0].0.clone(), to);
+        let mut expected = 0;
+        take_until(&mut receiving[0].1, &mut expected, Instant::now() + secs(8)).await;
+        for (tx, _) in &sending[1..] {
+            assert_eq!(tx.send(&To::Peer(to), "one each".into()).queued, 1);
+        }
+        for (n, (_, rx)) in iter::zip(1.., &mut receiving[1..]) {
+            let came = time::timeout(secs(10), rx.recv()).await;
+            assert_eq!(came.unwrap_or_else(|_| panic!("channel {n} has no stream")).unwrap().1, "one each");
+        }
     });
 }

@@ -14,7 +14,12 @@ use bytes::{Buf, Bytes, BytesMut};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
 use super::queue::put_varint;
-use crate::{gone::Gone, net::BoxFuture, quic::endpoint::STREAM_WINDOW, watched::Watched};
+use crate::{
+    gone::Gone,
+    net::BoxFuture,
+    quic::endpoint::{MAX_STREAMS, STREAM_WINDOW},
+    watched::Watched,
+};
 
 /// Bytes between two changes of the stream: long enough for one byte and one write to be nothing, and a sixteenth of a
 /// stream's window, so that all windows fill alike.
@@ -24,10 +29,16 @@ pub(crate) const SEGMENT: usize = 256 << 10;
 /// channel which nobody reads leaves the other half to the others.
 pub(crate) const MAX_STRIPES: usize = 4;
 
+/// Streams beyond the first, of all channels of a link together. The windows of eight are the connection's, so more bring nothing at one time; and
+/// each is one of those that the peer allows, without which another channel cannot even begin.
+pub(super) const MAX_FURTHER: usize = 32;
+const _: () = assert!(MAX_FURTHER <= MAX_WAITING && MAX_FURTHER < MAX_STREAMS as usize / 2);
+
 /// In place of a protocol's number, which counts from 1, at the beginning of a further stream of a channel.
 pub(crate) const STRIPE: u64 = 0;
 
-/// Further streams that wait for their channel's reader; as many as all channels of a link may have use for at once.
+/// Further streams that wait for their channel's reader: twice as many as this node opens, for those of a channel that was begun anew may be among
+/// them.
 const MAX_WAITING: usize = 64;
 
 /// Chunks taken from QUIC at once.
@@ -37,6 +48,11 @@ const CHUNKS: usize = 32;
 pub(crate) fn wanted(congestion_window: u64) -> usize {
     let windows = congestion_window.saturating_mul(2) / u64::from(STREAM_WINDOW);
     usize::try_from(windows).unwrap_or(usize::MAX).saturating_add(1).min(MAX_STRIPES)
+}
+
+/// Of the `wanted` streams those that a channel may have which has `own` beyond its first, while all channels together have `all` such.
+pub(super) fn allowed(wanted: usize, own: usize, all: usize) -> usize {
+    wanted.min(1 + own + MAX_FURTHER.saturating_sub(all))
 }
 
 /// The sending side of a channel.
@@ -122,6 +138,11 @@ impl Stripes {
     /// The stream on which the next bytes go, if it is open.
     pub(super) fn current(&mut self) -> Option<&mut SendStream> {
         self.streams.get_mut(self.current)
+    }
+
+    /// Streams beyond the first, with the one that is being opened.
+    pub(super) fn further(&self) -> usize {
+        (self.streams.len() + usize::from(self.opening.is_some())).saturating_sub(1)
     }
 
     pub(super) fn streams(&mut self) -> &mut [SendStream] {
@@ -306,5 +327,13 @@ mod tests {
     fn streams_are_as_many_as_twice_the_congestion_window_needs() {
         let window = u64::from(STREAM_WINDOW);
         assert_eq!([0, window / 2 - 1, window / 2, window, u64::MAX].map(wanted), [1, 1, 2, 3, MAX_STRIPES]);
+    }
+    #[test]
+    fn all_channels_together_have_so_many_further_streams_and_none_loses_what_it_has() {
+        assert_eq!(allowed(4, 0, 0), 4);
+        assert_eq!(allowed(4, 0, MAX_FURTHER - 2), 3);
+        assert_eq!(allowed(4, 0, MAX_FURTHER), 1);
+        assert_eq!(allowed(4, 2, MAX_FURTHER), 3);
+        assert_eq!(allowed(1, 2, 3), 1, "the line has become shorter");
     }
 }

@@ -61,6 +61,7 @@ pub(crate) async fn run(link: Arc<Link>, mux: Arc<Mux>, evict_after: Option<Dura
         window: SEND_WINDOW,
         fitted: Instant::now(),
         stripes: 1,
+        further: 0,
         timer: None,
         patience: Patience::new(evict_after),
         moved: false,
@@ -89,6 +90,8 @@ struct Writer {
     fitted: Instant,
     /// Streams that a channel of bulk may take.
     stripes: usize,
+    /// Streams beyond the first that all channels have.
+    further: usize,
     /// Ends when there is something to do that nobody else wakes this task for.
     timer: Option<Pin<Box<Sleep>>>,
     patience: Patience,
@@ -225,7 +228,6 @@ impl Writer {
             lane.held.clear(); // a reset does not wait for flow control
             lane.end = self.outbox.end_of(key);
         }
-        let stripes = if lane.class == Class::Bulk { self.stripes } else { 1 };
         let is_datagrams = matches!(lane.stream, Stream::Datagrams(_));
         let waits =
             lane.is_bulk() && if is_datagrams { self.is_window_awaited(cx) } else { self.are_datagrams_awaited() };
@@ -233,6 +235,8 @@ impl Writer {
             return self.blocked.push(key);
         }
         let Some(lane) = self.lanes.get_mut(&key) else { return };
+        let had = lane.stream.further();
+        let stripes = if lane.class == Class::Bulk { stripe::allowed(self.stripes, had, self.further) } else { 1 };
         let waiting = lane.held.len();
         let front = lane.held.front().map(Bytes::len);
         let mut progress = lane.poll(stripes, cx);
@@ -244,13 +248,17 @@ impl Writer {
             progress = lane.poll(stripes, cx);
             self.connection.set_send_window(self.window);
         }
+        self.further = (self.further + lane.stream.further()).saturating_sub(had);
         self.moved |= lane.held.len() != waiting || lane.held.front().map(Bytes::len) != front;
         match progress {
             Progress::Sent => self.outbox.done(key),
             Progress::Blocked => self.blocked.push(key),
             Progress::Ended => {
-                if let Some(lane) = self.lanes.remove(&key).filter(|_| self.outbox.is_draining()) {
-                    self.link.leaving().extend(lane.stream.received());
+                if let Some(lane) = self.lanes.remove(&key) {
+                    self.further = self.further.saturating_sub(lane.stream.further());
+                    if self.outbox.is_draining() {
+                        self.link.leaving().extend(lane.stream.received());
+                    }
                 }
                 self.outbox.remove(key);
             }
@@ -338,6 +346,14 @@ impl Stream {
             Stream::Datagrams(_) => None,
         };
         stream.is_some_and(|stream| matches!(pin!(stream.write(&[])).poll(cx), Poll::Ready(Ok(_))))
+    }
+
+    /// Streams beyond the first.
+    fn further(&self) -> usize {
+        match self {
+            Stream::Channel(channel) => channel.further(),
+            Stream::Single(_) | Stream::Datagrams(_) => 0,
+        }
     }
 
     /// What tells whether the peer has received what was sent, of each stream.
