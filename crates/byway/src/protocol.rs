@@ -238,7 +238,7 @@ impl Protocol {
     }
 
     /// What the node's status says of the protocol (asked with `None`) and of each peer that speaks it, in up to
-    /// [`MAX_ABOUT`] bytes; `about` must not wait.
+    /// [`MAX_ABOUT`] bytes; `about` must not wait. If it panics, that is said instead.
     pub fn about(mut self, about: impl Fn(Option<PeerId>) -> String + Send + Sync + 'static) -> Self {
         self.about = Some(Box::new(about));
         self

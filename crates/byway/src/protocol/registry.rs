@@ -22,6 +22,7 @@ use tokio::sync::{Notify, mpsc};
 use super::{
     About, Channel, Delivery, LARGEST_DATAGRAM, MAX_ABOUT, MAX_CHANNELS, MAX_DATAGRAM, MAX_MESSAGE, PeerEvent,
     Protocol,
+    run::guarded,
     slot::{self, PerPeer},
     stats::Tallies,
 };
@@ -302,7 +303,8 @@ impl Registry {
                 None => protocol.min..=protocol.max,
                 Some(version) => version.map(|version| version..=version)?,
             };
-            let about = protocol.about.as_ref().map_or_else(String::new, |about| about(of));
+            let say = |about: &About| guarded(|| about(of)).unwrap_or_else(|why| why);
+            let about = protocol.about.as_ref().map_or_else(String::new, say);
             Some(ProtocolStatus { name: protocol.name.clone(), versions, about: prefix(&about, MAX_ABOUT).to_owned() })
         };
         self.all().iter().filter_map(status).collect()
@@ -502,5 +504,16 @@ mod tests {
         assert!(!refused(|channel| channel.max_message = MAX_MESSAGE));
         assert!(refused(|channel| channel.max_message = MAX_MESSAGE + 1));
         assert!(refused(|channel| channel.queue = 0) && refused(|channel| channel.queue_bytes = 0));
+    }
+    #[test]
+    fn a_protocol_that_panics_over_what_it_says_of_itself_costs_no_other_its_word() {
+        let registry = Registry::new(&LinkConfig::default(), None);
+        let faulty = Protocol::new("faulty", 1..=1).about(|_| panic!("no words"));
+        let sound = Protocol::new("sound", 1..=1).about(|_| "all is well".into());
+        for protocol in [faulty, sound] {
+            registry.register(protocol).unwrap();
+        }
+        let said: Vec<_> = registry.status(None).into_iter().map(|status| status.about).collect();
+        assert_eq!(said, ["it panicked: no words", "all is well"]);
     }
 }
