@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use byway_proto::hello::Agreed;
+use byway_proto::hello::{Agreed, MAX_DECLARED};
 use futures_util::FutureExt;
 use quinn::{Connection, SendDatagramError, WriteError};
 
@@ -52,6 +52,10 @@ pub(crate) const SURE: usize = 1_162;
 
 /// Datagrams that the reader takes before it looks after other things.
 const TURN: usize = 64;
+
+/// Channels whose counts and rates the link's reader remembers: as many as there are at once. Only those of protocols that are registered no more
+/// come on top, and give way.
+const MAX_FED: usize = MAX_DECLARED;
 
 /// What stands in front of each message of a channel.
 pub(crate) fn header(protocol: u32, channel: u32) -> Bytes {
@@ -240,6 +244,10 @@ impl<'a> Incoming<'a> {
             let (len, max) = (message.len(), channel.max_message);
             return Err(Gone::Misbehaved(format!("a message of {len} bytes on a channel for {max}")));
         }
+        if !self.fed.contains_key(&(protocol.id, id)) {
+            let registry = &self.scope.registry;
+            make_room(&mut self.fed, |protocol| registry.by_id(protocol).is_some());
+        }
         let fed = self.fed.entry((protocol.id, id)).or_insert_with(|| Fed {
             tally: protocol.tally(self.link, Some(id)),
             pace: self.link.pace_of(protocol.id, channel),
@@ -277,6 +285,13 @@ impl<'a> Incoming<'a> {
         let ours = |agreed: &Agreed| agreed.protocols.iter().find(|p| u64::from(p.theirs) == theirs).map(|p| p.ours);
         let ours = ours(&self.link.agreed.read())?;
         Some((self.scope.registry.by_id(ours)?, channel))
+    }
+}
+
+/// Forgets the channels of protocols that are registered no more, if there are [`MAX_FED`]: a protocol that is registered anew has another number.
+fn make_room<T>(fed: &mut BTreeMap<(u32, u32), T>, is_registered: impl Fn(u32) -> bool) {
+    if fed.len() >= MAX_FED {
+        fed.retain(|(protocol, _), _| is_registered(*protocol));
     }
 }
 
@@ -336,5 +351,14 @@ mod tests {
             assert!(queue.memory.capacity() <= QUIET_CHUNK);
             queue.take(usize::MAX, &mut VecDeque::new());
         }
+    }
+    #[test]
+    fn only_channels_of_registered_protocols_are_remembered_once_there_are_many() {
+        let mut fed: BTreeMap<_, _> = (1..MAX_FED as u32).map(|protocol| ((protocol, 7), ())).collect();
+        make_room(&mut fed, |protocol| protocol == 5);
+        assert_eq!(fed.len(), MAX_FED - 1, "there is room");
+        fed.insert((u32::MAX, 7), ());
+        make_room(&mut fed, |protocol| protocol == 5);
+        assert_eq!(fed.into_keys().collect::<Vec<_>>(), [(5, 7)]);
     }
 }
