@@ -3,11 +3,13 @@
 use std::{
     collections::BTreeMap,
     fmt, io,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use byway_proto::{PeerId, ticket::is_service_name};
+use futures_util::FutureExt;
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
     task::JoinSet,
@@ -63,7 +65,8 @@ pub const MAX_WAITING_KNOCKS: usize = 64;
 pub enum Access {
     /// Every peer.
     Anyone,
-    /// The peers for which this says so, told the peer and the secret of the ticket that it brings. It may block shortly.
+    /// The peers for which this says so, told the peer and the secret of the ticket that it brings. It may block shortly. If it
+    /// panics, that session is dropped.
     Granted(Arc<dyn Fn(PeerId, Option<[u8; 16]>) -> bool + Send + Sync>),
 }
 
@@ -234,8 +237,7 @@ pub(super) async fn take_sessions(mut peers: Peers, mut streams: Streams, servic
         tokio::select! {
             biased;
             Some(peer) = headers.join_next() => {
-                // A header whose task panicked is counted until the peer has none: its id is lost.
-                let Ok(peer) = peer else { continue };
+                let Ok(peer) = peer else { continue }; // aborted with this task alone
                 if let Some(count) = waiting.get_mut(&peer) {
                     *count -= 1;
                     if *count == 0 {
@@ -254,7 +256,11 @@ pub(super) async fn take_sessions(mut peers: Peers, mut streams: Streams, servic
                 *count += 1;
                 let services = Arc::clone(&services);
                 headers.spawn(async move {
-                    take_session(peer, stream, &services).await;
+                    // Whoever may use a service is the program's to say: if that panics, this session is lost, and nothing of it
+                    // is seen again.
+                    if AssertUnwindSafe(take_session(peer, stream, &services)).catch_unwind().await.is_err() {
+                        tracing::warn!(?peer, "session dropped: the program panicked when it was asked about it");
+                    }
                     peer
                 });
             }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use byway::{
-    Config, Identity, Node, PeerAddr,
+    Config, Identity, Node, PeerAddr, PeerId,
     net::{Net, os::Os},
     tunnel::{Access, Listener, MAX_WAITING_KNOCKS, Tunnel, TunnelError},
 };
@@ -161,6 +161,19 @@ async fn peers_that_say_nothing_take_nobodys_place() {
         streams.push(peers.open(far.node.id()).await.unwrap());
     }
     timeout(SOON, near.tunnel.knock(far.node.id(), "web", None)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_panics_over_a_ticket_costs_the_peer_that_session_and_no_other() {
+    let (near, far) = connected().await;
+    let panics = |_: PeerId, _: Option<[u8; 16]>| -> bool { panic!("the list of friends is lost") };
+    let _faulty = far.tunnel.listen("faulty", Access::Granted(Arc::new(panics))).unwrap();
+    let _sound = far.tunnel.listen("sound", Access::Anyone).unwrap();
+    for _ in 0..130 {
+        let refused = timeout(SOON, near.tunnel.knock(far.node.id(), "faulty", None)).await.unwrap();
+        assert!(refused.is_err());
+    }
+    assert_eq!(timeout(SOON, near.tunnel.knock(far.node.id(), "sound", None)).await.unwrap(), Ok(()));
 }
 
 /// A node and its tunnel.
