@@ -168,13 +168,23 @@ impl Link {
         ours.unwrap_or_else(|| error.into())
     }
 
+    /// Why there is no lane for a stream: the connection is about to end, or has, or too many are open.
+    fn takes_no_stream(&self) -> OpenError {
+        let ours = self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let gone = ours.or_else(|| self.connection.close_reason().map(Gone::from));
+        match gone.or_else(|| self.outbox.is_draining().then_some(Gone::Disconnected)) {
+            Some(gone) => OpenError::Gone(gone),
+            None => OpenError::TooMany(self.peer),
+        }
+    }
+
     /// Opens a byte stream that begins with `header`.
     pub(crate) async fn open_stream(&self, header: Bytes, tally: Arc<Tally>) -> Result<Stream, OpenError> {
         let (send, recv) = self.connection.open_bi().await.map_err(|error| OpenError::Gone(error.into()))?;
         let received = stream::received(&send);
         let mut queue = FrameQueue::new(usize::MAX, STREAM_QUEUE);
         queue.push_raw(&header);
-        let key = self.outbox.open_stream(queue, send, Arc::clone(&tally)).ok_or(OpenError::TooMany(self.peer))?;
+        let key = self.outbox.open_stream(queue, send, Arc::clone(&tally)).ok_or_else(|| self.takes_no_stream())?;
         tally.sent(1, 0);
         let read = ReadHalf::new(recv, self.pace(), tally);
         Ok(Stream::new((Arc::clone(&self.outbox), key), read, received))

@@ -3,13 +3,13 @@
 use std::{fs, path::Path, time::Duration};
 
 use byway::{
-    DialError, Filter, Gone, HostAddr, Node, NotDialing, PeerAddr, PeerEvent, PeerId, UnixTime,
+    DialError, Filter, Gone, HostAddr, Node, NotDialing, OpenError, PeerAddr, PeerEvent, PeerId, UnixTime,
     book::{Contact, Record},
     store::Store,
 };
 use tokio::time;
 
-use crate::common::{Peer, V4, addr_of, config, until};
+use crate::common::{Peer, V4, addr_of, config, connected, until};
 
 #[tokio::test]
 async fn a_ban_closes_the_connection_and_outlives_a_restart_and_both_sides_are_told() {
@@ -40,6 +40,14 @@ async fn a_ban_closes_the_connection_and_outlives_a_restart_and_both_sides_are_t
     b.node.dial(again.ticket()).await.unwrap();
     again.close().await;
     let _ = fs::remove_dir_all(dir);
+}
+
+#[tokio::test]
+async fn a_stream_to_a_peer_that_is_being_sent_away_is_refused_for_that_and_not_for_too_many() {
+    let (a, b) = connected(V4).await;
+    assert!(a.node.disconnect(b.id(), 1, "enough"));
+    let refused = a.peers.open(b.id()).await.unwrap_err();
+    assert_eq!(refused, OpenError::Gone(Gone::Disconnected));
 }
 
 /// The port and the file of a node that has just closed.
