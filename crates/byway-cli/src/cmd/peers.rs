@@ -12,7 +12,7 @@ use crate::{
         Request,
         event::book::{Known, PeersAsk},
     },
-    failure::Failure,
+    failure::{Failure, printable},
     output::short,
     session::{self, Session},
 };
@@ -69,8 +69,9 @@ pub(crate) fn describe(peers: &[Known]) -> String {
     for peer in peers {
         let from = if peer.proven.is_some() { "reached or named here" } else { "others" };
         let state = match &peer.ban {
-            Some(ban) if ban.until.is_none() => format!("banned: {}", ban.why),
-            Some(ban) => format!("banned until {}: {}", ban.until.unwrap_or_default(), ban.why),
+            // Somebody else may have written it, whose export was imported.
+            Some(ban) if ban.until.is_none() => format!("banned: {}", printable(&ban.why)),
+            Some(ban) => format!("banned until {}: {}", ban.until.unwrap_or_default(), printable(&ban.why)),
             None if peer.good.is_some() => "good".into(),
             None => "not reached yet".into(),
         };
@@ -93,5 +94,14 @@ mod tests {
         assert_eq!(peers[0].addresses(), ["198.51.100.1:7"]);
         assert!(describe(&peers).contains("198.51.100.1:7"));
         assert_eq!(describe(&[]), "the address book is empty");
+    }
+
+    #[test]
+    fn an_imported_ban_cannot_command_the_terminal() {
+        for until in ["null", "7"] {
+            let row = format!(r#"[{{"peer":"x","ban":{{"until":{until},"why":"a\u001b]0;b\u0007"}}}}]"#);
+            let shown = describe(&parse(&row).unwrap());
+            assert!(shown.contains("]0;b") && !shown.contains(['\u{1b}', '\u{7}']), "{shown:?}");
+        }
     }
 }
