@@ -31,7 +31,7 @@ pub use contact::{Contact, MAX_CLAIM_ADDRS, MAX_CLAIM_RELAYS};
 pub use group::{Group, ParseGroupError};
 pub use import::Import;
 pub(crate) use record::ContactRow;
-pub use record::{Change, ClaimRecord, Head, MAX_CHANGED, Record};
+pub use record::{Change, ClaimRecord, Head, MAX_CHANGED, MAX_ROW, Record};
 pub use table::BUCKET;
 use table::{Places, Slot, Table};
 

@@ -18,6 +18,10 @@ use crate::{
 /// Rows that may wait to be taken: those of all peers and bans that fit a book, and as many of peers that have gone.
 pub const MAX_CHANGED: usize = 2 * ((NEW_BUCKETS + OLD_BUCKETS) * BUCKET + MAX_BANS);
 
+/// Bytes of the longest row. What a book comes to know by itself makes two thirds of it at most: eight names and three relays of eight names each,
+/// and seven claims. Only a row that somebody wrote by hand is longer, and a store that cannot take one takes none of those beside it.
+pub const MAX_ROW: usize = 16 << 10;
+
 /// What belongs to the book as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
@@ -190,7 +194,7 @@ impl Record {
         let mut contacts = self.proven.iter().map(|(contact, _)| contact).chain(claims).chain(ban);
         let is_within =
             |it: &Contact| it.peer == self.peer && it.addrs.len() <= MAX_ADDRS && it.relays.len() <= MAX_TOLD_RELAYS;
-        contacts.all(is_within)
+        contacts.all(is_within) && self.to_bytes().len() <= MAX_ROW
     }
 
     /// The row's bytes.

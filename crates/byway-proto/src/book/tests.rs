@@ -1,10 +1,10 @@
-use alloc::{collections::BTreeSet, string::ToString, vec::Vec};
+use alloc::{collections::BTreeSet, format, string::ToString, vec::Vec};
 use core::{net::Ipv4Addr, time::Duration};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Rng, addr::HostAddr};
+use crate::{PeerAddr, Rng, addr::HostAddr};
 
 const NOW: UnixTime = UnixTime(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -122,6 +122,30 @@ fn of_two_bans_the_one_that_ends_later_holds_and_no_import_lets_in_who_is_banned
     over.ban = Some(Ban::new(NOW, "there", None));
     assert_eq!(ours.import(over, NOW), Import::Known);
     assert_eq!(ours.contact(peer(1)), Some(at(1, 66, 6)));
+}
+
+#[test]
+fn a_row_that_is_longer_than_a_store_takes_is_not_imported() {
+    let name = |n: usize| -> HostAddr {
+        let label = "x".repeat(60);
+        format!("x{n}.{label}.{label}.{label}.{label}:1").parse().unwrap()
+    };
+    let contact = Contact {
+        peer: peer(1),
+        addrs: (0..8).map(name).collect(),
+        relays: (2..5).map(|n| PeerAddr::new(peer(n), (0..8).map(name))).collect(),
+    };
+    let row = |claims: u8| {
+        let claim = |a: u8| ClaimRecord { source: source(60 + a, 1), contact: contact.clone() };
+        let claims = (0..claims).map(claim).collect();
+        Record { peer: peer(1), proven: None, claims, attempts: 0, tried: None, good: None, added: NOW, ban: None }
+    };
+    let mut book = book();
+    assert_eq!(book.import(row(8), NOW), Import::Refused);
+    assert!(book.is_empty());
+    assert_eq!(book.import(row(1), NOW), Import::Known);
+    let stored = book.record(peer(1)).unwrap().to_bytes();
+    assert!(stored.len() > 8_000 && Record::from_bytes(&stored).is_some(), "{}", stored.len());
 }
 
 #[test]

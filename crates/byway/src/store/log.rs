@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use byway_proto::UnixTime;
+use byway_proto::{UnixTime, book::MAX_ROW};
 use tracing::warn;
 
 use super::StoreError;
@@ -28,10 +28,11 @@ const CHECK: usize = 12;
 const PUT: u8 = 0;
 const GONE: u8 = 1;
 
-/// The longest value: far more than the largest row of the address book, about 5 KiB.
+/// The longest value: far more than the longest row of the address book.
 const MAX_VALUE: usize = 1 << 16;
+const _: () = assert!(MAX_VALUE > MAX_ROW);
 
-/// The largest file: twice what 25,000 of the largest rows take. It is in memory while it is read.
+/// The largest file: twice what 25,000 rows of 5 KiB take, of which most have a tenth. It is in memory while it is read.
 const MAX_FILE: u64 = 256 << 20;
 
 /// What a file may grow by, beside as much as it holds, before it is written anew: then that is rare for small files too.
