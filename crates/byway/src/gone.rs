@@ -104,8 +104,9 @@ pub enum Gone {
     /// One side broke the protocol.
     #[error("the protocol was broken: {0}")]
     Misbehaved(String),
-    /// A protocol of this name failed at one side, which gave the peer up for that.
-    #[error("protocol {0:?} failed and ended the connection")]
+    /// A protocol of this name failed at one side, which gave up speaking it with the other one, or the whole connection
+    /// ([`OnFailure`](crate::OnFailure)).
+    #[error("protocol {0:?} failed at the program of one side, whose event `ProtocolFailed` says why")]
     Failed(String),
     /// An application ended it ([`Node::disconnect`](crate::Node::disconnect)).
     #[error("ended by the application with code {code}: {why}")]
