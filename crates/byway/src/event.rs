@@ -62,13 +62,14 @@ pub enum Event {
         reason: Gone,
     },
     /// A protocol's task for a peer failed ([`Peers::run`](crate::Peers::run)), or its state of the peer panicked when it was made
-    /// or dropped ([`Protocol::slot`](crate::Protocol::slot)).
+    /// or dropped ([`Protocol::slot`](crate::Protocol::slot)), or this node's program took none of its messages though some of the
+    /// peer waited ([`Protocol::stalled_after`](crate::Protocol::stalled_after)).
     ProtocolFailed {
         /// The peer.
         peer: PeerId,
         /// The protocol's name.
         protocol: String,
-        /// The error, or the panic's message.
+        /// The error, the panic's message, or which channel stood still and what to do.
         why: String,
     },
     /// A way to a peer has answered, for the first time or again.

@@ -288,6 +288,7 @@ impl Node {
         }
         let core = &self.core;
         let registered = core.registry.register(protocol)?;
+        registered.watch(&core.tasks, &core.switch);
         self.announce();
         Ok(Peers::new(registered, Arc::clone(&core.registry), core.tasks.clone(), core.switch.clone()))
     }

@@ -4,6 +4,7 @@ mod peers;
 mod registry;
 mod run;
 mod slot;
+mod stall;
 mod stats;
 mod typed;
 
@@ -21,7 +22,6 @@ use byway_proto::{
 use tokio::sync::mpsc;
 
 pub(crate) use self::registry::{Failed, Member, Registered, Registry, STREAM_SHARE, UNSPOKEN};
-use self::slot::PerPeer;
 pub use self::{
     peers::{OpenError, PeerEvent, Peers, PeersHandle},
     registry::RegisterError,
@@ -29,6 +29,7 @@ pub use self::{
     slot::Slot,
     typed::{Malformed, Message, TypedReceiver, TypedSender},
 };
+use self::{slot::PerPeer, stall::Stall};
 use crate::{
     event::Direction,
     link::{
@@ -88,6 +89,7 @@ pub struct Protocol {
     pub(crate) streams: Option<mpsc::Sender<(PeerId, Stream)>>,
     pub(crate) slots: Vec<Arc<dyn PerPeer>>,
     pub(crate) about: Option<About>,
+    pub(crate) stall: Option<Stall>,
     pub(crate) registered: Arc<OnceLock<Arc<Registered>>>,
 }
 
@@ -204,6 +206,7 @@ impl Protocol {
             streams: None,
             slots: Vec::new(),
             about: None,
+            stall: None,
             registered: Arc::default(),
         }
     }

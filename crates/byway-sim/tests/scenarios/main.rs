@@ -32,6 +32,7 @@ mod renewal;
 mod restart;
 mod resurvey;
 mod scale;
+mod stall;
 mod stats;
 mod stripes;
 mod switch;

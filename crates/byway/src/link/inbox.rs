@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
@@ -21,6 +24,8 @@ pub(crate) struct Inbox {
     readable: Notify,
     max_messages: usize,
     max_bytes: usize,
+    /// How many messages the receiver has taken, if they are counted.
+    taken: OnceLock<Arc<AtomicU64>>,
 }
 
 #[derive(Debug, Default)]
@@ -28,6 +33,8 @@ struct State {
     peers: BTreeMap<PeerId, Queue>,
     /// Peers with something to read, in the order of their turns.
     ready: VecDeque<PeerId>,
+    /// How many messages the receiver was handed, if they are counted, and whose the last ones are.
+    handed: (u64, Option<PeerId>),
     /// The receiver is gone, or the protocol is unregistered.
     closed: bool,
 }
@@ -49,6 +56,8 @@ struct Queue {
 pub(crate) struct Hand {
     messages: VecDeque<(PeerId, Bytes)>,
     held: Option<Held>,
+    /// Where they are counted as they are taken, if they are.
+    taken: Option<Arc<AtomicU64>>,
 }
 
 impl Hand {
@@ -58,6 +67,11 @@ impl Hand {
         if self.messages.is_empty() {
             self.held = None;
         }
+        if let Some(taken) = &self.taken
+            && message.is_some()
+        {
+            taken.fetch_add(1, Relaxed);
+        }
         message
     }
 }
@@ -65,7 +79,8 @@ impl Hand {
 impl Inbox {
     /// Queues that hold `max_messages` and about `max_bytes` of each peer.
     pub(crate) fn new(max_messages: usize, max_bytes: usize) -> Self {
-        Inbox { state: Mutex::default(), readable: Notify::new(), max_messages, max_bytes }
+        let (state, readable) = (Mutex::default(), Notify::new());
+        Inbox { state, readable, max_messages, max_bytes, taken: OnceLock::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -168,14 +183,19 @@ impl Inbox {
         let Some(peer) = state.ready.pop_front() else { return false };
         let Some(queue) = state.peers.get_mut(&peer) else { return false };
         let was_full = queue.messages.len() >= self.max_messages || queue.bytes >= self.max_bytes;
-        let mut memory = 0;
+        let (mut memory, mut handed) = (0, 0);
         for _ in 0..TURN {
             let Some(message) = queue.messages.pop_front() else { break };
             queue.bytes -= message.len();
             memory += budget::cost(message.len());
+            handed += 1;
             out.messages.push_back((peer, message));
         }
         out.held = queue.held.as_mut().map(|held| held.split(memory));
+        if let Some(taken) = self.taken.get() {
+            state.handed = (state.handed.0 + handed, Some(peer));
+            out.taken.get_or_insert_with(|| Arc::clone(taken));
+        }
         if was_full {
             queue.space.notify_waiters(); // of two connections' readers the first may leave room for the other
         }
@@ -185,6 +205,24 @@ impl Inbox {
             state.peers.remove(&peer);
         }
         true
+    }
+
+    /// Counts from now on what the receiver takes.
+    pub(crate) fn count(&self) {
+        self.taken.get_or_init(Arc::default);
+    }
+
+    /// How many messages the receiver has taken since they are counted, and the peers of whom some still wait, be it in the
+    /// receiver's hands. Nobody waits for a receiver that is gone.
+    pub(crate) fn progress(&self) -> (u64, Vec<PeerId>) {
+        let state = self.lock();
+        let taken = self.taken.get().map_or(0, |taken| taken.load(Relaxed));
+        if state.closed {
+            return (taken, Vec::new());
+        }
+        let (handed, last) = state.handed;
+        let in_hand = last.filter(|_| handed > taken);
+        (taken, state.ready.iter().copied().chain(in_hand).collect())
     }
 
     /// Whether nothing of a peer's is in it.
@@ -322,6 +360,27 @@ mod tests {
             out.messages.clear();
         }
         assert_eq!(flooding.await.unwrap(), Some(true));
+    }
+
+    #[tokio::test]
+    async fn a_peer_waits_until_the_program_has_taken_its_last_message_or_is_gone() {
+        let inbox = Inbox::new(100, 1 << 20);
+        inbox.count();
+        assert_eq!(inbox.progress(), (0, vec![]));
+        inbox.deliver(&mut batch(2), &mut held(1)).await;
+        inbox.deliver(&mut batch(1), &mut held(2)).await;
+        assert_eq!(inbox.progress(), (0, vec![peer(1), peer(2)]));
+        let mut out = Hand::default();
+        assert!(inbox.try_take(&mut out));
+        assert_eq!(inbox.progress(), (0, vec![peer(2), peer(1)]), "those in the receiver's hands are not taken yet");
+        assert!(out.pop().is_some());
+        assert_eq!(inbox.progress(), (1, vec![peer(2), peer(1)]));
+        assert!(out.pop().is_some() && out.pop().is_none());
+        assert_eq!(inbox.progress(), (2, vec![peer(2)]));
+        assert!(inbox.try_take(&mut out));
+        assert_eq!(inbox.progress(), (2, vec![peer(2)]));
+        inbox.abandon();
+        assert_eq!(inbox.progress(), (2, vec![]), "the receiver is gone, with what it had in its hands");
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use super::{
     Protocol,
     run::guarded,
     slot::{self, PerPeer},
+    stall::Stall,
     stats::Tallies,
 };
 use crate::{
@@ -57,6 +59,7 @@ pub(crate) struct Registered {
     streams: Mutex<Option<mpsc::Sender<(PeerId, Stream)>>>,
     slots: Vec<Arc<dyn PerPeer>>,
     about: Option<About>,
+    pub(super) stall: Option<Stall>,
     members: RwLock<BTreeMap<PeerId, Member>>,
     events: Mutex<VecDeque<PeerEvent>>,
     pub(super) changed: Notify,
@@ -112,6 +115,9 @@ pub enum RegisterError {
         /// What is wrong with it.
         why: RateError,
     },
+    /// The time for which a program may take nothing is out of its range.
+    #[error("protocol {0:?}: `stalled_after` is {1:?}; choose between 1 s and 1 h, or leave it out")]
+    Stall(String, Duration),
     /// Too many protocols or channels.
     #[error("a node has at most {MAX_PROTOCOLS} protocols of {MAX_CHANNELS} channels each, and {MAX_DECLARED} in all")]
     TooMany,
@@ -195,6 +201,7 @@ impl Registry {
             streams: Mutex::new(protocol.streams),
             slots: protocol.slots,
             about: protocol.about,
+            stall: protocol.stall,
             members: RwLock::default(),
             events: Mutex::default(),
             changed: Notify::new(),
@@ -337,6 +344,7 @@ fn check(protocol: &Protocol) -> Result<(), RegisterError> {
     if *protocol.versions.start() == 0 || protocol.versions.is_empty() {
         return Err(RegisterError::Versions(name.clone()));
     }
+    protocol.stall.as_ref().map_or(Ok(()), |stall| stall.check(name))?;
     if protocol.channels.len() > MAX_CHANNELS {
         return Err(RegisterError::TooMany);
     }
@@ -412,6 +420,7 @@ impl Registered {
     /// Ends all receivers.
     fn end(&self) {
         self.channels.values().for_each(|(_, inbox)| inbox.close());
+        self.stall.iter().for_each(Stall::end);
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.changed.notify_one();
     }

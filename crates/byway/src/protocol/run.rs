@@ -17,7 +17,8 @@ use tokio::task::AbortHandle;
 use super::peers::{PeerEvent, Peers};
 use crate::switch::{Command, Failure};
 
-/// What a failing task costs its peer.
+/// What a task that fails, or a program that stalls ([`Protocol::stalled_after`](crate::Protocol::stalled_after)), costs the
+/// peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnFailure {

@@ -63,7 +63,7 @@ pub(crate) enum Command {
         link: Arc<Link>,
         reason: Gone,
     },
-    /// A protocol's task for a peer failed.
+    /// A protocol failed with a peer.
     Failed(Failure),
     /// The node's protocols or addresses have changed.
     Announce,
@@ -123,7 +123,7 @@ pub(crate) enum Command {
     },
 }
 
-/// A protocol's task for a link's peer failed.
+/// A protocol failed with a link's peer: its task did, or its program took nothing of what waits.
 pub(crate) struct Failure {
     pub(crate) link: Arc<Link>,
     pub(crate) protocol: u32,
