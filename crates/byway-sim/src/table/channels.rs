@@ -11,7 +11,7 @@
 //! | `control-p99` | the ratio of a control channel beside a bulk channel that is never empty |
 //! | `stalled-reader` | the ratio of a second channel of the same class while nobody reads the first one for 60 s |
 //! | `panicking-handler` | the same while the first one's receiver is lost to a panic, and its sender goes on |
-//! | `flooding-peer` | the ratio of the messages of 99 peers while a hundredth sends to the same receiver more than that can take, 16,000 messages a second |
+//! | `flooding-peer` | the ratio of messages of 2,000 bytes of 99 peers while a hundredth sends to the same receiver more than that can take, 16,000 messages a second |
 //! | `register-under-load` | the ratio of a control channel beside bulk, while both nodes register and unregister another protocol ten times a second |
 //! | `slow-reader` | the ratio of a second channel of the same class while the first one, which is never empty, has a reader that takes 20 ms for each message of 64 KiB |
 

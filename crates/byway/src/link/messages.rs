@@ -299,6 +299,7 @@ mod tests {
         assert_eq!(taken, 3 * MAX_BATCH);
         assert!(frames.batch.capacity() * size_of::<Bytes>() <= SMALL);
     }
+
     #[test]
     fn a_message_keeps_nothing_alive_but_the_piece_of_its_stream() {
         let received = Bytes::from([&[1, 7][..], &[2, 8, 9], &[40, 1]].concat());
