@@ -17,18 +17,6 @@ const DIALS: u64 = 5;
 /// Lines of the wan table in its short form: loss, reordering, a short queue, and CUBIC beside the flow.
 const LINES: [&str; 4] = ["loss-3", "jitter-2", "shallow", "vs-cubic-50"];
 
-/// The channels table in its short form.
-const CHANNELS: [&str; 8] = [
-    "shares-1-2-7-q20-loss-1",
-    "bulk-q100-loss-1",
-    "control-p99-q20-loss-0",
-    "stalled-reader-q20-loss-1",
-    "panicking-handler-q100-loss-0",
-    "flooding-peer-q20-loss-0",
-    "register-under-load-q20-loss-1",
-    "slow-reader-q100-loss-0",
-];
-
 /// Runs the scale table three times, the matrix, the wan table, the channels table, failovers, peer exchange and the soak; `--nodes N` runs the first alone in
 /// another size, and with it lifts the time limit.
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
@@ -86,11 +74,8 @@ fn wan() -> Result<(), Stop> {
     command::pass(&mut command::cargo(&args))
 }
 
-/// Each case of the channels table on one of its lines.
 fn channels() -> Result<(), Stop> {
-    let cases = CHANNELS.map(|case| format!("--case {case}")).join(" ");
-    let args = format!("run --release -p byway-sim -- channels --seed 1 --json --check {cases}");
-    command::pass(&mut command::cargo(&args))
+    command::pass(&mut command::cargo("run --release -p byway-sim -- channels --seed 1 --json --check"))
 }
 
 /// The rows that are wrong are told on stderr by the command itself.
