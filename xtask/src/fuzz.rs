@@ -1,6 +1,6 @@
 //! The fuzz targets of `fuzz/`, each for a short while. They need nightly Rust and cargo-fuzz.
 
-use std::fs;
+use std::{fs, thread};
 
 use crate::{Stop, command, number, root};
 
@@ -10,6 +10,9 @@ const SECONDS: u64 = 20;
 const INPUT_LIMIT: u64 = 5;
 /// What a target may use of memory, in MiB, the sanitizer's own share included.
 const MEMORY_LIMIT: u64 = 1_024;
+
+/// Targets that run at a time: each keeps one core busy.
+const AT_ONCE: usize = 2;
 
 /// Builds all targets and runs them, or those that are named, until one finds a fault.
 pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
@@ -28,11 +31,18 @@ pub(crate) fn run(args: &[String]) -> Result<(), Stop> {
         return Err(Stop::Skipped("no cargo-fuzz here: cargo install cargo-fuzz".into()));
     }
     command::pass(&mut command::cargo("+nightly fuzz build"))?;
-    for target in if named.is_empty() { &all } else { named } {
-        println!("fuzz target {target}, {seconds} s");
+    for targets in if named.is_empty() { &all } else { named }.chunks(AT_ONCE) {
+        println!("fuzz targets {}, {seconds} s", targets.join(" and "));
         let limits = format!("-max_total_time={seconds} -timeout={INPUT_LIMIT} -rss_limit_mb={MEMORY_LIMIT}");
-        let args = format!("+nightly fuzz run {target} -- {limits} -verbosity=0 -print_final_stats=1");
-        command::pass(&mut command::cargo(&args))?;
+        let fuzz = |target: &String| {
+            let args = format!("+nightly fuzz run {target} -- {limits} -verbosity=0 -print_final_stats=1");
+            command::pass(&mut command::cargo(&args))
+        };
+        let ended: Vec<_> = thread::scope(|scope| {
+            let running: Vec<_> = targets.iter().map(|target| scope.spawn(move || fuzz(target))).collect();
+            running.into_iter().map(|one| one.join().expect("a target's failure is no panic here")).collect()
+        });
+        ended.into_iter().collect::<Result<(), Stop>>()?;
     }
     Ok(())
 }
