@@ -33,7 +33,10 @@ use tokio::{
 };
 
 pub(crate) use self::command::{Command, Failure, Knock};
-use self::{dials::Dials, keeper::Keeper};
+use self::{
+    dials::{Asker, Dials},
+    keeper::Keeper,
+};
 pub use self::{
     filter::{Candidate, Filter, Origin, SourceFilter},
     keeper::AddPeerError,
@@ -221,7 +224,7 @@ struct Shell {
     ended: Option<Gone>,
     waiting: BTreeMap<PeerId, Waiting>,
     /// The dial that waits for its word now.
-    going: Option<oneshot::Sender<bool>>,
+    going: Option<Asker>,
     doors: BTreeMap<KnockId, Door>,
     /// Strangers that are not refused and have no link yet, with the addresses that filters are told of them, and when they came:
     /// for a slot is held for none of them longer than for a handshake.
@@ -303,7 +306,7 @@ impl Shell {
         match command {
             Command::Dial { target, reply } => self.dial(target, reply),
             Command::Handshaken { dial, reply } => {
-                self.going = Some(reply);
+                self.going = Some(Asker { dial, reply });
                 self.feed(Input::Answered { dial });
             }
             Command::DialFailed { dial, error } => self.dial_failed(dial, error),

@@ -11,7 +11,7 @@ use byway_proto::{
 use tokio::time;
 use tracing::{debug, info};
 
-use super::{Candidate, Command, Shell, SwitchRef, reason};
+use super::{Candidate, Command, Shell, SwitchRef, dials::Asker, reason};
 use crate::{
     core::Core,
     dial::{self, DialError, MAX_DIAL_ADDRS, Target},
@@ -30,11 +30,7 @@ impl Shell {
     pub(super) fn carry_out(&mut self, output: Output) {
         match output {
             Output::Dial { dial, contact, cause } => self.begin(dial, contact, cause),
-            Output::GoOn { goes_on, .. } => {
-                if let Some(reply) = self.going.take() {
-                    let _ = reply.send(goes_on); // the dial may have been given up
-                }
-            }
+            Output::GoOn { dial, goes_on } => Asker::tell(&mut self.going, dial, goes_on),
             Output::Connected { peer } => self.answer(peer, &Ok(peer)),
             Output::NotDialled { peer, why } => self.answer(peer, &Err(reason::not_dialled(peer, why))),
             Output::Ask { knock, .. } => self.ask(knock),
