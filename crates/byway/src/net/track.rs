@@ -12,7 +12,7 @@ use byway_proto::{
     gate::{Backlog, Credit},
     paths::{Budget, Plan, RouteId, SMALL, Sample},
     schedule::Bucket,
-    wire::fragment::Reassembly,
+    wire::{fragment::Reassembly, relay_data::AllocId},
 };
 use tokio::sync::Notify;
 
@@ -232,6 +232,12 @@ impl Track {
     /// Whether both nodes run on one machine: the peer, or its relay, is reached over loopback.
     pub(crate) fn knows_this_machine(&self) -> bool {
         self.vias().iter().any(|via| via.remote().ip().is_loopback())
+    }
+
+    /// Whether the peer has answered by an allocation. That there is one is the relay's word alone until then.
+    pub(crate) fn is_carried_by(&self, id: AllocId) -> bool {
+        let state = self.lock();
+        state.routes().any(|(_, slot)| slot.proven && matches!(slot.via, Via::Relay(_, known) if known == id))
     }
 
     /// The ways by which something came from this peer.
@@ -467,6 +473,17 @@ mod tests {
         assert!(!state.heard(other, 100, now));
         state.plan = Plan::Several([first, other].into_iter().collect());
         assert!(state.heard(other, 100, now) && !state.heard(first, 100, now));
+    }
+
+    #[test]
+    fn a_relay_carries_a_connection_only_once_the_peer_has_answered_by_it() {
+        let (peer, relay): (SocketAddr, SocketAddr) = (([192, 0, 2, 1], 1).into(), ([192, 0, 2, 2], 1).into());
+        let alias = ([0x100, 0, 0, 0, 0, 0, 0, 1], 1).into();
+        let track = Track::accepted(alias, Via::Direct(peer), Instant::START);
+        let route = track.lock().add(Via::Relay(relay, AllocId(7)), false).expect("there is room");
+        assert!(!track.is_carried_by(AllocId(7)), "the relay alone says so");
+        assert!(track.prove(route) && track.is_carried_by(AllocId(7)));
+        assert!(!track.is_carried_by(AllocId(8)));
     }
 
     #[test]

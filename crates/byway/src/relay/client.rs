@@ -469,9 +469,7 @@ impl Client {
         match message {
             Control::OpenFailed { alloc, peer, reason } => self.open_failed(alloc, peer, reason).await,
             Control::Opened { alloc, peer, .. } => self.opened(alloc, peer).await,
-            Control::PeerAnew { peer, instance, .. } => {
-                self.core.switch.send(SwitchCommand::Anew { peer, instance }).await;
-            }
+            Control::PeerAnew { alloc, peer, instance } => self.anew(alloc, peer, instance).await,
             Control::Drain { deadline } => {
                 info!(relay = ?self.relay.id, ?deadline, "the relay will stop");
                 self.is_draining = true;

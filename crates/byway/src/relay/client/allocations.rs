@@ -10,7 +10,10 @@ use byway_proto::{
 use tokio::time::Instant;
 
 use super::Client;
-use crate::{agent::Command as AgentCommand, dial, link::Link, net::routes::Via, relay::table::Wanted};
+use crate::{
+    agent::Command as AgentCommand, dial, link::Link, net::routes::Via, relay::table::Wanted,
+    switch::Command as SwitchCommand,
+};
 
 /// Peers that a node reaches through one relay, and as many that reach it.
 const MAX_ALLOCATIONS: usize = 256;
@@ -120,6 +123,16 @@ impl Client {
         let (Some(link), Some(addr)) = (self.core.switch.link(peer), self.shared.lock().addr) else { return };
         let (alias, via) = (link.track.alias(), Via::Relay(addr, id));
         self.core.agent.send(AgentCommand::Leave { alias, via, for_good: true }).await;
+    }
+
+    /// The relay says that a peer was restarted, which ends the link to it. It is believed of those alone whose packets it
+    /// carries: a peer may have named any relay, and that one any peer.
+    pub(super) async fn anew(&self, id: AllocId, peer: PeerId, instance: u64) {
+        let Some(link) = self.core.switch.link(peer) else { return };
+        let is_own = self.allocations.get(&id).is_some_and(|own| own.alias() == Some(link.track.alias()));
+        if is_own || link.track.is_carried_by(id) {
+            self.core.switch.send(SwitchCommand::Anew { peer, instance }).await;
+        }
     }
 
     /// A peer opened a way to this node; if they are connected already, it is one more. Of two that both sides opened, not
