@@ -265,6 +265,7 @@ impl AgentPeer {
                 Output::ClearUnanswered => self.track.lock().answered(),
                 Output::Selected { from, to, why, hedge_began } => {
                     self.track.lock().selected = Some(to);
+                    self.track.settled.notify_one();
                     if self.detour.by.take() != Some(to) {
                         if from.is_some() || hedge_began.is_some() {
                             self.revive_by(to, hedge_began, mux.now());

@@ -59,6 +59,8 @@ pub(crate) struct Track {
     pub(crate) backlog: Notify,
     /// Told when another route was selected.
     pub(crate) moved: Notify,
+    /// Told when the route that carries the connection may have become a proven one.
+    pub(crate) settled: Notify,
     /// Told when packets arrive again after an outage: QUIC's own next one may be many seconds away.
     pub(crate) revived: Notify,
     /// Whether a relay's own connection has something unanswered that should have been answered.
@@ -185,6 +187,7 @@ impl Track {
             line: Arc::default(),
             backlog: Notify::new(),
             moved: Notify::new(),
+            settled: Notify::new(),
             revived: Notify::new(),
             silent: Watched::default(),
         }
@@ -247,7 +250,28 @@ impl Track {
 
     /// Notes that a route is the peer's; `true` if that is new.
     pub(crate) fn prove(&self, route: RouteId) -> bool {
-        self.lock().slot_mut(route).is_some_and(|slot| !std::mem::replace(&mut slot.proven, true))
+        let is_new = self.lock().slot_mut(route).is_some_and(|slot| !std::mem::replace(&mut slot.proven, true));
+        if is_new {
+            self.settled.notify_one();
+        }
+        is_new
+    }
+
+    /// Waits until the connection goes by a proven route to another address than `known`, which may be so already.
+    pub(crate) async fn settles(&self, known: Option<SocketAddr>) -> SocketAddr {
+        loop {
+            if let Some(now) = self.proven_remote().filter(|now| Some(*now) != known) {
+                return now;
+            }
+            self.settled.notified().await;
+        }
+    }
+
+    /// Where the connection goes, if the peer has shown that it is there.
+    fn proven_remote(&self) -> Option<SocketAddr> {
+        let state = self.lock();
+        let slot = state.slot(state.selected?)?;
+        slot.proven.then(|| slot.via.remote())
     }
 
     pub(crate) fn probe_key(&self) -> Option<[u8; 8]> {
@@ -461,6 +485,8 @@ fn is_short(datagram: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -484,6 +510,24 @@ mod tests {
         assert!(!track.is_carried_by(AllocId(7)), "the relay alone says so");
         assert!(track.prove(route) && track.is_carried_by(AllocId(7)));
         assert!(!track.is_carried_by(AllocId(8)));
+    }
+
+    #[test]
+    fn a_connection_settles_where_the_peer_has_answered_and_not_where_its_handshake_came_from() {
+        let (forged, real): (SocketAddr, SocketAddr) = (([192, 0, 2, 1], 1).into(), ([192, 0, 2, 2], 1).into());
+        let track = Track::accepted(([0x100, 0, 0, 0, 0, 0, 0, 1], 1).into(), Via::Direct(forged), Instant::START);
+        let other = track.lock().add(Via::Direct(real), false).expect("there is room");
+        track.lock().selected = Some(RouteId(0));
+        let mut settling = std::pin::pin!(track.settles(None));
+        assert_eq!(settling.as_mut().now_or_never(), None);
+        assert!(track.prove(other));
+        assert_eq!(settling.as_mut().now_or_never(), None, "the proven route does not carry it");
+        track.lock().selected = Some(other);
+        track.settled.notify_one();
+        assert_eq!(settling.as_mut().now_or_never(), Some(real));
+        assert!(track.prove(RouteId(0)));
+        track.lock().selected = Some(RouteId(0));
+        assert_eq!(track.settles(Some(real)).now_or_never(), Some(forged), "it had moved before anybody waited");
     }
 
     #[test]

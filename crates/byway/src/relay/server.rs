@@ -38,6 +38,9 @@ const CONTROL: usize = 256;
 /// came back.
 const PING: Duration = Duration::from_secs(120);
 
+/// How long a client's link may take until its client has answered on the route that carries it: a ping that is lost often.
+const PROOF: Duration = Duration::from_secs(10);
+
 /// The sockets of a relay's second port: the agent counts its own from below.
 const SECOND: [SocketId; 2] = [SocketId(u32::MAX), SocketId(u32::MAX - 1)];
 
@@ -132,38 +135,60 @@ impl RelayShell {
         let instance = link.hello().instance;
         let (addr, source) = (via.remote(), source_of(core, via.remote()));
         self.input(core, Input::Connected { conn, peer: link.peer, instance, addr, source });
-        // Only now may its messages be read: the machine takes none of a client that it does not know.
         core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux), None));
-        core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, core.scope(self.control.clone())));
-        let (shell, watcher) = (Arc::clone(self), Arc::clone(core));
-        core.tasks.spawn(async move { shell.watch(&watcher, conn, &link).await });
+        let (shell, core) = (Arc::clone(self), Arc::clone(core));
+        core.tasks.clone().spawn(async move {
+            // Its messages are read no sooner: whoever registers is sent data, and a handshake's source may be forged.
+            let proof = tokio::select! {
+                biased;
+                _ = link.connection.closed() => None,
+                proof = time::timeout(PROOF, link.track.settles(None)) => proof.ok(),
+            };
+            match proof {
+                Some(proven) => {
+                    if proven != addr {
+                        shell.moved(&core, conn, proven);
+                    }
+                    let scope = core.scope(shell.control.clone());
+                    core.tasks.spawn(readers::run(Arc::clone(&link), recv, codec, scope));
+                    shell.watch(&core, conn, &link, proven).await;
+                }
+                None => {
+                    link.close(Gone::TimedOut); // nothing if it has ended
+                    shell.over(&core, conn, &link, addr);
+                }
+            }
+        });
     }
 
     /// Follows a client to new addresses, until its link ends.
-    async fn watch(&self, core: &Arc<Core>, conn: u64, link: &Link) {
-        let mut addr = link.track.via().map(|via| via.remote());
+    async fn watch(&self, core: &Arc<Core>, conn: u64, link: &Link, mut addr: SocketAddr) {
         loop {
-            tokio::select! {
+            addr = tokio::select! {
                 biased;
                 _ = link.connection.closed() => break,
-                () = link.track.moved.notified() => {}
-            }
-            let now = link.track.via().map(|via| via.remote());
-            if let Some(new) = now.filter(|_| now != addr) {
-                addr = now;
-                core.mux.sockets.wss().vouch(new, true);
-                self.input(core, Input::Rebound { conn, addr: new, source: source_of(core, new) });
-            }
+                now = link.track.settles(Some(addr)) => now,
+            };
+            self.moved(core, conn, addr);
         }
+        self.over(core, conn, link, addr);
+    }
+
+    /// A client is at another address now.
+    fn moved(&self, core: &Core, conn: u64, addr: SocketAddr) {
+        core.mux.sockets.wss().vouch(addr, true);
+        self.input(core, Input::Rebound { conn, addr, source: source_of(core, addr) });
+    }
+
+    /// A client's link, last at `addr`, has ended.
+    fn over(&self, core: &Arc<Core>, conn: u64, link: &Link, addr: SocketAddr) {
         {
             let mut links = self.links();
             links.by_number.remove(&conn);
             links.numbers.remove(&link.track.alias());
         }
         link.outbox.close();
-        if let Some(addr) = addr {
-            core.mux.sockets.wss().vouch(addr, false);
-        }
+        core.mux.sockets.wss().vouch(addr, false);
         self.input(core, Input::Disconnected { conn });
         core.retire(&link.track);
     }
