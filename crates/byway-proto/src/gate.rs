@@ -1,25 +1,25 @@
 //! What strangers may cost: admission before authentication, and the budgets of what is not proven yet.
 //!
 //! Four questions, in the order in which a packet meets them. May a packet of an unknown connection be answered
-//! ([`Gate::stray`], per source and in all)? May this Initial reach QUIC at all ([`Gate::initial`], per source)? May the
+//! ([`Gate::stray`], per source and in all), or a relay's STUN question ([`Gate::stun`], likewise)? May this Initial reach QUIC at all ([`Gate::initial`], per source)? May the
 //! connection that QUIC would make of it begin ([`Gate::admit`])? May we answer there ([`Credit`], three times what came,
 //! RFC 9000 §8.1)? [`Backlog`] bounds what waits for a connection that is already made. Who is banned or over a limit of
 //! peers is not asked here: that needs a name, and a name needs a handshake.
 
+mod answers;
 mod backlog;
 mod credit;
 mod source;
-mod strays;
 
 use alloc::collections::BTreeMap;
 use core::time::Duration;
 
+use answers::Answers;
+pub use answers::{STRAY_RATE, STRAY_RATE_PER_SOURCE, STUN_RATE, STUN_RATE_PER_SOURCE};
 pub use backlog::{BACKLOG, BACKLOG_WINDOW, Backlog};
 pub use credit::Credit;
 use source::Sources;
 pub use source::{MAX_SOURCES, Source};
-use strays::Strays;
-pub use strays::{STRAY_RATE, STRAY_RATE_PER_SOURCE};
 
 use crate::{schedule::Bucket, time::Instant};
 
@@ -107,7 +107,8 @@ pub struct Gate {
     next_id: u64,
     accept_queue: usize,
     answers: Bucket,
-    strays: Strays,
+    strays: Answers,
+    stun: Answers,
     counters: GateCounters,
 }
 
@@ -121,7 +122,8 @@ impl Gate {
             next_id: 0,
             accept_queue: 0,
             answers: Bucket::new(config.answer_rate, config.answer_rate, Instant::START),
-            strays: Strays::new(seed),
+            strays: Answers::new(seed, STRAY_RATE, STRAY_RATE_PER_SOURCE),
+            stun: Answers::new(seed, STUN_RATE, STUN_RATE_PER_SOURCE),
             counters: GateCounters::default(),
             config,
         }
@@ -130,6 +132,11 @@ impl Gate {
     /// Decides whether a packet of a connection that this node does not know may be answered.
     pub fn stray(&mut self, source: Source, now: Instant) -> bool {
         self.strays.take(source, now)
+    }
+
+    /// Decides whether a STUN question may be answered.
+    pub fn stun(&mut self, source: Source, now: Instant) -> bool {
+        self.stun.take(source, now)
     }
 
     /// Decides whether a datagram of `len` bytes with an Initial that belongs to no known connection may reach QUIC.

@@ -27,7 +27,6 @@ use byway_proto::{
     gate::{Gate, Source},
     nat::SocketId,
     relay::RelayServer,
-    schedule::Bucket,
     wire::stun,
 };
 use quinn::{
@@ -49,10 +48,6 @@ use crate::{
 
 /// Datagrams for the agent that may wait: probes of 64 peers, four each.
 pub(crate) const AGENT_QUEUE: usize = 256;
-
-/// STUN requests that a relay answers per second, and at once: a hundred clients may come in one moment, with some two dozen
-/// each. An answer has at most 24 bytes more than its question.
-const STUN_RATE: (u64, u64) = (5_000, 2_500);
 
 /// The largest UDP payload that is received: an Ethernet frame's.
 pub(crate) const MAX_DATAGRAM: u16 = 1_500;
@@ -101,8 +96,6 @@ pub(crate) struct Mux {
     /// Tells the agent that a peer has something unanswered.
     pub(crate) woken: Woken,
     control: mpsc::Sender<ControlDatagram>,
-    /// What a relay may still answer of STUN.
-    stun: Mutex<Bucket>,
     questions: Mutex<Questions>,
     spill: Mutex<VecDeque<(SocketAddr, Vec<u8>)>>,
     turn: AtomicUsize,
@@ -175,7 +168,6 @@ impl Mux {
             relay: OnceLock::new(),
             woken: Woken::default(),
             control,
-            stun: Mutex::new(Bucket::new(STUN_RATE.0, STUN_RATE.1, clock.now())),
             questions: Mutex::default(),
             spill: Mutex::default(),
             turn: AtomicUsize::new(0),
@@ -211,7 +203,7 @@ impl Mux {
         }
         let asked = self.relay.get().and_then(|_| stun::Request::parse(datagram)).filter(stun::Request::is_from_here);
         let Some(asked) = asked else { return self.counters.count(Dropped::Junk) };
-        if !self.stun.lock().unwrap_or_else(PoisonError::into_inner).take(1, now) {
+        if !self.gate.lock().unwrap_or_else(PoisonError::into_inner).stun(self.source_of(via), now) {
             return self.counters.count(Dropped::StunRate);
         }
         // To another port of the same address it goes if that is asked for: so a client learns how long its NAT keeps a mapping.

@@ -1,4 +1,4 @@
-//! Answers to packets of connections that this node does not know.
+//! Answers to strangers that cost no handshake, shared among those who ask.
 
 use super::{Source, source::Sources};
 use crate::{schedule::Bucket, time::Instant};
@@ -10,20 +10,28 @@ pub const STRAY_RATE: (u64, u64) = (1_000, 1_000);
 /// The share of one source, so that 31 are needed to keep the answers from all others.
 pub const STRAY_RATE_PER_SOURCE: (u64, u64) = (32, 64);
 
-/// Decides which packets of unknown connections are answered.
+/// STUN questions that a relay answers per second, and at once: a hundred clients may come in one moment, with some two dozen
+/// each. An answer has at most 24 bytes more than its question.
+pub const STUN_RATE: (u64, u64) = (5_000, 2_500);
+
+/// The share of one source, so that five are needed to keep the answers from all others: fifty clients behind one NAT.
+pub const STUN_RATE_PER_SOURCE: (u64, u64) = (1_000, 1_250);
+
+/// Decides which questions of one kind are answered.
 #[derive(Debug)]
-pub(super) struct Strays {
+pub(super) struct Answers {
     sources: Sources,
+    per_source: (u64, u64),
     all: Bucket,
 }
 
-impl Strays {
-    pub(super) fn new(seed: [u8; 32]) -> Self {
-        Strays { sources: Sources::new(seed), all: Bucket::new(STRAY_RATE.0, STRAY_RATE.1, Instant::START) }
+impl Answers {
+    pub(super) fn new(seed: [u8; 32], (rate, burst): (u64, u64), per_source: (u64, u64)) -> Self {
+        Answers { sources: Sources::new(seed), per_source, all: Bucket::new(rate, burst, Instant::START) }
     }
 
     pub(super) fn take(&mut self, source: Source, now: Instant) -> bool {
-        let (rate, burst) = STRAY_RATE_PER_SOURCE;
+        let (rate, burst) = self.per_source;
         self.sources.bucket(source, now, || Bucket::new(rate, burst, now)).take(1, now) && self.all.take(1, now)
     }
 }
@@ -38,9 +46,13 @@ mod tests {
         Source::of((Ipv4Addr::from_bits(n), 1).into())
     }
 
+    fn strays() -> Answers {
+        Answers::new([1; 32], STRAY_RATE, STRAY_RATE_PER_SOURCE)
+    }
+
     #[test]
     fn one_source_does_not_use_up_the_answers_to_the_others() {
-        let mut strays = Strays::new([1; 32]);
+        let mut strays = strays();
         let mut now = Instant::START;
         for _ in 0..20_000 {
             now += Duration::from_micros(500);
@@ -51,7 +63,7 @@ mod tests {
 
     #[test]
     fn all_sources_together_get_a_thousand_answers_a_second() {
-        let mut strays = Strays::new([1; 32]);
+        let mut strays = strays();
         let at_once = (0..5_000).filter(|n| strays.take(v4(*n), Instant::START)).count();
         assert_eq!(at_once as u64, STRAY_RATE.1);
         let later = Instant::START + Duration::from_secs(1);
