@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::{debug, info};
 
-use self::allocations::Allocation;
+use self::{allocations::Allocation, moves::Moves};
 use super::table::{Command, Shared};
 use crate::{
     agent::{Command as AgentCommand, ServerSource},
@@ -37,6 +37,7 @@ use crate::{
 mod allocations;
 mod connect;
 mod line;
+mod moves;
 
 /// Control messages of one relay that may wait.
 const CONTROL: usize = 64;
@@ -74,7 +75,7 @@ pub(crate) fn paths() -> PathsConfig {
 /// One relay's task: it ends when nobody needs the relay any more.
 pub(super) async fn run(core: Arc<Core>, relay: PeerAddr, shared: Arc<Shared>, commands: mpsc::Receiver<Command>) {
     let (allocations, guests) = (BTreeMap::new(), BTreeMap::new());
-    let silence = Silence::None;
+    let (silence, moves) = (Silence::None, Moves::new(core.mux.now()));
     let client = Client {
         core,
         relay,
@@ -86,6 +87,7 @@ pub(super) async fn run(core: Arc<Core>, relay: PeerAddr, shared: Arc<Shared>, c
         silence,
         is_draining: false,
         seen: None,
+        moves,
     };
     client.run().await;
 }
@@ -104,6 +106,7 @@ struct Client {
     is_draining: bool,
     /// Where it saw this node last over UDP.
     seen: Option<IpAddr>,
+    moves: Moves,
 }
 
 /// Why a relay is not in use.
@@ -320,37 +323,6 @@ impl Client {
         self.core.switch.send(SwitchCommand::Announce).await;
     }
 
-    /// The relay sees this node at another address now, perhaps of the other family.
-    async fn moved(&mut self, link: &Arc<Link>, addr: &mut SocketAddr, observed: SocketAddr) {
-        let old = std::mem::replace(addr, self.seen_from(link, *addr, observed));
-        let seen_before = {
-            let mut state = self.shared.lock();
-            state.addr = Some(*addr);
-            state.observed.replace(observed)
-        };
-        if old == *addr && seen_before == Some(observed) {
-            return; // it was asked again in a doubt, and there is nothing to tell
-        }
-        self.note_seen(*addr, observed).await;
-        if old == *addr {
-            return self.core.switch.send(SwitchCommand::Announce).await;
-        }
-        self.core.mux.routes.remove_relay(old);
-        self.settle(link, *addr).await;
-    }
-
-    /// Notes where the relay sees this node. If that is another address than it was, the router has a new one, or is another.
-    async fn note_seen(&mut self, addr: SocketAddr, observed: SocketAddr) {
-        let ip = observed.ip();
-        if is_virtual(addr) {
-            return; // a proxy's, perhaps
-        }
-        let before = self.seen.replace(ip).filter(|before| before.is_ipv4() == ip.is_ipv4());
-        if before.is_some_and(|before| before != ip) {
-            self.core.agent.send(AgentCommand::SeenElsewhere(ip)).await;
-        }
-    }
-
     /// The relay answers STUN at these addresses, and at no other.
     async fn name_servers(&self, addrs: Vec<SocketAddr>) {
         let home = self.shared.lock().home;
@@ -395,7 +367,7 @@ impl Client {
                 }
                 () = at(reopen) => self.reopen(link, *addr).await,
                 Some((_, message)) = from_link.recv() => match message {
-                    Control::Registered { observed, .. } => self.moved(link, addr, observed).await,
+                    Control::Registered { observed, .. } => self.moved(link, addr, observed).await?,
                     message => self.control(message).await,
                 },
                 () = self.shared.poked.notified() => self.obey(link).await,
