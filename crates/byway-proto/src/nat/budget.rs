@@ -82,11 +82,13 @@ pub(super) struct Allowance {
     mappings: u32,
     probes: u32,
     predicted: u32,
+    /// When what was turned away may come back, of its pings and of its punch.
+    turns: [Instant; 2],
 }
 
 impl Allowance {
     pub(super) fn new(now: Instant) -> Self {
-        Allowance { since: now, mappings: 0, probes: 0, predicted: 0 }
+        Allowance { since: now, mappings: 0, probes: 0, predicted: 0, turns: [Instant::START; 2] }
     }
 
     /// A new allowance, unless this one is too young for that.
@@ -147,11 +149,14 @@ impl Budget {
             let Denied::Until(at) = denied else { return Err(denied) };
             self.counters.deferred += 1;
             // one after the other: did all come back at once, each packet would cost as much work as there are connections
-            let [pings, punches] = &mut self.queues;
-            let queue = if purpose == Purpose::Candidate { pings } else { punches };
-            let at = at.max(*queue);
-            *queue = at + SECOND / self.limits.per_second.max(1);
-            return Err(Denied::Until(at));
+            let ([pings, punches], [ping, punch]) = (&mut self.queues, &mut dial.turns);
+            let (queue, turn) = if purpose == Purpose::Candidate { (pings, ping) } else { (punches, punch) };
+            // a dial keeps its place: a peer that speaks has it try again, and must not make the line longer
+            if *turn <= now {
+                *turn = at.max(*queue);
+                *queue = *turn + SECOND / self.limits.per_second.max(1);
+            }
+            return Err(Denied::Until(*turn));
         }
         self.sent.push_back(now);
         self.counters.per_second_max = self.counters.per_second_max.max(self.sent.len() as u32);

@@ -229,6 +229,24 @@ fn connections_that_wait_for_a_full_second_come_back_one_after_the_other() {
     assert!(deferred < 2 * (pings + LINKS), "{pings} packets were tried {deferred} times in vain");
 }
 
+#[test]
+fn a_peer_that_speaks_while_the_second_is_full_does_not_make_the_others_wait() {
+    let mut agent = Agent::new(AgentConfig::default(), &[1; 32], at(0));
+    let addrs = |first: u16| (first..first + 10).map(|port| SocketAddr::new(addr("192.0.2.1:1").ip(), port)).collect();
+    for n in 0..40 {
+        agent.handle_input(up(LinkId(n)), at(0));
+        agent.handle_input(Input::Candidates { link: LinkId(n), addrs: addrs(1) }, at(0));
+    }
+    for n in 0..10_000 {
+        agent.handle_input(Input::Candidates { link: LinkId(0), addrs: addrs(n + 2) }, at(1));
+        drain(&mut agent);
+    }
+    agent.handle_input(up(LinkId(99)), at(2));
+    agent.handle_input(Input::Candidates { link: LinkId(99), addrs: vec![addr(THEIRS)] }, at(2));
+    let sent = pings(&run(&mut agent, at(5_000)));
+    assert!(sent.iter().any(|(_, to)| *to == addr(THEIRS)), "40 s in line behind one peer's words");
+}
+
 fn report(public: &str, mapping: Mapping, ports: Ports) -> NatReport {
     let found = FamilyReport {
         public: Some(addr(public)),
