@@ -247,6 +247,22 @@ fn a_peer_that_speaks_while_the_second_is_full_does_not_make_the_others_wait() {
     assert!(sent.iter().any(|(_, to)| *to == addr(THEIRS)), "40 s in line behind one peer's words");
 }
 
+#[test]
+fn a_peer_that_names_ever_new_addresses_leaves_the_others_half_of_each_second() {
+    let mut agent = Agent::new(AgentConfig::default(), &[1; 32], at(0));
+    agent.handle_input(up(LINK), at(0));
+    for n in 0..1_500 {
+        let addrs = (0..10).map(|port| SocketAddr::new(addr("192.0.2.1:1").ip(), 1 + 10 * n + port)).collect();
+        let now = at(u64::from(n));
+        run(&mut agent, now);
+        agent.handle_input(Input::Candidates { link: LINK, addrs }, now);
+    }
+    drain(&mut agent);
+    agent.handle_input(up(LinkId(99)), at(1_500));
+    agent.handle_input(Input::Candidates { link: LinkId(99), addrs: vec![addr(THEIRS)] }, at(1_500));
+    assert_eq!(pings(&run(&mut agent, at(1_500))).iter().filter(|(_, to)| *to == addr(THEIRS)).count(), 1);
+}
+
 fn report(public: &str, mapping: Mapping, ports: Ports) -> NatReport {
     let found = FamilyReport {
         public: Some(addr(public)),
