@@ -449,8 +449,8 @@ impl Switch {
         for knock in self.knocks.overdue(now) {
             self.turn_away(knock, Close::FilterTimeout);
         }
-        for seat in self.knocks.forgotten(now) {
-            self.seats.free(seat);
+        for knock in self.knocks.forgotten(now) {
+            self.knock_over(knock);
         }
         self.book.expire(self.unix(now));
         self.dial_persistent(now);

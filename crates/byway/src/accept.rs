@@ -1,6 +1,6 @@
 //! Accepting: the gate's decision on each stranger, then the handshake and the hellos, all within a deadline.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use byway_proto::{
     gate::{DropReason, HANDSHAKE_TOTAL, HandshakeId, Verdict},
@@ -79,6 +79,7 @@ async fn is_welcome(core: &Core, track: &Track) -> bool {
 }
 
 async fn greet(core: Arc<Core>, track: Arc<Track>, incoming: quinn::Incoming, handshake: HandshakeId) {
+    let vetted = OnceLock::new(); // kept where it outlives a handshake that runs out of time
     let greeted = async {
         if !is_welcome(&core, &track).await {
             incoming.ignore();
@@ -86,7 +87,7 @@ async fn greet(core: Arc<Core>, track: Arc<Track>, incoming: quinn::Incoming, ha
         }
         let connecting = core.endpoint.accept(&track, incoming).map_err(|error| Gone::Lost(error.to_string()))?;
         let connection = core.endpoint.handshake(&track, connecting).await.map_err(|e| Gone::Lost(e.to_string()))?;
-        hello(&core, &track, connection).await
+        hello(&core, &track, connection, &vetted).await
     };
     // Whatever the other side does, or leaves undone, it is a peer by then or gone.
     let greeted = time::timeout(HANDSHAKE_TOTAL, greeted).await.unwrap_or(Err(Gone::TimedOut));
@@ -108,15 +109,20 @@ async fn greet(core: Arc<Core>, track: Arc<Track>, incoming: quinn::Incoming, ha
         Err(reason) => {
             debug!(%reason, "handshake failed");
             core.retire(&track);
+            if let Some(knock) = vetted.get() {
+                core.switch.send(Command::KnockOver(*knock)).await;
+            }
         }
     }
 }
 
-/// Exchanges hellos as the accepting side; a link that is not for relaying comes with the switch's leave.
+/// Exchanges hellos as the accepting side; a link that is not for relaying comes with the switch's leave, which is noted
+/// in `vetted`.
 async fn hello(
     core: &Arc<Core>,
     track: &Arc<Track>,
     connection: quinn::Connection,
+    vetted: &OnceLock<KnockId>,
 ) -> Result<(Established, Option<KnockId>), Gone> {
     let peer = establish::proven_peer(&connection)?;
     if peer == core.id() {
@@ -130,13 +136,11 @@ async fn hello(
         None
     } else {
         let knock = Knock { peer, instance: theirs.instance, via: track.via() };
-        Some(core.switch.vet(knock).await.inspect_err(|reason| reason.close(&connection))?)
+        let knock = core.switch.vet(knock).await.inspect_err(|reason| reason.close(&connection))?;
+        Some(*vetted.get_or_init(|| knock))
     };
-    let agreed = agree(core, track, connection, control, (theirs, knock.is_none())).await;
-    if let (Err(_), Some(knock)) = (&agreed, knock) {
-        core.switch.send(Command::KnockOver(knock)).await;
-    }
-    agreed.map(|established| (established, knock))
+    let established = agree(core, track, connection, control, (theirs, knock.is_none())).await?;
+    Ok((established, knock))
 }
 
 async fn agree(

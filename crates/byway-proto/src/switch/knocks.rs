@@ -51,11 +51,10 @@ impl Knocks {
         self.0.iter().filter(over).map(|(id, _)| *id).collect()
     }
 
-    /// Takes out those that were let in and never came; returns their seats.
-    pub(super) fn forgotten(&mut self, now: Instant) -> Vec<Option<Seat>> {
+    /// Those that were let in and never came.
+    pub(super) fn forgotten(&self, now: Instant) -> Vec<KnockId> {
         let over = |(_, knock): &(&KnockId, &Knock)| matches!(knock.stage, Stage::Admitted(at, _) if at <= now);
-        let over: Vec<_> = self.0.iter().filter(over).map(|(id, _)| *id).collect();
-        over.iter().filter_map(|id| self.0.remove(id)).map(|knock| knock.seat()).collect()
+        self.0.iter().filter(over).map(|(id, _)| *id).collect()
     }
 
     /// Takes all out.

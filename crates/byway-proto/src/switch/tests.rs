@@ -106,6 +106,15 @@ fn a_banned_peer_is_neither_let_in_nor_dialled_until_the_ban_ends() {
 }
 
 #[test]
+fn a_stranger_that_was_let_in_and_never_came_holds_back_no_dial_of_ours() {
+    let mut rig = Rig::new(|_| {});
+    let dial = rig.begin(1, at(0));
+    assert_eq!(rig.knock(1, 7, at(0)), [Output::Admit { knock: KnockId(7) }]);
+    rig.feed(Input::Timeout, Instant::START + HELD);
+    assert_eq!(rig.feed(Input::Answered { dial }, Instant::START + HELD), [Output::GoOn { dial, goes_on: true }]);
+}
+
+#[test]
 fn an_imported_ban_ends_the_link_and_the_dial_of_its_peer() {
     let mut other = Book::new(BookConfig::default(), peer(600), [1; 32]);
     (1..4).for_each(|n| other.add(contact(n), UnixTime(1_000)).unwrap());
