@@ -53,6 +53,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// The longest pause after a relay has said that it does not serve this node: that takes its operator to change.
 const REFUSED: Duration = Duration::from_secs(60);
 
+/// The same for a relay that somebody has named and that has never served this node: there may be none, and each attempt
+/// sends some dozens of packets to whoever is there.
+const NAMED: Duration = Duration::from_secs(30);
+
 /// How long a relay that is no home stays connected without an allocation.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -88,6 +92,7 @@ pub(super) async fn run(core: Arc<Core>, relay: PeerAddr, shared: Arc<Shared>, c
         is_draining: false,
         seen: None,
         moves,
+        is_known: false,
     };
     client.run().await;
 }
@@ -107,6 +112,8 @@ struct Client {
     /// Where it saw this node last over UDP.
     seen: Option<IpAddr>,
     moves: Moves,
+    /// It has served this node before.
+    is_known: bool,
 }
 
 /// Why a relay is not in use.
@@ -168,7 +175,7 @@ impl Client {
             for allocation in self.allocations.values() {
                 allocation.wanted.notes.add(format!("relay {:?}: {why}", self.relay.id));
             }
-            let most = if is_refused { REFUSED } else { RETRY.1 };
+            let most = longest_pause(is_refused, self.is_known || self.shared.lock().home);
             if is_refused {
                 pause = before; // that it was registered for a moment is no success
             }
@@ -293,7 +300,7 @@ impl Client {
             (state.registered, state.failing) = (true, false);
             state.words = "registered".into();
         }
-        self.silence = Silence::None;
+        (self.silence, self.is_known) = (Silence::None, true);
         self.core.relays.note(&self.core, self.relay.id, Report::Registered);
         info!(relay = ?self.relay.id, "registered at the relay");
         self.core.events.send(Event::RelayUp { relay: self.relay.id });
@@ -462,5 +469,26 @@ async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => time::sleep_until(moment).await,
         None => std::future::pending().await,
+    }
+}
+
+/// The longest pause before a relay is looked for again; `is_known` says that it has served this node, or that the user named it.
+fn longest_pause(is_refused: bool, is_known: bool) -> Duration {
+    match (is_refused, is_known) {
+        (true, _) => REFUSED,
+        (false, true) => RETRY.1,
+        (false, false) => NAMED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_somebody_named_as_a_relays_is_soon_sent_to_seldom() {
+        assert_eq!(longest_pause(false, false), NAMED);
+        assert_eq!(longest_pause(false, true), RETRY.1, "a relay that was away is found again within seconds");
+        assert_eq!([longest_pause(true, false), longest_pause(true, true)], [REFUSED; 2]);
     }
 }
