@@ -19,6 +19,8 @@ mod signals;
 mod store;
 mod target;
 
+use std::io::IsTerminal;
+
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
@@ -47,11 +49,13 @@ fn main() {
 /// Logs to standard error: warnings, and more for each `-v` or as `BYWAY_LOG` says.
 fn start_log(verbose: u8) {
     let level = match verbose {
-        0 => "error",
+        0 => "error,byway=warn,byway_proto=warn",
         1 => "info",
         2 => "byway=debug,byway_proto=debug,info",
         _ => "byway=trace,byway_proto=trace,debug",
     };
     let filter = EnvFilter::try_from_env("BYWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let colours = std::io::stderr().is_terminal(); // a file is read without them
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    let _ = log.try_init();
 }

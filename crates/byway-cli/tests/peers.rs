@@ -12,7 +12,7 @@ use serde_json::Value;
 
 #[test]
 fn peers_are_added_dialled_banned_exported_and_imported_and_a_ban_outlives_a_kill() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("walk");
     let friend = scratch.id("friend");
     let node = scratch.up("node");
     let address = format!("{friend}@198.51.100.1:4242");
@@ -42,14 +42,28 @@ fn peers_are_added_dialled_banned_exported_and_imported_and_a_ban_outlives_a_kil
     assert!(pinged.status.success(), "{pinged:?}");
 }
 
+#[test]
+fn an_address_book_that_is_damaged_is_moved_aside_and_its_owner_is_told() {
+    let scratch = Scratch::new("damaged");
+    drop(scratch.up("node"));
+    fs::write(scratch.0.join("node/book.rows"), [b'x'; 600]).unwrap();
+    let mut check = scratch.command("node", &["check"]); // which starts the node, and has nobody to ask
+    let told = check.env_remove("BYWAY_LOG").stdin(Stdio::null()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&told.stderr);
+    assert!(stderr.contains("WARN") && stderr.contains("book.rows"), "{stderr}");
+    assert!(!stderr.contains('\u{1b}'), "colours in what is no terminal: {stderr:?}");
+    let mut files = fs::read_dir(scratch.0.join("node")).unwrap().filter_map(Result::ok);
+    assert!(files.any(|file| file.file_name().to_string_lossy().starts_with("book.rows.damaged-")));
+}
+
 struct Scratch(PathBuf);
 
 /// A node that is killed at the end.
 struct Up(Child);
 
 impl Scratch {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("byway-peers-{}", std::process::id()));
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("byway-peers-{}-{name}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         fs::write(path.join("loopback.toml"), "ipv4 = \"127.0.0.1\"\nipv6 = false\n").unwrap();
         Scratch(path)
