@@ -24,21 +24,29 @@ use std::io::IsTerminal;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::{args::Cli, failure::Failure, output::Output};
+use crate::{
+    args::{Cli, Command},
+    failure::Failure,
+    output::Output,
+};
 
 fn main() {
     let cli = Cli::parse();
     let output = Output::new(cli.global.json);
+    let is_pipe = matches!(cli.command, Command::Pipe(_));
     start_log(cli.global.verbose);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = match &runtime {
         Ok(runtime) => runtime.block_on(cmd::run(cli)),
         Err(error) => Err(Failure::here(format!("the system gives no threads: {error}; close other programs"))),
     };
-    let code = match result {
+    let code = match result.and_then(|()| output::written()) {
         Ok(()) => 0,
         Err(failure) => {
-            output.failure(&failure);
+            match is_pipe {
+                true => output.failure_of_pipe(&failure),
+                false => output.failure(&failure),
+            }
             u8::from(failure.code)
         }
     };

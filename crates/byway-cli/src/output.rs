@@ -1,6 +1,9 @@
 //! What a command prints: results on standard output, everything else on standard error, or JSON.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::OnceLock,
+};
 
 use crate::{
     cmd,
@@ -8,6 +11,16 @@ use crate::{
     failure::Failure,
     nat_words,
 };
+
+/// Why standard output has not taken a result, once it has not.
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
+
+/// Whether all results were written, as far as anybody wanted to read them.
+pub(crate) fn written() -> Result<(), Failure> {
+    UNWRITTEN.get().map_or(Ok(()), |why| {
+        Err(Failure::here(format!("standard output did not take everything: {why}; what it has is not whole")))
+    })
+}
 
 /// Where a command's words go.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +61,11 @@ impl Output {
     /// Prints a result. A reader that has gone away has what it wanted.
     pub(crate) fn result(self, line: &str) {
         let mut out = io::stdout().lock();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush())
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            let _ = UNWRITTEN.set(error.to_string()); // the first one is the cause
+        }
     }
 
     /// Prints what a person may want to know.
@@ -62,6 +79,14 @@ impl Output {
             self.event(&Event::Error(failure.clone()));
         }
         self.note(&format!("byway: {failure}"));
+    }
+
+    /// Prints why a pipe fails; standard output is the peer's bytes, JSON or not.
+    pub(crate) fn failure_of_pipe(self, failure: &Failure) {
+        match serde_json::to_string(&Event::Error(failure.clone())) {
+            Ok(line) if self.json => self.note(&line),
+            _ => self.note(&format!("byway: {failure}")),
+        }
     }
 
     /// Whether a person watches the progress.

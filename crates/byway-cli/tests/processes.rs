@@ -128,6 +128,29 @@ fn a_pipe_carries_both_directions_to_the_last_byte() {
 }
 
 #[test]
+fn a_pipe_that_fails_puts_nothing_among_the_bytes_on_standard_output() {
+    let scratch = Scratch::new("pipe-fails");
+    let failed = scratch.run("a", &["pipe", "some-body/web"]);
+    assert_eq!((failed.status.code(), failed.stdout.as_slice()), (Some(2), &b""[..]));
+    let told: Value = serde_json::from_slice(&failed.stderr).unwrap();
+    assert_eq!((told["event"].as_str(), told["code"].as_u64()), (Some("error"), Some(2)));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_a_full_disk_did_not_take_is_a_failure_and_a_reader_that_has_gone_is_none() {
+    let scratch = Scratch::new("full");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let failed = scratch.command("a", &["id"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("standard output did not take everything"), "{stderr}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(scratch.command("a", &["id"]).stdout(writer).output().unwrap().status.code(), Some(0));
+}
+
+#[test]
 fn the_demo_does_what_it_claims_and_leaves_nothing_behind() {
     let scratch = Scratch::new("demo");
     let mut command = scratch.command("none", &["demo", "--once"]);
