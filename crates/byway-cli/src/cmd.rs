@@ -51,18 +51,18 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Demo(args) => demo::run(shell, &args).await,
         Command::Up(args) => up::run(shell, &args).await,
-        Command::Id => id::run(&shell).await,
+        Command::Id => unless_stopped(shell.stop.clone(), id::run(&shell)).await,
         Command::Serve(args) => serve::run(shell, args).await,
         Command::Reach(args) => reach::run(shell, args).await,
         Command::Pipe(args) => pipe::run(shell, args).await,
         Command::Ping(args) => ping::run(shell, args).await,
         Command::Bench(args) => bench::run(shell, args).await,
         Command::Check(args) => check::run(shell, args).await,
-        Command::Why(args) => why::run(shell, args).await,
+        Command::Why(args) => unless_stopped(shell.stop.clone(), why::run(shell, args)).await,
         Command::Status(args) if args.watch => watch::run(shell).await,
-        Command::Status(_) => status::run(shell).await,
-        Command::Peers(command) => peers::run(shell, command).await,
-        Command::Reload => reload::run(shell).await,
+        Command::Status(_) => unless_stopped(shell.stop.clone(), status::run(shell)).await,
+        Command::Peers(command) => unless_stopped(shell.stop.clone(), peers::run(shell, command)).await,
+        Command::Reload => unless_stopped(shell.stop.clone(), reload::run(shell)).await,
         Command::Relay(args) => relay::run(shell, &args).await,
         Command::DemoHttp(args) => demo_http::run(shell, args.seed).await,
     }
@@ -95,6 +95,15 @@ impl Shell {
                 }
             }
         }
+    }
+}
+
+/// Does what only asks a node that another process runs, and may be dropped wherever it waits, unless the user stops it.
+async fn unless_stopped<T>(mut stop: Stop, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        () = stop.requested() => Err(interrupted()),
+        result = work => result,
     }
 }
 

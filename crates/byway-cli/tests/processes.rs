@@ -150,6 +150,28 @@ fn a_result_that_a_full_disk_did_not_take_is_a_failure_and_a_reader_that_has_gon
     assert_eq!(scratch.command("a", &["id"]).stdout(writer).output().unwrap().status.code(), Some(0));
 }
 
+#[cfg(unix)]
+#[test]
+fn an_import_that_waits_for_its_book_ends_at_the_first_signal() {
+    let scratch = Scratch::new("import-stops");
+    let mut import = scratch.command("a", &["peers", "import"]);
+    let mut import = import.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    thread::sleep(Duration::from_millis(500)); // until it listens for signals
+    assert!(Command::new("kill").args(["-INT", &import.id().to_string()]).status().unwrap().success());
+    let began = Instant::now();
+    let ended = loop {
+        match import.try_wait().unwrap() {
+            Some(ended) => break ended.code(),
+            None if began.elapsed() > SOON => {
+                import.kill().unwrap();
+                panic!("the signal was ignored");
+            }
+            None => thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    assert!(ended.is_none_or(|code| code == 130), "{ended:?}"); // none: it was too slow to listen
+}
+
 #[test]
 fn the_demo_does_what_it_claims_and_leaves_nothing_behind() {
     let scratch = Scratch::new("demo");

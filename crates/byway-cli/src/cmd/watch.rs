@@ -15,7 +15,7 @@ use ratatui::{
 use tokio::{sync::mpsc, time};
 
 use self::view::View;
-use super::Shell;
+use super::{Shell, unless_stopped};
 use crate::{
     control::{Event, Request, event::Status},
     datadir::DataDir,
@@ -43,7 +43,7 @@ pub(super) async fn run(mut shell: Shell) -> Result<(), Failure> {
         return Err(Failure::usage(why));
     }
     let dir = session::data_dir(&shell.global)?;
-    let mut view = View::new(read(&dir).await?);
+    let mut view = View::new(unless_stopped(shell.stop.clone(), read(&dir)).await?);
     let terminal = ratatui::try_init(); // which also lets a panic leave the terminal as it was
     let shown = match terminal {
         Ok(mut terminal) => show(&mut shell, &dir, &mut view, &mut terminal).await,
