@@ -26,8 +26,9 @@ pub(crate) use event::Event;
 /// The version of this protocol; both sides must have the same.
 pub(crate) const PROTOCOL: u32 = 5;
 
-/// The longest line in bytes: the status of 10,000 peers with three routes each.
-const MAX_LINE: usize = 16 << 20;
+/// The longest line in bytes: the status of 10,000 peers with three routes and four channels each takes half of it, and so
+/// does an address book of 20,000 peers of whom several others have told.
+pub(crate) const MAX_LINE: usize = 64 << 20;
 
 /// The longest answer to a greeting, which comes from a process that may not be a node.
 const MAX_ANSWER: usize = 4_096;
@@ -241,7 +242,7 @@ impl Connection {
             let end = read.iter().position(|byte| *byte == b'\n');
             let taken = end.map_or(read.len(), |end| end + 1);
             if self.line.len() + taken > limit {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has more than {limit} bytes")));
             }
             self.line.extend_from_slice(&read[..taken]);
             self.reader.consume(taken);
@@ -254,6 +255,11 @@ impl Connection {
 
 /// What a broken control socket means to a command.
 pub(crate) fn lost(error: Option<&io::Error>) -> Failure {
+    if let Some(error) = error.filter(|error| error.kind() == io::ErrorKind::InvalidData) {
+        return Failure::here(format!(
+            "the node runs, but this command cannot read its answer ({error}); take the `byway` that the node was started with"
+        ));
+    }
     let why = error.map_or_else(String::new, |error| format!(" ({error})"));
     Failure::new(Exit::NoNode, format!("the process that ran the node is gone{why}; start this command again"))
 }
@@ -313,6 +319,25 @@ mod tests {
         assert_eq!(node.recv_answer().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
         drop(node);
         let _ = sender.await;
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_read_is_no_sign_that_the_node_is_gone() {
+        let error = io::Error::from(serde_json::from_str::<Request>("{}").unwrap_err());
+        let failure = lost(Some(&error));
+        assert!(failure.code == Exit::Failed && failure.message.contains("the node runs"), "{failure}");
+        let failure = lost(Some(&io::ErrorKind::BrokenPipe.into()));
+        assert!(failure.code == Exit::NoNode && failure.message.contains("is gone"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn a_line_as_long_as_the_status_of_ten_thousand_peers_arrives() {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (mut node, mut command) =
+            (Connection::new(tokio::io::empty(), near), Connection::new(far, tokio::io::sink()));
+        let text = "x".repeat(32 << 20);
+        let (sent, told) = tokio::join!(node.send(&text), command.recv::<String>());
+        assert!(sent.is_ok() && told.unwrap() == Some(text));
     }
 
     #[test]

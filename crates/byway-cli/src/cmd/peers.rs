@@ -3,13 +3,13 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comfy_table::{Table, presets::NOTHING};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{Followed, Shell, interrupted};
 use crate::{
     args::PeersCommand,
     control::{
-        Request,
+        MAX_LINE, Request,
         event::book::{Known, PeersAsk},
     },
     failure::{Failure, printable},
@@ -17,8 +17,8 @@ use crate::{
     session::{self, Session},
 };
 
-/// The longest book that is read, in bytes: 20,000 peers with all that is said of them.
-const MAX_BOOK: u64 = 16 << 20;
+/// The longest book that is read, in bytes: as much as the node takes.
+const MAX_BOOK: u64 = MAX_LINE as u64;
 
 /// Does something with the address book of a node that runs.
 pub(super) async fn run(mut shell: Shell, command: PeersCommand) -> Result<(), Failure> {
@@ -30,7 +30,7 @@ pub(super) async fn run(mut shell: Shell, command: PeersCommand) -> Result<(), F
             PeersAsk::Ban { peer: peer.to_string(), until: hours.map(|hours| in_hours(SystemTime::now(), hours)), why }
         }
         PeersCommand::Unban { peer } => PeersAsk::Unban { peer: peer.to_string() },
-        PeersCommand::Import => PeersAsk::Import { peers: read().await? },
+        PeersCommand::Import => PeersAsk::Import { peers: read(tokio::io::stdin()).await? },
     };
     let dir = session::data_dir(&shell.global)?;
     let session = Session::attach(&dir, "peers").await?;
@@ -45,18 +45,24 @@ fn in_hours(now: SystemTime, hours: u64) -> u64 {
     (now + Duration::from_secs(hours.saturating_mul(3_600))).as_secs()
 }
 
-/// What `export` has printed: JSON, one peer a line, or an array of them.
-async fn read() -> Result<Vec<Known>, Failure> {
-    let mut text = String::new();
-    tokio::io::stdin().take(MAX_BOOK).read_to_string(&mut text).await.map_err(Failure::here)?;
+/// What `export` has printed: an array of peers.
+async fn read(from: impl AsyncRead + Unpin) -> Result<Vec<Known>, Failure> {
+    let mut text = Vec::new();
+    let read = from.take(MAX_BOOK + 1).read_to_end(&mut text).await;
+    read.map_err(|error| Failure::here(format!("cannot read standard input: {error}; nothing was imported")))?;
+    if text.len() as u64 > MAX_BOOK {
+        let most = MAX_BOOK >> 20;
+        let why = format!("this has more than {most} MiB, and no address book is so long; nothing was imported");
+        return Err(Failure::usage(why));
+    }
     parse(&text)
 }
 
-fn parse(text: &str) -> Result<Vec<Known>, Failure> {
+fn parse(text: &[u8]) -> Result<Vec<Known>, Failure> {
     let wrong = |error: serde_json::Error| {
         Failure::usage(format!("this is not what `byway peers export` prints: {error}; nothing was imported"))
     };
-    serde_json::from_str(text).map_err(wrong)
+    serde_json::from_slice(text).map_err(wrong)
 }
 
 /// The list for a person.
@@ -85,22 +91,33 @@ pub(crate) fn describe(peers: &[Known]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Exit;
 
-    #[test]
-    fn what_is_no_export_is_told_and_an_export_is_read() {
-        assert!(parse("nonsense").unwrap_err().message.contains("nothing was imported"));
-        let peers = parse(r#"[{"peer":"x","attempts":2,"claims":[{"source":"local","addrs":["198.51.100.1:7"]}]}]"#);
-        let peers = peers.unwrap();
+    #[tokio::test]
+    async fn what_is_no_export_is_told_and_an_export_is_read() {
+        for wrong in [&b"nonsense"[..], b"\xff\xfe", b""] {
+            let failure = read(wrong).await.unwrap_err();
+            assert!(failure.code == Exit::Usage && failure.message.contains("peers export"), "{failure}");
+            assert!(failure.message.contains("nothing was imported"), "{failure}");
+        }
+        let peers = br#"[{"peer":"x","attempts":2,"claims":[{"source":"local","addrs":["198.51.100.1:7"]}]}]"#;
+        let peers = read(&peers[..]).await.unwrap();
         assert_eq!(peers[0].addresses(), ["198.51.100.1:7"]);
         assert!(describe(&peers).contains("198.51.100.1:7"));
         assert_eq!(describe(&[]), "the address book is empty");
+    }
+
+    #[tokio::test]
+    async fn a_book_that_is_too_long_is_told_so_and_not_that_it_is_no_book() {
+        let failure = read(tokio::io::repeat(b' ')).await.unwrap_err();
+        assert!(failure.code == Exit::Usage && failure.message.contains("MiB"), "{failure}");
     }
 
     #[test]
     fn an_imported_ban_cannot_command_the_terminal() {
         for until in ["null", "7"] {
             let row = format!(r#"[{{"peer":"x","ban":{{"until":{until},"why":"a\u001b]0;b\u0007"}}}}]"#);
-            let shown = describe(&parse(&row).unwrap());
+            let shown = describe(&parse(row.as_bytes()).unwrap());
             assert!(shown.contains("]0;b") && !shown.contains(['\u{1b}', '\u{7}']), "{shown:?}");
         }
     }
