@@ -360,5 +360,16 @@ fn tunnel_failure(error: &TunnelError) -> Failure {
         TunnelError::Absent(_) | TunnelError::Gone(_) | TunnelError::Timeout => Exit::Unreachable,
         _ => Exit::Refused,
     };
-    Failure::new(code, error)
+    Failure::new(code, printable(&error.to_string())) // the peer may have written a part of it
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_tunnel_failed_cannot_command_the_terminal() {
+        let failure = tunnel_failure(&TunnelError::Gone("a\u{1b}]0;b\u{7}\n".into()));
+        assert!(failure.message.contains("]0;b") && !failure.message.contains(char::is_control), "{failure:?}");
+    }
 }

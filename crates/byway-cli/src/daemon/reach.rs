@@ -33,7 +33,7 @@ use crate::{
         Event,
         event::{Path, Reaching, milliseconds},
     },
-    failure::{Exit, Failure},
+    failure::{Exit, Failure, printable},
     target::Destination,
 };
 
@@ -222,16 +222,7 @@ impl Way {
     }
 
     fn tell_gone(&self, reason: &Gone) {
-        let word = match reason {
-            Gone::Restarted => "restarted",
-            Gone::Closed => "closed",
-            Gone::TimedOut => "timed_out",
-            Gone::Replaced => "replaced",
-            Gone::Refused(_) => "refused",
-            _ => "lost",
-        };
-        let (reason, message) = (word.into(), reason.to_string());
-        self.report.tell(Event::Gone { peer: self.peer(), reason, message });
+        self.report.tell(gone(self.peer(), reason));
     }
 
     fn set_link(&self, link: &watch::Sender<Link>, state: Link) {
@@ -267,5 +258,30 @@ impl Way {
             }
             time::sleep(SESSION_RETRY).await;
         }
+    }
+}
+
+/// That the connection ended; the peer may have written the reason.
+fn gone(peer: String, reason: &Gone) -> Event {
+    let word = match reason {
+        Gone::Restarted => "restarted",
+        Gone::Closed => "closed",
+        Gone::TimedOut => "timed_out",
+        Gone::Replaced => "replaced",
+        Gone::Refused(_) => "refused",
+        _ => "lost",
+    };
+    Event::Gone { peer, reason: word.into(), message: printable(&reason.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_last_word_cannot_command_the_terminal() {
+        let reason = Gone::Filtered("a\u{1b}]0;b\u{7}\n".into());
+        let Event::Gone { reason, message, .. } = gone("p".into(), &reason) else { unreachable!() };
+        assert!(reason == "lost" && message.contains("]0;b") && !message.contains(char::is_control), "{message:?}");
     }
 }

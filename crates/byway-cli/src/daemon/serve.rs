@@ -12,7 +12,7 @@ use tokio::{task::JoinSet, time};
 use super::{Daemon, attend::Report, board::Entry, lock};
 use crate::{
     control::{Event, event::Serving},
-    failure::Failure,
+    failure::{Failure, printable},
     grants::Verdict,
     target::Upstream,
 };
@@ -131,7 +131,7 @@ async fn session(daemon: Arc<Daemon>, offer: Offer, knock: Knock, report: Report
     };
     match knock.accept().await {
         Ok(session) => drop(daemon.tunnel.forward(session.stream, tcp).await),
-        Err(error) => failed(format!("it went away ({error})")),
+        Err(error) => failed(printable(&format!("it went away ({error})"))),
     }
 }
 

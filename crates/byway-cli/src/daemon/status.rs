@@ -7,7 +7,7 @@ use std::{
 };
 
 use byway::{
-    Event as NodeEvent, MappingStatus, MemoryStatus, NatStatus, NodeStatus, PeerId, PeerStatus, ProtocolStatus,
+    Event as NodeEvent, Gone, MappingStatus, MemoryStatus, NatStatus, NodeStatus, PeerId, PeerStatus, ProtocolStatus,
     RelayStatus, RouteReport,
 };
 
@@ -163,7 +163,7 @@ pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Fai
                 report.tell(Event::PeerUp { peer: peer.to_string(), path: daemon.path(peer).await });
             }
             NodeEvent::PeerDown { peer, reason } => {
-                report.tell(Event::PeerDown { peer: peer.to_string(), message: reason.to_string() });
+                report.tell(peer_down(peer, &reason));
             }
             NodeEvent::MappingAdded { gateway, transport, external, by, carrier, .. } => {
                 let (transport, by) = (transport.to_string(), by.to_string());
@@ -184,6 +184,11 @@ pub(super) async fn watch(daemon: Arc<Daemon>, report: Report) -> Result<(), Fai
         }
     }
     Err(Failure::here("the node is closed"))
+}
+
+/// That a connection ended; the peer may have written the reason.
+fn peer_down(peer: PeerId, reason: &Gone) -> Event {
+    Event::PeerDown { peer: peer.to_string(), message: printable(&reason.to_string()) }
 }
 
 /// What a command tells of the ways to a peer.
@@ -250,5 +255,17 @@ impl Daemon {
     /// What others have to name to use this node as their relay.
     fn relay_address(&self) -> String {
         byway::PeerAddr::new(self.node.id(), self.node.addrs()).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_last_word_cannot_command_the_terminal() {
+        let reason = Gone::Dismissed { code: 1, why: "a\u{1b}]0;b\u{7}\n".into() };
+        let Event::PeerDown { message, .. } = peer_down(PeerId::ed25519([7; 32]), &reason) else { unreachable!() };
+        assert!(message.contains("]0;b") && !message.contains(char::is_control), "{message:?}");
     }
 }
