@@ -1,6 +1,6 @@
 //! Three nodes in one room: whatever one says, all others hear.
 //!
-//! `cargo run --example chat`
+//! `cargo run -p byway --example chat`
 #![allow(clippy::print_stdout)] // an example shows what it does
 
 use byway::{Channel, Class, Config, Identity, Node, PeerEvent, Peers, Protocol, Receiver, Sender, To};

@@ -1,4 +1,4 @@
-//! A transport of your own below Byway, here with every datagram masked: `cargo run --example custom_transport`
+//! A transport of your own below Byway, here with every datagram masked: `cargo run -p byway --example custom_transport`
 #![allow(clippy::print_stdout)] // an example shows what it does
 
 use std::{

@@ -1,6 +1,6 @@
 //! Two nodes: one asks over a byte stream, the other echoes what it reads.
 //!
-//! `cargo run --example echo`
+//! `cargo run -p byway --example echo`
 #![allow(clippy::print_stdout)] // an example shows what it does
 
 use byway::{Config, Identity, Node, Protocol};

@@ -1,6 +1,6 @@
 //! Two protocols over one connection: a bulk copy, and questions that do not wait behind it.
 //!
-//! `cargo run --release --example multi_protocol`
+//! `cargo run --release -p byway --example multi_protocol`
 #![allow(clippy::print_stdout)] // an example shows what it does
 
 use std::time::{Duration, Instant};
