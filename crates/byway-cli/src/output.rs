@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     sync::OnceLock,
+    time::SystemTime,
 };
 
 use crate::{
@@ -133,7 +134,7 @@ fn describe(event: &Event) -> Words {
             let times = [min_ms, mean_ms, max_ms].map(|ms| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}")));
             return Words::Result(format!("{answered} of {sent} answered; least, mean, most: {} ms", times.join(", ")));
         }
-        Event::PeerList { peers } => return Words::Result(cmd::peers::describe(peers)),
+        Event::PeerList { peers } => return Words::Result(cmd::peers::describe(peers, SystemTime::now())),
         Event::PeerBook { peers } => return Words::Result(serde_json::to_string_pretty(peers).unwrap_or_default()),
         Event::PeersChanged { message } => message.clone(),
         Event::Reloaded(reloaded) => return Words::Result(cmd::reload::describe(reloaded)),

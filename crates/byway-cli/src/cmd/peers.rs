@@ -45,6 +45,14 @@ fn in_hours(now: SystemTime, hours: u64) -> u64 {
     (now + Duration::from_secs(hours.saturating_mul(3_600))).as_secs()
 }
 
+/// How long it is to a moment in seconds since 1970, rounded up: in days from the third one on.
+fn time_left(until: u64, now: u64) -> String {
+    match until.saturating_sub(now).div_ceil(3_600) {
+        hours @ 0..=48 => format!("{hours} h"),
+        hours => format!("{} days", hours.div_ceil(24)),
+    }
+}
+
 /// What `export` has printed: an array of peers.
 async fn read(from: impl AsyncRead + Unpin) -> Result<Vec<Known>, Failure> {
     let mut text = Vec::new();
@@ -66,7 +74,7 @@ fn parse(text: &[u8]) -> Result<Vec<Known>, Failure> {
 }
 
 /// The list for a person.
-pub(crate) fn describe(peers: &[Known]) -> String {
+pub(crate) fn describe(peers: &[Known], now: SystemTime) -> String {
     if peers.is_empty() {
         return "the address book is empty".into();
     }
@@ -77,7 +85,10 @@ pub(crate) fn describe(peers: &[Known]) -> String {
         let state = match &peer.ban {
             // Somebody else may have written it, whose export was imported.
             Some(ban) if ban.until.is_none() => format!("banned: {}", printable(&ban.why)),
-            Some(ban) => format!("banned until {}: {}", ban.until.unwrap_or_default(), printable(&ban.why)),
+            Some(ban) => {
+                let left = time_left(ban.until.unwrap_or_default(), in_hours(now, 0));
+                format!("banned for {left} more: {}", printable(&ban.why))
+            }
             None if peer.good.is_some() => "good".into(),
             None => "not reached yet".into(),
         };
@@ -103,8 +114,8 @@ mod tests {
         let peers = br#"[{"peer":"x","attempts":2,"claims":[{"source":"local","addrs":["198.51.100.1:7"]}]}]"#;
         let peers = read(&peers[..]).await.unwrap();
         assert_eq!(peers[0].addresses(), ["198.51.100.1:7"]);
-        assert!(describe(&peers).contains("198.51.100.1:7"));
-        assert_eq!(describe(&[]), "the address book is empty");
+        assert!(describe(&peers, UNIX_EPOCH).contains("198.51.100.1:7"));
+        assert_eq!(describe(&[], UNIX_EPOCH), "the address book is empty");
     }
 
     #[tokio::test]
@@ -114,10 +125,22 @@ mod tests {
     }
 
     #[test]
+    fn a_person_reads_how_long_a_ban_lasts_and_not_a_number_of_seconds() {
+        let row = br#"[{"peer":"x","ban":{"until":1000010000,"why":"spam"}}]"#;
+        let now = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let peers = parse(row).unwrap();
+        for (seconds, left) in [(1_000_000_000, "3 h"), (999_800_000, "3 days"), (2_000_000_000, "0 h")] {
+            let shown = describe(&peers, now(seconds));
+            assert!(shown.contains(&format!("banned for {left} more: spam")), "{shown}");
+        }
+        assert_eq!(time_left(u64::MAX - 1, 0), "213503982334602 days");
+    }
+
+    #[test]
     fn an_imported_ban_cannot_command_the_terminal() {
         for until in ["null", "7"] {
             let row = format!(r#"[{{"peer":"x","ban":{{"until":{until},"why":"a\u001b]0;b\u0007"}}}}]"#);
-            let shown = describe(&parse(row.as_bytes()).unwrap());
+            let shown = describe(&parse(row.as_bytes()).unwrap(), UNIX_EPOCH);
             assert!(shown.contains("]0;b") && !shown.contains(['\u{1b}', '\u{7}']), "{shown:?}");
         }
     }
