@@ -2,10 +2,14 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use byway_proto::{PeerAddr, PeerId, addr::HostAddr, ticket::is_service_name};
+use byway_proto::{PeerAddr, addr::HostAddr, ticket::is_service_name};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::{bench::MAX_SECONDS, config::metrics::MetricsAddr, target::Upstream};
+use crate::{
+    bench::MAX_SECONDS,
+    config::metrics::MetricsAddr,
+    target::{PeerName, Upstream},
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -204,9 +208,9 @@ pub(crate) enum PeersCommand {
     },
     /// Keep a peer out: its connection is closed, and it is neither let in nor dialled
     Ban {
-        /// The peer's id
+        /// The peer's id, or enough of its beginning
         #[arg(value_name = "PEER")]
-        peer: PeerId,
+        peer: PeerName,
         /// For how many hours [default: for good]
         #[arg(long, value_name = "HOURS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
         hours: Option<u64>,
@@ -216,9 +220,9 @@ pub(crate) enum PeersCommand {
     },
     /// Let a banned peer in again
     Unban {
-        /// The peer's id
+        /// The peer's id, or enough of its beginning
         #[arg(value_name = "PEER")]
-        peer: PeerId,
+        peer: PeerName,
     },
     /// Print the address book as JSON, for `import` elsewhere
     Export,

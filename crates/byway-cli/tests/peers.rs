@@ -28,7 +28,8 @@ fn peers_are_added_dialled_banned_exported_and_imported_and_a_ban_outlives_a_kil
     assert_eq!(listed["peers"][0]["ban"]["why"], "spam", "{listed}");
     let refused = scratch.run("node", &["peers", "add", &address], "");
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
-    assert!(scratch.run("node", &["peers", "unban", &friend], "").status.success());
+    let unbanned = scratch.run("node", &["peers", "unban", &friend[..10]], ""); // as `list` shows it
+    assert!(unbanned.status.success(), "{unbanned:?}");
     assert_eq!(scratch.run("node", &["peers", "unban", &friend], "").status.code(), Some(2));
     let _other = scratch.up("other");
     let imported = scratch.run("other", &["peers", "import"], &exported);

@@ -1,8 +1,8 @@
 //! The owner's say about peers.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use byway::{Imported, PeerAddr, PeerId, UnixTime, book::Record};
+use byway::{Imported, Node, PeerAddr, PeerId, UnixTime, book::Record};
 
 use super::{Daemon, attend::Report};
 use crate::{
@@ -11,12 +11,12 @@ use crate::{
         event::book::{Known, PeersAsk},
     },
     failure::Failure,
+    target::PeerName,
 };
 
 /// Does what is asked, and tells what came of it.
 pub(super) async fn run(daemon: Arc<Daemon>, ask: PeersAsk, report: Report) -> Result<(), Failure> {
     let node = &daemon.node;
-    let id = |text: &str| text.parse::<PeerId>().map_err(Failure::usage);
     let what = match ask {
         PeersAsk::List => {
             report.tell(Event::PeerList { peers: rows(&node.known_peers().await) });
@@ -33,7 +33,7 @@ pub(super) async fn run(daemon: Arc<Daemon>, ask: PeersAsk, report: Report) -> R
             format!("{short} is in the address book")
         }
         PeersAsk::Ban { peer, until, why } => {
-            let peer = id(&peer)?;
+            let peer = find(node, &peer).await?;
             if peer == node.id() {
                 return Err(Failure::usage("that is this node itself; name a peer"));
             }
@@ -41,7 +41,7 @@ pub(super) async fn run(daemon: Arc<Daemon>, ask: PeersAsk, report: Report) -> R
             format!("{} is banned", peer.short())
         }
         PeersAsk::Unban { peer } => {
-            let peer = id(&peer)?;
+            let peer = find(node, &peer).await?;
             let was = node.unban(peer).await.map_err(Failure::here)?;
             if !was {
                 return Err(Failure::usage(format!("{} is not banned; `byway peers list` tells who is", peer.short())));
@@ -57,6 +57,28 @@ pub(super) async fn run(daemon: Arc<Daemon>, ask: PeersAsk, report: Report) -> R
     };
     report.tell(Event::PeersChanged { message: what });
     Ok(())
+}
+
+/// The peer that is meant: by the beginning of its id, one that is connected or that the book has.
+async fn find(node: &Node, text: &str) -> Result<PeerId, Failure> {
+    let name: PeerName = text.parse().map_err(Failure::usage)?;
+    if let PeerName::Id(id) = name {
+        return Ok(id);
+    }
+    let mut known: BTreeSet<PeerId> = node.known_peers().await.iter().map(|record| record.peer).collect();
+    known.extend(node.peers());
+    one_of(&name, &known)
+}
+
+fn one_of(name: &PeerName, known: &BTreeSet<PeerId>) -> Result<PeerId, Failure> {
+    let mut meant = known.iter().filter(|id| name.matches(id));
+    match (meant.next(), meant.next()) {
+        (Some(id), None) => Ok(*id),
+        (Some(_), Some(_)) => Err(Failure::usage(format!("several peers' ids begin with {name}; write more of it"))),
+        (None, _) => Err(Failure::usage(format!(
+            "no peer that is connected or in the address book has an id that begins with {name}; write the whole id"
+        ))),
+    }
 }
 
 fn rows(records: &[Record]) -> Vec<Known> {
@@ -77,6 +99,17 @@ fn imported(imported: &Imported, total: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_beginning_of_an_id_means_a_peer_if_no_other_one_begins_so() {
+        let known: BTreeSet<PeerId> = (0..40).map(|byte| PeerId::ed25519([byte; 32])).collect();
+        let id = PeerId::ed25519([7; 32]);
+        assert_eq!(one_of(&id.short().parse().unwrap(), &known), Ok(id));
+        let none = one_of(&PeerId::ed25519([77; 32]).short().parse().unwrap(), &known).unwrap_err();
+        assert!(none.message.contains("write the whole id"), "{none}");
+        let several = one_of(&PeerName::Prefix("a".into()), &known).unwrap_err();
+        assert!(several.message.contains("write more of it"), "{several}");
+    }
 
     #[test]
     fn an_import_tells_what_it_did_with_bans() {
