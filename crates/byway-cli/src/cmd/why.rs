@@ -57,7 +57,7 @@ fn describe(why: &Why) -> String {
 fn describe_not(why: &WhyNot) -> String {
     let ago = |at: Option<u64>| {
         let now = WallClock::default().unix().0;
-        at.map_or_else(|| "never".into(), |at| format!("{} s ago", now.saturating_sub(at)))
+        at.map_or_else(|| "not that the address book knows".into(), |at| format!("{} s ago", now.saturating_sub(at)))
     };
     let mut rows = vec![
         vec!["addresses known".into(), why.addresses.to_string()],
@@ -114,6 +114,21 @@ mod tests {
         },
         nat_words::tests::hard,
     };
+
+    #[test]
+    fn a_peer_that_stands_in_no_address_book_is_not_said_to_have_never_been_reached() {
+        let why = WhyNot {
+            peer: "ahlvvgabqkyqahlv".into(),
+            answer: "because".into(),
+            again_s: None,
+            addresses: 2,
+            attempts: 0,
+            tried: None,
+            good: None,
+        };
+        let text = describe_not(&why);
+        assert_eq!(text.matches("not that the address book knows").count(), 2, "{text}");
+    }
 
     #[test]
     fn the_answer_comes_first_and_the_remedies_last() {

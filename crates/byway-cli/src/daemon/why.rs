@@ -75,13 +75,13 @@ async fn not_connected(daemon: &Daemon, to: &Destination, peer: PeerId) -> (WhyN
         let contacts = record.proven.iter().map(|(contact, _)| contact).chain(claims);
         contacts.map(|contact| contact.addrs.len() + contact.relays.len()).max().unwrap_or_default()
     });
-    let answer = match why {
-        NotDialing::Unknown | NotDialing::NoDiscovery if told + booked > 0 => {
-            "no command of this node reaches for it now, and nothing else makes the node dial it".into()
-        }
-        why => why.to_string(),
-    };
+    let id = peer.to_string();
+    let is_reached_for = daemon.reaching.read().iter().any(|reaching| reaching.peer == id);
+    let answer = answer(&why, is_reached_for, told + booked > 0);
     let hint = match why {
+        NotDialing::Unknown | NotDialing::NoDiscovery if is_reached_for => {
+            "; `byway reach` says what it finds; check that the peer and its relay run".into()
+        }
         NotDialing::Banned { .. } => format!("; `byway peers unban {peer}` lets it in again"),
         NotDialing::UnderWay(_) | NotDialing::Connected => "; ask again in a few seconds".into(),
         _ if told + booked == 0 => "; ask there for a ticket, and `byway ping` or `byway reach` it by that".into(),
@@ -99,6 +99,19 @@ async fn not_connected(daemon: &Daemon, to: &Destination, peer: PeerId) -> (WhyN
         good: record.as_ref().and_then(|record| record.good).map(|at| at.0),
     };
     (why_not, hint)
+}
+
+/// Why a peer is not dialled, where commands are considered, of which the node itself does not know.
+fn answer(why: &NotDialing, is_reached_for: bool, has_address: bool) -> String {
+    match why {
+        NotDialing::Unknown | NotDialing::NoDiscovery if is_reached_for => {
+            "`byway reach` has dialled it in vain, and dials again within two seconds".into()
+        }
+        NotDialing::Unknown | NotDialing::NoDiscovery if has_address => {
+            "no command of this node reaches for it now, and nothing else makes the node dial it".into()
+        }
+        why => why.to_string(),
+    }
 }
 
 fn why(explanation: &Explanation, status: &NodeStatus, peer: PeerId, relay_only: bool) -> Why {
@@ -185,5 +198,19 @@ fn attempt(attempt: &nat::Attempt, uptime: Duration) -> Attempt {
         probes: attempt.probes,
         packets: attempt.packets,
         outcome: attempt.outcome.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_for_which_a_command_reaches_is_not_said_to_be_wanted_by_nobody() {
+        for why in [NotDialing::Unknown, NotDialing::NoDiscovery] {
+            assert!(answer(&why, true, true).contains("`byway reach` has dialled it in vain"));
+            assert!(answer(&why, false, true).contains("no command of this node reaches for it"));
+            assert_eq!(answer(&why, false, false), why.to_string());
+        }
     }
 }
