@@ -173,6 +173,23 @@ fn an_import_that_waits_for_its_book_ends_at_the_first_signal() {
 }
 
 #[test]
+fn a_node_is_stopped_while_its_tickets_still_wait_for_a_stun_server() {
+    let scratch = Scratch::new("up-stops");
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut config = fs::read_to_string(scratch.0.join("loopback.toml")).unwrap();
+    config.push_str(&format!("stun = [\"{}\"]\n", silent.local_addr().unwrap()));
+    for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        config.push_str(&format!("[[serve]]\nname = \"{name}\"\nto = \"tcp:127.0.0.1:1\"\n"));
+    }
+    fs::write(scratch.0.join("slow.toml"), config).unwrap();
+    let mut up = scratch.start("node", &["--config", "slow.toml", "up"]);
+    up.event("ticket"); // each takes two seconds
+    let began = Instant::now();
+    up.stop();
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+}
+
+#[test]
 fn the_demo_does_what_it_claims_and_leaves_nothing_behind() {
     let scratch = Scratch::new("demo");
     let mut command = scratch.command("none", &["demo", "--once"]);

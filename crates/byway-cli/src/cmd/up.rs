@@ -30,12 +30,19 @@ async fn serve_all(shell: &mut Shell, node: &mut Session, dir: &DataDir, service
     node.request(&Request::Watch).await?;
     let (events, mut told) = mpsc::channel(EVENTS);
     let mut serving = JoinSet::new();
-    for Served { name, to, open, hide_addresses } in services {
-        let mut session = Session::attach(dir, &format!("serve {name}")).await?;
-        session.request(&Request::Serve { name, to, open, hide_addresses }).await?;
-        // Its ticket: tickets come in the order of the configuration.
-        if let Some(event) = session.next().await? {
-            print(shell, &event);
+    for service in services {
+        let mut session = tokio::select! {
+            biased;
+            () = shell.stop.requested() => return Ok(()),
+            session = offer(dir, service) => session?,
+        };
+        // Its ticket: tickets come in the order of the configuration. One without relays may wait for a STUN server.
+        tokio::select! {
+            biased;
+            () = shell.stop.requested() => return Ok(()),
+            event = session.next() => if let Some(event) = event? {
+                print(shell, &event);
+            },
         }
         let events = events.clone();
         serving.spawn(async move {
@@ -57,6 +64,13 @@ async fn serve_all(shell: &mut Shell, node: &mut Session, dir: &DataDir, service
             Some(event) = told.recv() => print(shell, &event),
         }
     }
+}
+
+/// Has the node offer a service.
+async fn offer(dir: &DataDir, Served { name, to, open, hide_addresses }: Served) -> Result<Session, Failure> {
+    let mut session = Session::attach(dir, &format!("serve {name}")).await?;
+    session.request(&Request::Serve { name, to, open, hide_addresses }).await?;
+    Ok(session)
 }
 
 /// Prints a service's event; the node tells of the relays itself.
