@@ -34,7 +34,7 @@ fn main() {
     let cli = Cli::parse();
     let output = Output::new(cli.global.json);
     let is_pipe = matches!(cli.command, Command::Pipe(_));
-    start_log(cli.global.verbose);
+    start_log(cli.global.verbose, output);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = match &runtime {
         Ok(runtime) => runtime.block_on(cmd::run(cli)),
@@ -55,14 +55,22 @@ fn main() {
 }
 
 /// Logs to standard error: warnings, and more for each `-v` or as `BYWAY_LOG` says.
-fn start_log(verbose: u8) {
+fn start_log(verbose: u8, output: Output) {
     let level = match verbose {
         0 => "error,byway=warn,byway_proto=warn",
         1 => "info",
         2 => "byway=debug,byway_proto=debug,info",
         _ => "byway=trace,byway_proto=trace,debug",
     };
-    let filter = EnvFilter::try_from_env("BYWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let told = std::env::var("BYWAY_LOG").ok();
+    let filter = match told.as_deref().map(EnvFilter::try_new) {
+        None => EnvFilter::new(level),
+        Some(Ok(filter)) => filter,
+        Some(Err(error)) => {
+            output.note(&format!("byway: BYWAY_LOG does not count, for it is no filter such as byway=debug ({error})"));
+            EnvFilter::new(level)
+        }
+    };
     let colours = std::io::stderr().is_terminal(); // a file is read without them
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     let _ = log.try_init();

@@ -190,6 +190,14 @@ fn a_node_is_stopped_while_its_tickets_still_wait_for_a_stun_server() {
 }
 
 #[test]
+fn a_log_filter_that_makes_no_sense_is_told() {
+    let scratch = Scratch::new("log");
+    let told = scratch.command("a", &["id"]).env("BYWAY_LOG", "byway=loud").output().unwrap();
+    assert_eq!(told.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&told.stderr).contains("BYWAY_LOG does not count"), "{told:?}");
+}
+
+#[test]
 fn the_demo_does_what_it_claims_and_leaves_nothing_behind() {
     let scratch = Scratch::new("demo");
     let mut command = scratch.command("none", &["demo", "--once"]);
