@@ -5,7 +5,7 @@ use std::{fs, thread};
 use crate::{Stop, command, number, root};
 
 /// How long each target runs, in seconds.
-const SECONDS: u64 = 20;
+const SECONDS: u64 = 12;
 /// What one input may take, in seconds: the parsers are linear in at most a few KiB.
 const INPUT_LIMIT: u64 = 5;
 /// What a target may use of memory, in MiB, the sanitizer's own share included.
