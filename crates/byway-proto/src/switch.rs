@@ -21,6 +21,7 @@ mod tests;
 mod why;
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, VecDeque},
     vec::Vec,
 };
@@ -60,7 +61,8 @@ pub struct Switch {
     wall: (UnixTime, Instant),
     links: BTreeMap<LinkId, Link>,
     by_peer: BTreeMap<PeerId, LinkId>,
-    dials: BTreeMap<PeerId, Dial>,
+    /// Each by itself in memory: a node of the map has room for eleven.
+    dials: BTreeMap<PeerId, Box<Dial>>,
     knocks: Knocks,
     seats: Seats,
     schedule: Schedule,
@@ -270,7 +272,7 @@ impl Switch {
         let id = DialId(self.next_dial);
         self.book.attempted(peer, self.unix(now));
         let dial = Dial { id, contact: contact.clone(), cause, seat, answered: false, yielded: false, more: None };
-        self.dials.insert(peer, dial);
+        self.dials.insert(peer, Box::new(dial));
         self.outputs.push_back(Output::Dial { dial: id, contact, cause });
         true
     }

@@ -7,7 +7,6 @@ mod traversal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -18,10 +17,7 @@ use byway_proto::{
     paths::{Input, PathsConfig, RouteKind},
     wire::probe,
 };
-use tokio::{
-    sync::{Notify, mpsc, oneshot},
-    time,
-};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::debug;
 
 pub(crate) use self::traversal::ServerSource;
@@ -43,13 +39,14 @@ use crate::{
     store::Store,
     switch::SwitchRef,
     tasks::Tasks,
+    wait::{Alarm, Seldom},
     watched::Watched,
 };
 
 /// Requests to the agent that may wait; whoever sends the next one waits.
 const COMMANDS: usize = 64;
 
-/// Datagrams taken from the queue before other duties get a turn.
+/// Datagrams, or requests, taken from their queue before other duties get a turn.
 const BATCH: usize = 32;
 
 /// Time that passed unnoticed, or a timer that is late by this much, means that the machine was asleep: more than a busy
@@ -198,11 +195,20 @@ impl AgentRef {
     }
 }
 
+/// What the agent's task seldom sees.
+#[derive(Clone, Copy)]
+enum Rare {
+    Stopped,
+    /// Interfaces have come or gone.
+    Changed,
+}
+
 /// The state that the task owns.
 struct Agent {
     mux: Arc<Mux>,
     events: Events,
-    seed: [u8; 32],
+    /// Each peer's machine gets a seed of its own.
+    rng: Rng,
     /// Each by itself in memory: a node of the map has room for eleven.
     peers: BTreeMap<SocketAddr, Box<AgentPeer>>,
     /// When each machine wants to be called; one entry for each peer that has a timer.
@@ -219,7 +225,6 @@ struct Agent {
 pub(crate) fn spawn(setup: Setup, tasks: &Tasks) -> AgentRef {
     let Setup { mux, net, datagrams, events, switch, nat, seed, clock, store, learned } = setup;
     let (sender, commands) = mpsc::channel(COMMANDS);
-    let mut rng = Rng::new(&seed, "agent");
     let found = Arc::new(Found::default());
     let mut machine = nat::Agent::new(nat, &Rng::new(&seed, "nat").bytes(), mux.now());
     if let Some(learned) = learned {
@@ -227,7 +232,7 @@ pub(crate) fn spawn(setup: Setup, tasks: &Tasks) -> AgentRef {
     }
     let traversal = Traversal::new(machine, net, switch, Arc::clone(&found));
     let (peers, timers, looked) = (BTreeMap::new(), BTreeSet::new(), (clock.now(), mux.now()));
-    let agent = Agent { mux, events, seed: rng.bytes(), peers, timers, traversal, clock, looked, store };
+    let agent = Agent { mux, events, rng: Rng::new(&seed, "agent"), peers, timers, traversal, clock, looked, store };
     tasks.spawn(agent.run(commands, datagrams, tasks.clone()));
     AgentRef { commands: sender, found }
 }
@@ -242,27 +247,31 @@ impl Agent {
         let mux = Arc::clone(&self.mux);
         let mut batch = Vec::with_capacity(BATCH);
         let net = Arc::clone(&self.traversal.net);
-        // Kept over the turns: a change that falls between two waits would be missed, for each begins with what it finds.
-        let mut changed = net.changed();
-        let mut stopped = pin!(tasks.stopped());
+        let mut asked = Vec::with_capacity(BATCH);
+        let mut seldom = Seldom::new();
+        seldom.add(|| tasks.stopped(), Rare::Stopped);
+        seldom.add(|| net.changed(), Rare::Changed);
+        let (mut timer, mut traverse) = (Alarm::new(), Alarm::new());
         self.network_changed();
         loop {
             self.mind_sleep();
-            let next = self.timers.first().map(|(at, _)| mux.clock.at(*at));
-            let traverse = self.traversal.next().map(|at| mux.clock.at(at));
+            timer.set(self.timers.first().map(|(at, _)| mux.clock.at(*at)));
+            traverse.set(self.traversal.next().map(|at| mux.clock.at(at)));
             tokio::select! {
                 biased;
-                () = &mut stopped => return,
-                () = time::sleep_until(next.unwrap_or_else(time::Instant::now)), if next.is_some() => self.timeout(),
+                Some(event) = seldom.next() => match event {
+                    Rare::Stopped => return,
+                    Rare::Changed => self.interfaces_changed(),
+                },
+                () = timer.rings() => self.timeout(),
                 () = mux.woken.notify.notified() => self.woken(),
-                () = time::sleep_until(traverse.unwrap_or_else(time::Instant::now)), if traverse.is_some() => {
-                    self.traverse_time();
+                () = traverse.rings() => self.traverse_time(),
+                count = commands.recv_many(&mut asked, BATCH) => {
+                    if count == 0 {
+                        return; // nobody is left who could ask
+                    }
+                    asked.drain(..).for_each(|command| self.command(command));
                 }
-                () = &mut changed => {
-                    changed = net.changed();
-                    self.interfaces_changed();
-                }
-                Some(command) = commands.recv() => self.command(command),
                 count = datagrams.recv_many(&mut batch, BATCH) => {
                     if count == 0 {
                         return; // the mux is gone
@@ -355,7 +364,7 @@ impl Agent {
 
     fn up(&mut self, up: Up) {
         let alias = up.track.alias();
-        let seed = Rng::new(&self.seed, &alias.to_string()).bytes();
+        let seed = self.rng.bytes();
         let now = self.mux.now();
         let rtt = up.rtt;
         let peer = Box::new(AgentPeer::new(up, &seed, now));
@@ -365,7 +374,13 @@ impl Agent {
         }
         self.peers.insert(alias, peer);
         let mut unheard = Vec::new();
-        self.with(alias, |peer, now| unheard = peer.begin(rtt, now));
+        let every = self.traversal.keep_alive();
+        self.with(alias, |peer, now| {
+            unheard = peer.begin(rtt, now);
+            if peer.told.is_some() {
+                peer.keep_alive(every, now);
+            }
+        });
         self.begin_traversal(alias, unheard);
     }
 

@@ -57,6 +57,7 @@ mod stun;
 mod switch;
 mod tasks;
 pub mod tunnel;
+mod wait;
 mod watched;
 
 pub use byway_proto::{

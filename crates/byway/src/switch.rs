@@ -13,7 +13,6 @@ mod reason;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -27,10 +26,7 @@ use byway_proto::{
     hello::Control,
     switch::{By, DialFailure, DialId, FILTER_DEADLINE, Input, KnockId, LinkId, Switch, Up},
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time,
-};
+use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::command::{Command, Failure, Knock};
 use self::{
@@ -50,6 +46,7 @@ use crate::{
         establish::{Established, Introduced},
     },
     store::Store,
+    wait::{Alarm, Seldom},
 };
 
 /// Requests that may wait; whoever sends the next one waits.
@@ -220,6 +217,8 @@ struct Shell {
     offered: Option<(LinkId, Established)>,
     /// What the link that is taken in now was told.
     introduced: Introduced,
+    /// What the peer has said along with its hello, on the link that is taken in now.
+    behind: Vec<Control>,
     /// Why the link ended that the machine is told of now.
     ended: Option<Gone>,
     waiting: BTreeMap<PeerId, Waiting>,
@@ -232,46 +231,57 @@ struct Shell {
     named: u64,
 }
 
+/// What the switch's task seldom sees.
+#[derive(Clone, Copy)]
+enum Rare {
+    Stopped,
+    /// Interfaces have come or gone.
+    Changed,
+    /// Peers see this node elsewhere.
+    Observed,
+}
+
 /// Runs the switch until the node is closed.
 pub(crate) async fn run(core: Arc<Core>, mut inlets: Inlets, setup: Setup) {
     let (control, mut from_links) = mpsc::channel(CONTROL);
     let mut shell = Shell::new(&core, setup, control);
-    // Kept over the turns: a change that falls between two waits would be missed, for each begins with what it finds.
-    let mut changed = core.net.changed();
-    let mut stopped = pin!(core.tasks.stopped());
+    let mut seldom = Seldom::new();
+    seldom.add(|| core.tasks.stopped(), Rare::Stopped);
+    seldom.add(|| core.net.changed(), Rare::Changed);
+    seldom.add(|| core.agent.observes(), Rare::Observed);
+    let (mut timer, mut flush) = (Alarm::new(), Alarm::new());
     core.lan.renew().await; // what has changed since the LAN was joined
     shell.feed(Input::Timeout);
     loop {
-        let due = shell.machine.poll_timeout().map(|(at, _)| core.mux.clock.at(at));
-        let flush = shell.keeper.due();
+        timer.set(shell.machine.poll_timeout().map(|(at, _)| core.mux.clock.at(at)));
+        flush.set(shell.keeper.due());
         tokio::select! {
             biased;
-            () = &mut stopped => break,
-            () = time::sleep_until(due.unwrap_or_else(time::Instant::now)), if due.is_some() => {
+            Some(event) = seldom.next() => match event {
+                Rare::Stopped => break,
+                Rare::Changed => {
+                    core.relays.network_changed(core.mux.now());
+                    core.switch.own().clear();
+                    shell.announce();
+                    core.lan.renew().await;
+                }
+                Rare::Observed => {
+                    core.switch.next_edition();
+                    core.switch.links().iter().for_each(|link| shell.tell_candidates(link));
+                }
+            },
+            () = timer.rings() => {
                 shell.set_clock();
                 shell.feed(Input::Timeout);
             }
-            () = time::sleep_until(flush.unwrap_or_else(time::Instant::now)), if flush.is_some() => {
-                shell.keeper.flush(shell.machine.book_mut());
-            }
+            () = flush.rings() => shell.keeper.flush(shell.machine.book_mut()),
             written = shell.keeper.written() => shell.keeper.settle(written, shell.machine.book_mut()),
-            () = &mut changed => {
-                changed = core.net.changed();
-                core.relays.network_changed(core.mux.now());
-                core.switch.own().clear();
-                shell.announce();
-                core.lan.renew().await;
-            }
-            () = core.agent.observes() => {
-                core.switch.next_edition();
-                core.switch.links().iter().for_each(|link| shell.tell_candidates(link));
-            }
             Some(command) = inlets.commands.recv() => shell.command(command),
-            Some((established, by)) = inlets.ups.recv() => shell.up(established, by),
+            Some((established, by)) = inlets.ups.recv() => shell.up(established, by).await,
             Some((link, message)) = from_links.recv() => shell.control(&link, message).await,
         }
     }
-    drop(changed);
+    drop(seldom);
     shell.feed(Input::Stop);
     core.registry.close();
     shell.keeper.finish(shell.machine.book_mut()).await;
@@ -293,6 +303,7 @@ impl Shell {
             links: BTreeMap::new(),
             offered: None,
             introduced: Introduced::default(),
+            behind: Vec::new(),
             ended: None,
             waiting: BTreeMap::new(),
             going: None,
@@ -424,15 +435,17 @@ impl Shell {
         self.feed(Input::Knock { knock: id, peer, instance, from });
     }
 
-    fn up(&mut self, established: Established, by: By) {
-        let link = LinkId(self.name());
+    async fn up(&mut self, established: Established, by: By) {
+        let (id, link) = (LinkId(self.name()), Arc::clone(&established.link));
         if let By::Knock(knock) = by {
             self.coming.remove(&knock);
         }
-        let (peer, instance) = (established.link.peer, established.link.hello().instance);
-        let group = self.core.group(established.link.track.via());
-        self.offered = Some((link, established));
-        self.feed(Input::Established(Up { link, peer, instance, by, group }));
+        let (peer, instance, group) = (link.peer, link.hello().instance, self.core.group(link.track.via()));
+        self.offered = Some((id, established));
+        self.feed(Input::Established(Up { link: id, peer, instance, by, group }));
+        for message in std::mem::take(&mut self.behind) {
+            self.control(&link, message).await;
+        }
     }
 
     /// The name of a link that is not forgotten.

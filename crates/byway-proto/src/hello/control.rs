@@ -1,7 +1,7 @@
 //! What travels on the control stream, and its frames: a 16-bit big-endian length and a protobuf message.
 
 use alloc::{string::String, vec::Vec};
-use core::{net::SocketAddr, time::Duration};
+use core::{iter, net::SocketAddr, time::Duration};
 
 use prost::Message;
 use thiserror::Error;
@@ -196,6 +196,11 @@ impl ControlCodec {
             self.buffer = Vec::new();
         }
         result
+    }
+
+    /// The messages that are complete, up to an error, which the next call of [`ControlCodec::next`] gives.
+    pub fn complete(&mut self) -> impl Iterator<Item = Control> {
+        iter::from_fn(|| self.next().ok().flatten())
     }
 
     fn parse(&mut self) -> Result<Option<Control>, ControlError> {

@@ -136,6 +136,11 @@ impl Traversal {
         self.numbers.get(&alias).copied()
     }
 
+    /// How often the idle routes of a peer are pinged.
+    pub(super) fn keep_alive(&self) -> Option<Duration> {
+        keep_alive(&self.found.report.read())
+    }
+
     /// When time is to pass for the machine.
     pub(super) fn next(&self) -> Option<Instant> {
         let machine = self.machine.poll_timeout().map(|(at, _)| at);
@@ -211,7 +216,7 @@ impl Agent {
             self.seen_elsewhere(ip);
         }
         if self.traversal.resurvey.refresh.take_if(|at| *at <= now).is_some() {
-            let every = keep_alive(&self.traversal.found.report.read()).unwrap_or(REFRESH);
+            let every = self.traversal.keep_alive().unwrap_or(REFRESH);
             self.traversal.resurvey.refresh = Some(now + every);
             if !self.traversal.servers.has_home() {
                 self.traverse(Input::Refresh); // a relay would say so itself
@@ -347,8 +352,6 @@ impl Agent {
         self.traversal.links.insert(link, (alias, peer));
         self.traversal.numbers.insert(alias, link);
         let direct = self.peers.get(&alias).and_then(|peer| peer.direct());
-        let every = keep_alive(&self.traversal.found.report.read());
-        self.with(alias, |peer, now| peer.keep_alive(every, now));
         self.traverse(Input::Up { link, peer, dialled, loopback });
         if let Some((socket, remote)) = direct {
             self.traverse(Input::Direct { link, socket, remote });

@@ -34,7 +34,17 @@ fn agent() -> Agent {
     let traversal = Traversal::new(machine, Arc::new(Os), SwitchRef::new().0, Arc::default());
     let (clock, looked) = (WallClock::default(), (SystemTime::UNIX_EPOCH, Instant::START));
     let (peers, timers) = (BTreeMap::new(), BTreeSet::new());
-    Agent { mux, events: Events::default(), seed: [1; 32], peers, timers, traversal, clock, looked, store: None }
+    Agent {
+        mux,
+        events: Events::default(),
+        rng: byway_proto::Rng::new(&[1; 32], "agent"),
+        peers,
+        timers,
+        traversal,
+        clock,
+        looked,
+        store: None,
+    }
 }
 
 fn socket() -> Arc<dyn UdpSocket> {
