@@ -58,6 +58,10 @@ const CONTROL: usize = 256;
 /// Callers that may wait for one dial.
 const MAX_WAITERS: usize = 64;
 
+/// Control messages that are taken with the hello that they came with, without a way through the link's reader: a node says
+/// three at most of its own accord.
+const MAX_BEHIND: usize = 3;
+
 /// A control message, and the link it came by.
 pub(crate) type FromLink = (Arc<Link>, Control);
 
@@ -217,8 +221,6 @@ struct Shell {
     offered: Option<(LinkId, Established)>,
     /// What the link that is taken in now was told.
     introduced: Introduced,
-    /// What the peer has said along with its hello, on the link that is taken in now.
-    behind: Vec<Control>,
     /// Why the link ended that the machine is told of now.
     ended: Option<Gone>,
     waiting: BTreeMap<PeerId, Waiting>,
@@ -303,7 +305,6 @@ impl Shell {
             links: BTreeMap::new(),
             offered: None,
             introduced: Introduced::default(),
-            behind: Vec::new(),
             ended: None,
             waiting: BTreeMap::new(),
             going: None,
@@ -435,15 +436,19 @@ impl Shell {
         self.feed(Input::Knock { knock: id, peer, instance, from });
     }
 
-    async fn up(&mut self, established: Established, by: By) {
+    async fn up(&mut self, mut established: Established, by: By) {
         let (id, link) = (LinkId(self.name()), Arc::clone(&established.link));
+        let behind: Vec<Control> = established.codec.complete().take(MAX_BEHIND).collect();
         if let By::Knock(knock) = by {
             self.coming.remove(&knock);
         }
         let (peer, instance, group) = (link.peer, link.hello().instance, self.core.group(link.track.via()));
         self.offered = Some((id, established));
         self.feed(Input::Established(Up { link: id, peer, instance, by, group }));
-        for message in std::mem::take(&mut self.behind) {
+        for message in behind {
+            if !self.links.contains_key(&id) || link.connection.close_reason().is_some() {
+                return; // not taken in, or gone again
+            }
             self.control(&link, message).await;
         }
     }

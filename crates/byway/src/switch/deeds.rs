@@ -26,10 +26,6 @@ const DUPLICATE_WAIT: Duration = Duration::from_secs(5);
 /// How long the names of one peer may take to resolve before it is dialled without them.
 const RESOLVE: Duration = Duration::from_secs(5);
 
-/// Control messages that are taken with the hello that they came with, without a way through the link's reader: a node says
-/// three at most of its own accord.
-const MAX_BEHIND: usize = 3;
-
 impl Shell {
     pub(super) fn carry_out(&mut self, output: Output) {
         match output {
@@ -116,7 +112,7 @@ impl Shell {
     }
 
     fn init(&mut self, id: LinkId) {
-        let Some((_, mut established)) = self.offered.take() else { return };
+        let Some((_, established)) = self.offered.take() else { return };
         let (link, core) = (Arc::clone(&established.link), Arc::clone(&self.core));
         self.links.insert(id, Arc::clone(&link));
         link.limit(&core.config.link, &core.registry.spool, core.mux.clock);
@@ -129,7 +125,6 @@ impl Shell {
             self.agree(&link);
         }
         self.introduced = established.introduced;
-        self.behind = established.codec.complete().take(MAX_BEHIND).collect();
         let evict_after = core.config.link.evict_after;
         core.tasks.spawn(writer::run(Arc::clone(&link), Arc::clone(&core.mux), evict_after));
         let scope = core.scope(self.control.clone());
